@@ -1,0 +1,298 @@
+//! Every key of the configuration file, with its type, default and range: the one place where they are listed.
+//!
+//! One file is one stage of one run. A key without a default must be given; relative paths are relative to the current
+//! directory.
+
+use std::path::PathBuf;
+
+pub use super::leaves::{
+    Augment, AutoOr, BestMetric, Clean, DeviceChoice, FeatureCache, Precision, Prefix, Shape,
+    Stage, TokenIds, TokenMean,
+};
+use super::node::Node;
+use super::reader::Reader;
+use super::value::{
+    ConfigValue, at_least, below_one, not_negative, positive, rule, section, share,
+};
+
+section! {
+    /// A whole configuration file.
+    pub struct Config {
+        /// The run's folder, seed and device.
+        pub run: RunConfig,
+        /// What is learned.
+        pub task: TaskConfig,
+        /// The three parts of the model.
+        pub model: ModelConfig,
+        /// What is learned from.
+        pub data: DataConfig,
+        /// AdamW.
+        pub optimizer: OptimizerConfig,
+        /// How long and in which batches.
+        pub schedule: ScheduleConfig,
+        /// When checkpoints are written and which are kept.
+        pub checkpoint: CheckpointConfig,
+        /// How often metrics are logged.
+        pub log: LogConfig,
+        /// What is measured on `data.val` while training.
+        pub eval: EvalConfig,
+    }
+}
+
+section! {
+    /// The run's folder, seed and device.
+    pub struct RunConfig {
+        /// Name of the run's folder in `dir`; left out or empty: `stage1` or `stage2`.
+        pub name: String = String::new() => rule("a name without / and \\ that does not begin with a dot", |name: &String| {
+            !name.contains(['/', '\\', '\0']) && !name.starts_with('.')
+        }),
+        /// Folder of all runs.
+        pub dir: PathBuf = PathBuf::from("runs"),
+        /// Decides order, augmentation, dropout and initial values.
+        pub seed: u64 = 0,
+        /// Where to train.
+        pub device: DeviceChoice = DeviceChoice::Auto,
+        /// Number format of the arithmetic.
+        pub precision: Precision = Precision::Bf16,
+    }
+}
+
+section! {
+    /// What is learned.
+    pub struct TaskConfig {
+        /// The pre-training stage.
+        pub stage: Stage,
+        /// Weights of stage 1's losses.
+        pub losses: LossWeights,
+        /// Label smoothing of ITC and ITG.
+        pub label_smoothing: f64 = 0.1 => below_one(),
+        /// Added to every sampling weight of ITM's hard negatives.
+        pub itm_weight_floor: f64 = 0.0 => not_negative(),
+        /// Longest caption in tokens, special tokens included.
+        pub max_text_tokens: usize = 32 => at_least(2),
+        /// What token means are over.
+        pub token_mean: TokenMean = TokenMean::Global,
+    }
+}
+
+section! {
+    /// Weights of stage 1's losses; 0 leaves one out.
+    pub struct LossWeights {
+        /// Image-text contrast.
+        pub itc: f64 = 1.0 => not_negative(),
+        /// Image-text matching.
+        pub itm: f64 = 1.0 => not_negative(),
+        /// Image-grounded text generation.
+        pub itg: f64 = 1.0 => not_negative(),
+    }
+}
+
+section! {
+    /// The three parts of the model.
+    pub struct ModelConfig {
+        /// The frozen image encoder.
+        pub vision: VisionConfig,
+        /// The trained bridge.
+        pub qformer: QFormerConfig,
+        /// The frozen language model; stage 2 only.
+        pub language: Option<LanguageConfig>,
+    }
+}
+
+section! {
+    /// The frozen image encoder.
+    pub struct VisionConfig {
+        /// Hugging Face directory of the tower alone or of a whole BLIP-2 model.
+        pub weights: PathBuf,
+        /// The hidden state that serves as image features: 0 is the embeddings, -1 the last layer's; auto: -1 for BLIP-2's ViT, else -2.
+        pub layer: AutoOr<i64> = AutoOr::Auto,
+        /// Storage of the frozen weights.
+        pub dtype: Precision = Precision::Bf16,
+    }
+}
+
+section! {
+    /// The trained bridge.
+    pub struct QFormerConfig {
+        /// A BERT directory, a checkpoint, a run or an export.
+        pub init: PathBuf,
+        /// Number of learned queries.
+        pub query_tokens: usize = 32 => at_least(1),
+        /// Every how many layers there is cross-attention to the image.
+        pub cross_attention_frequency: usize = 2 => at_least(1),
+        /// Dropout of hidden states and attention.
+        pub dropout: f64 = 0.1 => below_one(),
+    }
+}
+
+section! {
+    /// The frozen language model.
+    pub struct LanguageConfig {
+        /// Hugging Face directory of the language model alone or of a whole BLIP-2 model.
+        pub weights: PathBuf,
+        /// Storage of the frozen weights.
+        pub dtype: Precision = Precision::Bf16,
+        /// Dropout inside the frozen model.
+        pub dropout: f64 = 0.0 => below_one(),
+        /// Text between the queries and the caption; never a target.
+        pub prompt: String = String::new(),
+        /// What part of the caption is given.
+        pub prefix: Prefix = Prefix::None,
+        /// Tokens in front of the queries; auto: `bos_token_id`, none for OPT.
+        pub before_queries: AutoOr<TokenIds> = AutoOr::Auto,
+    }
+}
+
+section! {
+    /// What is learned from.
+    pub struct DataConfig {
+        /// The training sets.
+        pub train: Vec<TrainSetConfig> => rule("a list of at least one set", |sets: &Vec<TrainSetConfig>| !sets.is_empty()),
+        /// The held-out set; without one nothing is evaluated.
+        pub val: Option<ValSetConfig>,
+        /// From picture to pixels.
+        pub image: ImageConfig,
+        /// From caption to tokens.
+        pub text: TextConfig,
+        /// Into how many streams the training data is cut, so that a host reads its own shards only.
+        pub lanes: usize = 1 => at_least(1),
+        /// Where the image encoder's output is kept.
+        pub feature_cache: FeatureCache = FeatureCache::Off,
+        /// How samples are read ahead.
+        pub loader: LoaderConfig,
+    }
+}
+
+section! {
+    /// One training set.
+    pub struct TrainSetConfig {
+        /// Path pattern of tar shards: `*`, `?`, `[...]` and `{00000..00099}`.
+        pub shards: String,
+        /// How often it is drawn from, relative to the other sets.
+        pub weight: f64 = 1.0 => positive(),
+    }
+}
+
+section! {
+    /// The held-out set.
+    pub struct ValSetConfig {
+        /// Path pattern of tar shards.
+        pub shards: String,
+    }
+}
+
+section! {
+    /// From picture to pixels; mean and deviation are the vision tower's.
+    pub struct ImageConfig {
+        /// Height and width in pixels.
+        pub size: usize = 224 => at_least(1),
+        /// How training images are varied.
+        pub augment: Augment = Augment::CropFlip,
+    }
+}
+
+section! {
+    /// From caption to tokens.
+    pub struct TextConfig {
+        /// How captions are cleaned.
+        pub clean: Clean = Clean::Blip,
+    }
+}
+
+section! {
+    /// How samples are read ahead; none of it changes what is trained on but `window_shards`.
+    pub struct LoaderConfig {
+        /// Decoding threads; auto: as many as there are cores for this process.
+        pub threads: AutoOr<usize> = AutoOr::Auto => rule("auto or a whole number of at least 1", |threads| *threads != AutoOr::Given(0)),
+        /// Batches read ahead.
+        pub prefetch: usize = 4 => at_least(1),
+        /// How many shards are shuffled together.
+        pub window_shards: usize = 8 => at_least(1),
+        /// Share of unreadable samples in the last 10,000 that stops the run.
+        pub max_bad_fraction: f64 = 0.01 => share(),
+    }
+}
+
+section! {
+    /// AdamW; all parameters but vectors decay.
+    pub struct OptimizerConfig {
+        /// Learning rate after warmup.
+        pub lr: f64 = 1e-4 => positive(),
+        /// Learning rate at the end.
+        pub min_lr: f64 = 1e-5 => not_negative(),
+        /// Steps of linear warmup.
+        pub warmup_steps: u64 = 2000,
+        /// Decay rates of the two moments.
+        pub betas: [f64; 2] = [0.9, 0.98] => rule("two numbers from 0 to below 1", |betas: &[f64; 2]| {
+            betas.iter().all(|beta| (0.0..1.0).contains(beta))
+        }),
+        /// Added to the second moment's root.
+        pub eps: f64 = 1e-8 => positive(),
+        /// Decoupled weight decay.
+        pub weight_decay: f64 = 0.05 => not_negative(),
+        /// Largest norm of the gradient; 0: no clipping.
+        pub clip_norm: f64 = 0.0 => not_negative(),
+        /// Learning rate at step 0.
+        pub warmup_start_lr: f64 = 1e-6 => not_negative(),
+    }
+}
+
+section! {
+    /// How long and in which batches.
+    pub struct ScheduleConfig {
+        /// Optimizer steps.
+        pub steps: u64 = 250_000 => at_least(1),
+        /// Samples of one step over all processes.
+        pub global_batch: usize = 1680 => at_least(1),
+        /// Samples of one forward pass over all processes; null: the global batch, no accumulation.
+        pub micro_batch: Option<usize> => rule("null or a whole number of at least 1", |batch| *batch != Some(0)),
+        /// Course of the learning rate after warmup.
+        pub shape: Shape = Shape::Cosine,
+    }
+}
+
+section! {
+    /// When checkpoints are written and which are kept.
+    pub struct CheckpointConfig {
+        /// Steps between checkpoints.
+        pub every: u64 = 1000 => at_least(1),
+        /// How many of the newest are kept.
+        pub keep: usize = 3 => at_least(1),
+        /// The metric whose best checkpoint is kept besides.
+        pub best: Option<BestMetric>,
+    }
+}
+
+section! {
+    /// How often metrics are logged.
+    pub struct LogConfig {
+        /// Steps between records.
+        pub every: u64 = 20 => at_least(1),
+    }
+}
+
+section! {
+    /// What is measured on `data.val` while training.
+    pub struct EvalConfig {
+        /// Steps between evaluations.
+        pub every: u64 = 2000 => at_least(1),
+        /// Whether stage 1 measures retrieval recall.
+        pub retrieval: bool = true,
+        /// How many sample captions are logged.
+        pub captions: usize = 8,
+    }
+}
+
+impl Config {
+    /// The run's folder.
+    pub fn run_folder(&self) -> PathBuf {
+        self.run.dir.join(&self.run.name)
+    }
+
+    /// Samples of one forward pass over all processes.
+    pub fn micro_batch(&self) -> usize {
+        self.schedule
+            .micro_batch
+            .unwrap_or(self.schedule.global_batch)
+    }
+}

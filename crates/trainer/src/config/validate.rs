@@ -1,0 +1,253 @@
+//! What keys demand of each other and of the file system.
+
+use std::path::{Component, Path, PathBuf};
+
+use blip2_data::DataError;
+
+use super::reader::Reader;
+use super::types::{Augment, Config, DeviceChoice, FeatureCache, Precision, Stage};
+
+const RELATIVE: &str = "relative paths start at the current directory";
+
+/// Reports every contradiction between keys; what involves a key that was reported already is left alone.
+pub(super) fn check_keys(config: &Config, reader: &mut Reader) {
+    let mut check =
+        |key: &str, others: &[&str], holds: bool, expected: String, got: String, hint: &str| {
+            if !holds
+                && !reader.has_failed(key)
+                && !others.iter().any(|other| reader.has_failed(other))
+            {
+                let hint = (!hint.is_empty()).then(|| hint.to_string());
+                reader.at(key, |r| r.unexpected(expected, got, hint));
+            }
+        };
+    let Config {
+        run,
+        task,
+        model,
+        data,
+        optimizer,
+        schedule,
+        checkpoint,
+        eval,
+        ..
+    } = config;
+    let stage_one = task.stage == Stage::One;
+
+    check(
+        "model.language",
+        &["task.stage"],
+        !(stage_one && model.language.is_some()),
+        "no such section in stage 1".into(),
+        "one".into(),
+        "delete it, or set task.stage: 2",
+    );
+    check(
+        "model.language",
+        &["task.stage"],
+        stage_one || model.language.is_some(),
+        "a section with weights in stage 2".into(),
+        "nothing".into(),
+        "name the language model's directory",
+    );
+    check(
+        "run.precision",
+        &["run.device"],
+        !(run.precision == Precision::Fp16 && run.device == DeviceChoice::Cpu),
+        "fp32 | bf16 on run.device: cpu".into(),
+        run.precision.to_string(),
+        "fp16 with loss scaling is for CUDA; bf16 needs none",
+    );
+
+    let weights = &task.losses;
+    check(
+        "task.losses",
+        &["task.stage"],
+        !stage_one || weights.itc + weights.itm + weights.itg > 0.0,
+        "at least one weight above 0".into(),
+        "0 for all".into(),
+        "",
+    );
+    let negatives = config.micro_batch();
+    check(
+        if schedule.micro_batch.is_some() {
+            "schedule.micro_batch"
+        } else {
+            "schedule.global_batch"
+        },
+        &["task.stage", "task.losses", "schedule"],
+        !stage_one || weights.itm + weights.itc == 0.0 || negatives >= 2,
+        "at least 2 in stage 1".into(),
+        negatives.to_string(),
+        "a sample alone has no negative for ITC and ITM",
+    );
+    if let Some(micro_batch) = schedule.micro_batch {
+        check(
+            "schedule.micro_batch",
+            &["schedule.global_batch"],
+            schedule.global_batch.is_multiple_of(micro_batch.max(1)),
+            format!(
+                "a divisor of schedule.global_batch ({})",
+                schedule.global_batch
+            ),
+            micro_batch.to_string(),
+            "",
+        );
+    }
+    check(
+        "data.lanes",
+        &["schedule.global_batch"],
+        schedule.global_batch.is_multiple_of(data.lanes.max(1)),
+        format!(
+            "a divisor of schedule.global_batch ({})",
+            schedule.global_batch
+        ),
+        data.lanes.to_string(),
+        "",
+    );
+    check(
+        "data.feature_cache",
+        &["data.image.augment"],
+        !(data.feature_cache == FeatureCache::Memory && data.image.augment == Augment::CropFlip),
+        "off | a folder with data.image.augment: crop_flip".into(),
+        "memory".into(),
+        "memory keeps one view of each image; set data.image.augment: none to use it",
+    );
+
+    check(
+        "optimizer.warmup_steps",
+        &["schedule.steps"],
+        optimizer.warmup_steps <= schedule.steps,
+        format!("at most schedule.steps ({})", schedule.steps),
+        optimizer.warmup_steps.to_string(),
+        "",
+    );
+    for (key, value) in [
+        ("optimizer.min_lr", optimizer.min_lr),
+        ("optimizer.warmup_start_lr", optimizer.warmup_start_lr),
+    ] {
+        let expected = format!("at most optimizer.lr ({:?})", optimizer.lr);
+        check(
+            key,
+            &["optimizer.lr"],
+            value <= optimizer.lr,
+            expected,
+            format!("{value:?}"),
+            "",
+        );
+    }
+
+    let Some(best) = checkpoint.best else { return };
+    check(
+        "checkpoint.best",
+        &["data.val"],
+        data.val.is_some(),
+        "null without data.val".into(),
+        best.to_string(),
+        "name held-out shards in data.val.shards",
+    );
+    check(
+        "checkpoint.best",
+        &["task.stage", "eval.retrieval"],
+        !best.is_retrieval() || (stage_one && eval.retrieval),
+        "val_loss where no retrieval is measured".into(),
+        best.to_string(),
+        "retrieval needs stage 1 and eval.retrieval: true",
+    );
+    check(
+        "eval.every",
+        &["checkpoint"],
+        eval.every.is_multiple_of(checkpoint.every.max(1))
+            || checkpoint.every.is_multiple_of(eval.every.max(1)),
+        format!(
+            "a multiple or a divisor of checkpoint.every ({}) with checkpoint.best",
+            checkpoint.every
+        ),
+        eval.every.to_string(),
+        "only a checkpoint that is evaluated can be the best",
+    );
+}
+
+/// Reports every path that does not lead where it should.
+///
+/// `promised`: run folders that earlier stages of the same command will have made.
+pub(super) fn check_files(config: &Config, promised: &[PathBuf], reader: &mut Reader) {
+    let mut folder = |key: &str, path: &Path, marks: &[&str]| {
+        if reader.has_failed(key) {
+            return;
+        }
+        let got = if !path.exists() {
+            format!("{}, which does not exist", path.display())
+        } else if !path.is_dir() {
+            format!("{}, which is a file", path.display())
+        } else if !marks.iter().any(|mark| path.join(mark).exists()) {
+            format!("{}, which has none", path.display())
+        } else {
+            return;
+        };
+        let expected = format!("a folder with {}", marks.join(" or "));
+        reader.at(key, |r| r.unexpected(expected, got, Some(RELATIVE.into())));
+    };
+    folder(
+        "model.vision.weights",
+        &config.model.vision.weights,
+        &["config.json"],
+    );
+    if let Some(language) = &config.model.language {
+        folder(
+            "model.language.weights",
+            &language.weights,
+            &["config.json"],
+        );
+    }
+    let init = &config.model.qformer.init;
+    if !promised
+        .iter()
+        .any(|run| without_dots(init).starts_with(run))
+    {
+        folder(
+            "model.qformer.init",
+            init,
+            &["config.json", "checkpoints", "MANIFEST.json"],
+        );
+    }
+}
+
+/// Reports every pattern that names no shard or one that is missing.
+pub(super) fn check_shards(config: &Config, reader: &mut Reader) {
+    let train = config
+        .data
+        .train
+        .iter()
+        .enumerate()
+        .map(|(i, set)| (format!("data.train.{i}.shards"), &set.shards));
+    let val = config
+        .data
+        .val
+        .iter()
+        .map(|set| ("data.val.shards".to_string(), &set.shards));
+    for (key, pattern) in train.chain(val) {
+        if reader.has_failed(&key) {
+            continue;
+        }
+        if let Err(error) = blip2_data::expand(std::slice::from_ref(pattern), Path::new(".")) {
+            let got = match error {
+                DataError::Many(problems) => match problems.as_slice() {
+                    [first, rest @ ..] => format!("{first} (and {} more)", rest.len()),
+                    [] => continue,
+                },
+                one => one.to_string(),
+            };
+            reader.at(&key, |r| {
+                r.unexpected("a pattern of shards that exist", got, Some(RELATIVE.into()))
+            });
+        }
+    }
+}
+
+/// The path without `.` components, so that `./runs/a` and `runs/a` are one.
+pub(super) fn without_dots(path: &Path) -> PathBuf {
+    path.components()
+        .filter(|part| *part != Component::CurDir)
+        .collect()
+}

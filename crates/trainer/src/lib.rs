@@ -1,0 +1,3 @@
+//! Configuration, training loop, checkpoints, telemetry and evaluation.
+
+pub mod config;
