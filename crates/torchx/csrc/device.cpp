@@ -1,0 +1,112 @@
+// Device control through libtorch's device-generic interface, so that no CUDA header is needed.
+#include "guard.h"
+
+#include <ATen/Context.h>
+#include <ATen/DeviceAccelerator.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include <dlfcn.h>
+
+#include <cstdint>
+#include <cstring>
+#include <mutex>
+
+using torchx::guarded;
+
+namespace {
+
+at::Generator generator_of(int cuda_index) {
+  if (cuda_index < 0) return at::globalContext().defaultGenerator(at::Device(at::kCPU));
+  return at::globalContext().defaultGenerator(at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(cuda_index)));
+}
+
+}  // namespace
+
+extern "C" {
+
+// The handle stays open: libtorch keeps pointers into the library.
+int torchx_load_cuda() { return dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) != nullptr; }
+
+int torchx_device_set(int cuda_index) {
+  return guarded([&] { at::accelerator::setDeviceIndex(static_cast<c10::DeviceIndex>(cuda_index)); });
+}
+
+int torchx_device_synchronize(int cuda_index) {
+  return guarded([&] { at::accelerator::synchronizeDevice(static_cast<c10::DeviceIndex>(cuda_index)); });
+}
+
+// The CUDA driver's own name; it counts devices as libtorch does (CUDA_VISIBLE_DEVICES). 0 where it cannot be had.
+int torchx_cuda_name(int cuda_index, char* name, int capacity) {
+  using Init = int (*)(unsigned);
+  using Get = int (*)(int*, int);
+  using GetName = int (*)(char*, int, int);
+  void* driver = dlopen("libcuda.so.1", RTLD_NOW);
+  if (driver == nullptr) return 0;
+  auto init = reinterpret_cast<Init>(dlsym(driver, "cuInit"));
+  auto get = reinterpret_cast<Get>(dlsym(driver, "cuDeviceGet"));
+  auto get_name = reinterpret_cast<GetName>(dlsym(driver, "cuDeviceGetName"));
+  int device = 0;
+  return init && get && get_name && init(0) == 0 && get(&device, cuda_index) == 0 && get_name(name, capacity, device) == 0;
+}
+
+// Generators are read and written under their mutex. A negative index means the CPU.
+int torchx_rng_get(int cuda_index, at::Tensor** state) {
+  return guarded([&] {
+    auto generator = generator_of(cuda_index);
+    std::lock_guard<std::mutex> lock(generator.mutex());
+    *state = new at::Tensor(generator.get_state());
+  });
+}
+
+int torchx_rng_set(int cuda_index, const uint8_t* bytes, size_t length) {
+  return guarded([&] {
+    auto state = at::empty({static_cast<int64_t>(length)}, at::kByte);
+    std::memcpy(state.mutable_data_ptr<uint8_t>(), bytes, length);
+    auto generator = generator_of(cuda_index);
+    std::lock_guard<std::mutex> lock(generator.mutex());
+    generator.set_state(state);
+  });
+}
+
+int torchx_memory_stats(int cuda_index, int64_t* allocated, int64_t* reserved, int64_t* peak_allocated) {
+  return guarded([&] {
+    const auto stats = at::accelerator::getDeviceStats(static_cast<c10::DeviceIndex>(cuda_index));
+    const auto aggregate = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    *allocated = stats.allocated_bytes[aggregate].current;
+    *reserved = stats.reserved_bytes[aggregate].current;
+    *peak_allocated = stats.allocated_bytes[aggregate].peak;
+  });
+}
+
+int torchx_memory_reset_peak(int cuda_index) {
+  return guarded([&] { at::accelerator::resetPeakStats(static_cast<c10::DeviceIndex>(cuda_index)); });
+}
+
+int torchx_memory_empty_cache() {
+  return guarded([] { at::accelerator::emptyCache(); });
+}
+
+// Page-locked host memory of the dtype of `like`.
+int torchx_empty_pinned(const int64_t* shape, size_t dims, const at::Tensor* like, at::Tensor** out) {
+  return guarded([&] {
+    *out = new at::Tensor(at::empty(at::IntArrayRef(shape, dims), like->options().pinned_memory(true)));
+  });
+}
+
+// Bits: 1 flash, 2 memory-efficient, 4 math, 8 cuDNN.
+int torchx_sdpa_get() {
+  const auto& context = at::globalContext();
+  return (context.userEnabledFlashSDP() ? 1 : 0) | (context.userEnabledMemEfficientSDP() ? 2 : 0) |
+      (context.userEnabledMathSDP() ? 4 : 0) | (context.userEnabledCuDNNSDP() ? 8 : 0);
+}
+
+void torchx_sdpa_set(int bits) {
+  auto& context = at::globalContext();
+  context.setSDPUseFlash(bits & 1);
+  context.setSDPUseMemEfficient(bits & 2);
+  context.setSDPUseMath(bits & 4);
+  context.setSDPUseCuDNN(bits & 8);
+}
+
+}  // extern "C"

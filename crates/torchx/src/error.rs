@@ -1,0 +1,103 @@
+//! What can go wrong at the boundary to libtorch.
+
+use std::fmt;
+
+use tch::Kind;
+
+use crate::device::DeviceChoice;
+
+/// An error of this crate; one line for people.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// libtorch threw an exception.
+    #[error("libtorch: {op}: {message}")]
+    Torch {
+        /// The operation that was asked for.
+        op: &'static str,
+        /// The first line of the exception's text.
+        message: String,
+    },
+    /// CUDA was asked for by name and is not there.
+    #[error(
+        "device {requested} was asked for, but libtorch finds no CUDA device; use cpu or auto, or install the CUDA libtorch and a driver for it"
+    )]
+    NoCuda {
+        /// The device that was asked for.
+        requested: DeviceChoice,
+    },
+    /// A CUDA device number beyond those that are there.
+    #[error("device cuda:{requested} was asked for, but there are {count} CUDA devices, numbered from 0")]
+    NoSuchCudaDevice {
+        /// The number that was asked for.
+        requested: usize,
+        /// How many devices there are.
+        count: usize,
+    },
+    /// A device name that cannot be read.
+    #[error("unknown device {given:?}; expected auto, cpu, cuda or cuda:N")]
+    UnknownDevice {
+        /// The text that was given.
+        given: String,
+    },
+    /// A tensor that does not fit into the bytes of a mapped file.
+    #[error("bytes {offset}..{offset}+{len} hold no {kind:?} tensor of shape {shape:?} in a file of {file_len} bytes")]
+    TensorOutOfFile {
+        /// Where the tensor should begin.
+        offset: usize,
+        /// How many bytes it should have.
+        len: usize,
+        /// The length of the file.
+        file_len: usize,
+        /// The tensor's element type.
+        kind: Kind,
+        /// The tensor's shape.
+        shape: Vec<i64>,
+    },
+    /// A saved state that does not fit the object it is loaded into; everything wrong is listed.
+    #[error("the saved state does not fit: {}", StateProblem::list(problems))]
+    State {
+        /// All the problems, in the order of the keys.
+        problems: Vec<StateProblem>,
+    },
+}
+
+/// One entry of a saved state that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StateProblem {
+    /// The state has no such tensor.
+    Missing {
+        /// The tensor's key.
+        key: String,
+    },
+    /// The tensor has another shape.
+    Shape {
+        /// The tensor's key.
+        key: String,
+        /// The shape it should have.
+        expected: Vec<i64>,
+        /// The shape it has.
+        got: Vec<i64>,
+    },
+}
+
+impl StateProblem {
+    fn list(problems: &[StateProblem]) -> String {
+        const SHOWN: usize = 5;
+        let mut parts: Vec<String> = problems.iter().take(SHOWN).map(ToString::to_string).collect();
+        if problems.len() > SHOWN {
+            parts.push(format!("and {} more", problems.len() - SHOWN));
+        }
+        parts.join("; ")
+    }
+}
+
+impl fmt::Display for StateProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StateProblem::Missing { key } => write!(f, "{key} is missing"),
+            StateProblem::Shape { key, expected, got } => {
+                write!(f, "{key} has shape {got:?}, expected {expected:?}")
+            }
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! The C side: declarations of `csrc/`, and the two steps every call shares.
+
+use std::ffi::{CStr, c_char, c_int};
+use std::ptr;
+
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+use crate::error::Error;
+
+unsafe extern "C" {
+    pub fn torchx_last_error() -> *const c_char;
+
+    pub fn torchx_load_cuda() -> c_int;
+    pub fn torchx_device_set(cuda_index: c_int) -> c_int;
+    pub fn torchx_device_synchronize(cuda_index: c_int) -> c_int;
+    pub fn torchx_cuda_name(cuda_index: c_int, name: *mut c_char, capacity: c_int) -> c_int;
+    pub fn torchx_rng_get(cuda_index: c_int, state: *mut *mut C_tensor) -> c_int;
+    pub fn torchx_rng_set(cuda_index: c_int, bytes: *const u8, length: usize) -> c_int;
+    pub fn torchx_memory_stats(
+        cuda_index: c_int,
+        allocated: *mut i64,
+        reserved: *mut i64,
+        peak_allocated: *mut i64,
+    ) -> c_int;
+    pub fn torchx_memory_reset_peak(cuda_index: c_int) -> c_int;
+    pub fn torchx_memory_empty_cache() -> c_int;
+    pub fn torchx_empty_pinned(
+        shape: *const i64,
+        dims: usize,
+        like: *const C_tensor,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+    pub fn torchx_sdpa_get() -> c_int;
+    pub fn torchx_sdpa_set(bits: c_int);
+
+    pub fn torchx_autocast_enter(
+        cuda: c_int,
+        kind: c_int,
+        previous_enabled: *mut c_int,
+        previous_kind: *mut c_int,
+    ) -> c_int;
+    pub fn torchx_autocast_exit(
+        cuda: c_int,
+        previous_enabled: c_int,
+        previous_kind: c_int,
+    ) -> c_int;
+
+    pub fn torchx_foreach_norm(
+        tensors: *const *const C_tensor,
+        count: usize,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+    pub fn torchx_foreach_mul_(
+        tensors: *const *const C_tensor,
+        count: usize,
+        factor: *const C_tensor,
+    ) -> c_int;
+    pub fn torchx_foreach_unscale_(
+        grads: *const *const C_tensor,
+        count: usize,
+        found_inf: *const C_tensor,
+        inv_scale: *const C_tensor,
+    ) -> c_int;
+    pub fn torchx_adamw_step(
+        params: *const *const C_tensor,
+        exp_avgs: *const *const C_tensor,
+        exp_avg_sqs: *const *const C_tensor,
+        steps: *const *const C_tensor,
+        count: usize,
+        lr: f64,
+        beta1: f64,
+        beta2: f64,
+        weight_decay: f64,
+        eps: f64,
+        grad_scale: *const C_tensor,
+        found_inf: *const C_tensor,
+    ) -> c_int;
+    pub fn torchx_clear_grads(params: *const *const C_tensor, count: usize) -> c_int;
+}
+
+/// Turns the shim's return code into a result, with the first line of the exception's text.
+pub fn check(op: &'static str, code: c_int) -> Result<(), Error> {
+    if code == 0 {
+        return Ok(());
+    }
+    // SAFETY: the pointer is a NUL-terminated string owned by this thread until its next failing call.
+    let text = unsafe { CStr::from_ptr(torchx_last_error()) }.to_string_lossy();
+    Err(Error::Torch {
+        op,
+        message: text.lines().next().unwrap_or_default().to_owned(),
+    })
+}
+
+/// Runs a shim function that hands out a new tensor.
+pub fn new_tensor(
+    op: &'static str,
+    call: impl FnOnce(*mut *mut C_tensor) -> c_int,
+) -> Result<Tensor, Error> {
+    let mut out = ptr::null_mut();
+    check(op, call(&mut out))?;
+    // SAFETY: on success `out` is a heap-allocated at::Tensor that nobody else owns.
+    Ok(unsafe { Tensor::from_ptr(out) })
+}
+
+/// The C++ pointers of a list of tensors; valid while the tensors are borrowed.
+pub fn pointers<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Vec<*const C_tensor> {
+    tensors.into_iter().map(Tensor::as_ptr).collect()
+}
+
+/// The C++ pointer of an optional tensor, null for none.
+pub fn optional(tensor: Option<&Tensor>) -> *const C_tensor {
+    tensor.map_or(ptr::null(), Tensor::as_ptr)
+}
+
+/// For operators that answer with a tensor, as tch's own do: misuse is a panic with libtorch's words.
+#[track_caller]
+pub fn expect<T>(result: Result<T, Error>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(error) => panic!("{error}"),
+    }
+}
