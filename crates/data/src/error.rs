@@ -1,0 +1,244 @@
+//! What can be wrong with shards and samples, as values that carry the file, the key and what to do about it.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::image::DecodeError;
+use crate::order::OrderError;
+use crate::text::TextError;
+
+/// Why a data set cannot be opened, packed or read on.
+#[derive(Debug, Error)]
+pub enum DataError {
+    /// Several things are wrong; all of them are listed.
+    #[error("{} problems with the shards: {}", .0.len(), join(.0))]
+    Many(Vec<DataError>),
+    /// A shard pattern cannot be parsed.
+    #[error("shard pattern \"{pattern}\": {reason}")]
+    Pattern {
+        /// The pattern as it was given.
+        pattern: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A shard pattern matches no file.
+    #[error("shard pattern \"{pattern}\" matches no file in {}", .folder.display())]
+    NoMatch {
+        /// The pattern as it was given.
+        pattern: String,
+        /// The folder that relative patterns start from.
+        folder: PathBuf,
+    },
+    /// A shard that is named does not exist.
+    #[error("shard {} does not exist (from pattern \"{pattern}\")", .path.display())]
+    MissingShard {
+        /// The file that was expected.
+        path: PathBuf,
+        /// The pattern that names it.
+        pattern: String,
+    },
+    /// Two patterns name one shard, whose samples would then come twice an epoch.
+    #[error("shard {} is named twice; remove one of the patterns", .path.display())]
+    DuplicateShard {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file cannot be read or written.
+    #[error("{}: {source}", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// A shard of zero bytes.
+    #[error("shard {} has zero bytes; fetch it again", .path.display())]
+    EmptyShard {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A shard that is the text stub Git LFS leaves in place of the file.
+    #[error("shard {} is a Git LFS pointer, not the data; run `git lfs pull`", .path.display())]
+    GitLfsPointer {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A shard that does not begin as a tar archive does.
+    #[error("shard {} is not an uncompressed tar archive: {reason}", .path.display())]
+    NotATar {
+        /// The file.
+        path: PathBuf,
+        /// What was found instead.
+        reason: String,
+    },
+    /// No place to keep a shard's index.
+    #[error("cannot write the index of shard {} to {} ({source}); name a cache folder that is writable", .shard.display(), .path.display())]
+    IndexNotWritable {
+        /// The shard.
+        shard: PathBuf,
+        /// Where its index was to go.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The shards hold no sample with both an image and a caption.
+    #[error("no usable sample in {shards} shards ({problems} problems; the first: {first})")]
+    NoSamples {
+        /// Number of shards.
+        shards: usize,
+        /// Number of problems found in them.
+        problems: usize,
+        /// The first of them.
+        first: String,
+    },
+    /// The order law's parameters contradict each other.
+    #[error(transparent)]
+    Order(#[from] OrderError),
+    /// The tokenizer failed.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// A loader option is out of range or contradicts another.
+    #[error("loader option {option}: expected {expected}, got {got}")]
+    Option {
+        /// Its name.
+        option: &'static str,
+        /// What it must be.
+        expected: String,
+        /// What it is.
+        got: String,
+    },
+    /// The stream was bounded and has been read to its end.
+    #[error("the stream ends at position {end}")]
+    EndOfStream {
+        /// The bound.
+        end: u64,
+    },
+    /// Every sample of a window is bad.
+    #[error(
+        "none of the {samples} samples around stream position {position} can be read; see quarantine.jsonl for the reasons"
+    )]
+    WindowUnreadable {
+        /// The position that needed a sample.
+        position: u64,
+        /// How many samples its window holds.
+        samples: u64,
+    },
+    /// More samples fail than the run allows.
+    #[error(
+        "{found} of the last {window} samples could not be read, more than max_bad_fraction {max_fraction} allows; the last: {last}"
+    )]
+    TooManyBad {
+        /// Bad samples found.
+        found: usize,
+        /// Number of samples looked back over.
+        window: u64,
+        /// The limit.
+        max_fraction: f64,
+        /// Shard, key and reason of the last one.
+        last: String,
+    },
+    /// A sample index beyond the data set's end.
+    #[error("sample {index} is beyond the {len} samples of the data set")]
+    OutOfRange {
+        /// The index.
+        index: u64,
+        /// Number of samples.
+        len: u64,
+    },
+    /// A shard's index can no longer be read.
+    #[error("index of shard {}: {reason}; delete it and start again", .shard.display())]
+    BadIndex {
+        /// The shard.
+        shard: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The decoding threads could not be started.
+    #[error("cannot start {threads} decoding threads: {reason}")]
+    Threads {
+        /// How many.
+        threads: usize,
+        /// What the pool said.
+        reason: String,
+    },
+    /// A decoding thread went away without an answer.
+    #[error("a decoding thread ended without an answer at stream position {position}")]
+    LostThread {
+        /// The position it was working on.
+        position: u64,
+    },
+    /// A captions file cannot be used.
+    #[error("captions file {}: {reason}", .path.display())]
+    Captions {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The output of packing is already there.
+    #[error("{} already exists; packing never overwrites: choose an empty folder", .path.display())]
+    WouldOverwrite {
+        /// What is in the way.
+        path: PathBuf,
+    },
+}
+
+impl DataError {
+    /// One error from a non-empty list: itself when it is alone.
+    pub(crate) fn from_list(mut errors: Vec<DataError>) -> DataError {
+        match errors.len() {
+            1 => errors.swap_remove(0),
+            _ => DataError::Many(errors),
+        }
+    }
+
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> DataError {
+        let path = path.into();
+        move |source| DataError::Io { path, source }
+    }
+}
+
+fn join(errors: &[DataError]) -> String {
+    errors
+        .iter()
+        .map(DataError::to_string)
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+/// Why one sample cannot be used.
+#[derive(Debug, Error)]
+pub enum SampleError {
+    /// Its bytes cannot be read from the shard.
+    #[error("cannot read the shard: {0}")]
+    Io(#[from] io::Error),
+    /// The shard, or its index, is no longer what it was when the set was opened.
+    #[error("the shard changed while it was in use: {0}")]
+    ShardChanged(String),
+    /// The sample's index is out of range.
+    #[error("no such sample: {0}")]
+    NoSuchSample(u64),
+    /// The image cannot be decoded.
+    #[error("image: {0}")]
+    Image(#[from] DecodeError),
+    /// The caption is not UTF-8.
+    #[error("caption is not UTF-8 (byte {0})")]
+    CaptionNotUtf8(usize),
+    /// The caption's JSON cannot be parsed.
+    #[error("caption: not valid JSON: {0}")]
+    CaptionNotJson(String),
+    /// The caption's JSON has no such text field.
+    #[error("caption: the JSON has no text field \"{0}\"")]
+    CaptionField(String),
+    /// Nothing is left of the caption after cleaning.
+    #[error("caption is empty")]
+    CaptionEmpty,
+    /// The tokenizer refused the caption.
+    #[error("caption: {0}")]
+    Text(#[from] TextError),
+    /// The decoder panicked.
+    #[error("the decoder panicked: {0}")]
+    Panic(String),
+}

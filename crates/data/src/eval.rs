@@ -1,0 +1,142 @@
+//! Reading a range of samples in their own order, for evaluation and for caching features.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::collate::{HostBatch, Padding, collate};
+use crate::sample::{Preparer, Quarantined, Sample, View};
+use crate::workers::{Queue, Workers};
+use crate::{Clean, DataError, Dataset, SampleError, TextEncoder};
+
+/// What is read, and how.
+#[derive(Debug, Clone)]
+pub struct EvalOptions {
+    /// Data set indices; what lies beyond the set's end is not read.
+    pub range: Range<u64>,
+    /// Samples a batch.
+    pub batch: usize,
+    /// Decoding threads.
+    pub threads: usize,
+    /// Batches decoded ahead.
+    pub prefetch: usize,
+    /// Side of the images.
+    pub image_size: usize,
+    /// Whether images are decoded.
+    pub pixels: bool,
+    /// How captions are cleaned.
+    pub clean: Clean,
+    /// Token that pads texts.
+    pub pad_id: i64,
+    /// Padded lengths are multiples of this.
+    pub pad_to_multiple: usize,
+}
+
+/// Batches of consecutive samples with the evaluation transform. A bad sample is left out, not replaced, so a batch
+/// may hold fewer than asked for; one that would be empty does not appear.
+pub struct EvalReader {
+    workers: Workers,
+    preparer: Arc<Preparer>,
+    options: EvalOptions,
+    pending: Queue<Result<Sample, (u64, SampleError)>>,
+    ahead: u64,
+    quarantined: Vec<Quarantined>,
+}
+
+impl EvalReader {
+    /// Starts to read.
+    ///
+    /// # Errors
+    /// When an option that must be positive is zero, or threads cannot be started.
+    pub fn new(
+        dataset: Arc<Dataset>,
+        text: Arc<TextEncoder>,
+        mut options: EvalOptions,
+    ) -> Result<EvalReader, DataError> {
+        for (option, value) in [
+            ("batch", options.batch),
+            ("threads", options.threads),
+            ("prefetch", options.prefetch),
+            ("image_size", options.image_size),
+            ("pad_to_multiple", options.pad_to_multiple),
+        ] {
+            if value == 0 {
+                return Err(DataError::Option {
+                    option,
+                    expected: "at least 1".to_owned(),
+                    got: "0".to_owned(),
+                });
+            }
+        }
+        options.range.end = options.range.end.min(dataset.len());
+        let preparer = Preparer {
+            dataset,
+            text,
+            clean: options.clean,
+            image_size: options.image_size,
+            pixels: options.pixels,
+        };
+        let mut reader = EvalReader {
+            workers: Workers::new(options.threads)?,
+            preparer: Arc::new(preparer),
+            pending: VecDeque::new(),
+            ahead: options.range.start,
+            quarantined: Vec::new(),
+            options,
+        };
+        reader.decode_ahead();
+        Ok(reader)
+    }
+
+    /// The samples that were left out since the last call.
+    pub fn take_quarantined(&mut self) -> Vec<Quarantined> {
+        std::mem::take(&mut self.quarantined)
+    }
+
+    fn decode_ahead(&mut self) {
+        while self.pending.len() < self.options.prefetch && self.ahead < self.options.range.end {
+            let first = self.ahead;
+            let count = (self.options.range.end - first).min(self.options.batch as u64);
+            let preparer = Arc::clone(&self.preparer);
+            let prepare = move |at: usize| {
+                let index = first + at as u64;
+                preparer
+                    .prepare(index, View::Evaluate)
+                    .map_err(|error| (index, error))
+            };
+            self.pending
+                .push_back((first, self.workers.start(count as usize, prepare)));
+            self.ahead += count;
+        }
+    }
+}
+
+impl Iterator for EvalReader {
+    type Item = Result<HostBatch, DataError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let (first, pending) = self.pending.pop_front()?;
+            let Some(results) = pending.wait() else {
+                return Some(Err(DataError::LostThread { position: first }));
+            };
+            self.decode_ahead();
+            let mut samples = Vec::with_capacity(results.len());
+            for result in results {
+                match result {
+                    Ok(sample) => samples.push((sample.index, sample)),
+                    Err((index, error)) => self
+                        .quarantined
+                        .push(self.preparer.quarantine(index, &error)),
+                }
+            }
+            if !samples.is_empty() {
+                let padding = Padding {
+                    id: self.options.pad_id,
+                    multiple: self.options.pad_to_multiple,
+                };
+                return Some(Ok(collate(samples, 0, self.options.image_size, padding)));
+            }
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! From an image file to the pixels of a batch: decode, crop, resize, flip.
+
+mod decode;
+mod transform;
+
+pub use decode::{DecodeError, ImageFormat, MAX_PIXELS, MAX_SIDE, decode, inspect};
+pub use transform::{Augment, evaluate_transform, train_transform};
+
+/// An image in memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RgbImage {
+    /// Pixels a row.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// `[height, width, 3]`, red first.
+    pub data: Vec<u8>,
+}

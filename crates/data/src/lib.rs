@@ -1,0 +1,38 @@
+//! Image-text pairs from tar shards, in an order that is a function of seed and position. No libtorch.
+//!
+//! ```text
+//! patterns -> shards -> indices        patterns, scan, index      which bytes are which sample
+//! stream position -> sample            order                      a pure function of the seed
+//! sample -> bytes -> pixels, ids       dataset, image, text       decode, crop, flip, clean, tokenise
+//! samples -> HostBatch                 collate, loader, eval      threads ahead of the step, in order
+//! folder -> shards                     pack, verify, stats        what `blip2 shards` does
+//! ```
+
+mod atomic;
+mod collate;
+mod dataset;
+mod error;
+mod eval;
+pub mod image;
+mod index;
+mod keyed;
+mod loader;
+mod order;
+mod patterns;
+mod sample;
+mod scan;
+mod text;
+mod workers;
+
+pub use collate::HostBatch;
+pub use dataset::{Dataset, OpenOptions, RawSample, reindex};
+pub use error::{DataError, SampleError};
+pub use eval::{EvalOptions, EvalReader};
+pub use image::{Augment, DecodeError, RgbImage, decode, evaluate_transform, train_transform};
+pub use index::{Extension, Index, IndexHeader, IndexedSample, IndexedShard, Member};
+pub use loader::{Loader, LoaderOptions};
+pub use order::{Located, Order, OrderError};
+pub use patterns::expand;
+pub use sample::{BadSamples, Quarantined};
+pub use scan::{Problem, scan};
+pub use text::{Clean, TextEncoder, TextError, clean_caption};

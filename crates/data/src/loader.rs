@@ -1,0 +1,350 @@
+//! The training stream, decoded ahead of the step.
+//!
+//! A batch is a function of the seed, its position, the files and the list of bad samples as of the batch before.
+//! Threads decode further ahead than that list reaches, so a batch is settled when it is handed out: a sample that
+//! was decoded in time, but that an earlier slot of the stream has found bad since, is replaced then as it would have
+//! been without any looking ahead.
+
+use std::collections::{HashSet, VecDeque};
+use std::iter;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::collate::{HostBatch, Padding, collate};
+use crate::image::Augment;
+use crate::sample::{BadSamples, Preparer, Quarantined, Sample, View};
+use crate::workers::{Queue, Workers};
+use crate::{Clean, DataError, Dataset, Order, SampleError, TextEncoder};
+
+/// `max_bad_fraction` is of this many samples of a rank.
+const BAD_WINDOW: u64 = 10_000;
+
+/// What a training stream is made of.
+#[derive(Debug, Clone)]
+pub struct LoaderOptions {
+    /// Seed of order and augmentation.
+    pub seed: u64,
+    /// Samples a step, of all ranks.
+    pub global_batch: usize,
+    /// This process; it gets the `rank`-th of `world` contiguous slices of each global batch.
+    pub rank: usize,
+    /// Number of processes; a divisor of `global_batch`.
+    pub world: usize,
+    /// Stream position to begin at: a multiple of `global_batch`.
+    pub start: u64,
+    /// Stream position to end at, a multiple of `global_batch`; nothing is decoded beyond it.
+    pub end: Option<u64>,
+    /// Decoding threads.
+    pub threads: usize,
+    /// Batches decoded ahead.
+    pub prefetch: usize,
+    /// What is done to the images.
+    pub augment: Augment,
+    /// Side of the images in the batch.
+    pub image_size: usize,
+    /// Whether images are decoded; not when their features are cached.
+    pub pixels: bool,
+    /// How captions are cleaned.
+    pub clean: Clean,
+    /// Lanes of the order law.
+    pub lanes: usize,
+    /// Shards a window of the order law.
+    pub window_shards: usize,
+    /// The part of the last 10,000 samples that may be bad.
+    pub max_bad_fraction: f64,
+    /// Token that pads texts.
+    pub pad_id: i64,
+    /// Padded lengths are multiples of this.
+    pub pad_to_multiple: usize,
+    /// Bad samples of the checkpoint: not tried again.
+    pub bad: BadSamples,
+}
+
+/// What the decoding threads share.
+struct Stream {
+    preparer: Preparer,
+    order: Order,
+    seed: u64,
+    augment: Augment,
+    /// More failures than this stop the run, so nobody tries on.
+    max_bad: usize,
+}
+
+/// A stream position with the sample that stands there, if any could be read.
+struct Slot {
+    position: u64,
+    sample: Option<Sample>,
+    /// Those tried before it, in the order of the law.
+    failed: Vec<(u64, SampleError)>,
+}
+
+impl Stream {
+    /// The first sample for `position` that can be read and that `is_bad` does not name.
+    fn fill(&self, position: u64, is_bad: impl Fn(u64) -> bool) -> Slot {
+        let mut failed = Vec::new();
+        let candidates =
+            iter::once(self.order.locate(position).index).chain(self.order.window(position));
+        for index in candidates.filter(|&index| !is_bad(index)) {
+            let view = match self.augment {
+                Augment::None => View::Evaluate,
+                Augment::CropFlip => View::Train {
+                    seed: self.seed,
+                    position,
+                },
+            };
+            match self.preparer.prepare(index, view) {
+                Ok(sample) => {
+                    return Slot {
+                        position,
+                        sample: Some(sample),
+                        failed,
+                    };
+                }
+                Err(error) => failed.push((index, error)),
+            }
+            if failed.len() > self.max_bad {
+                break;
+            }
+        }
+        Slot {
+            position,
+            sample: None,
+            failed,
+        }
+    }
+}
+
+/// Hands out one rank's slices of the global batches, in order.
+pub struct Loader {
+    // Dropped first: whatever is queued is not begun any more.
+    workers: Workers,
+    stream: Arc<Stream>,
+    options: LoaderOptions,
+    /// Global batches being decoded, by their first position.
+    pending: Queue<Slot>,
+    /// First position of the next global batch to decode.
+    ahead: u64,
+    /// As of the last batch handed out.
+    bad: BadSamples,
+    /// The same for the threads.
+    known_bad: Arc<HashSet<u64>>,
+    quarantined: Vec<Quarantined>,
+    last_wait_s: f64,
+}
+
+impl Loader {
+    /// Starts to decode at `options.start`.
+    ///
+    /// # Errors
+    /// When an option is out of range or contradicts another, or threads cannot be started.
+    pub fn new(
+        dataset: Arc<Dataset>,
+        text: Arc<TextEncoder>,
+        options: LoaderOptions,
+    ) -> Result<Loader, DataError> {
+        options.check()?;
+        let order = Order::new(
+            &dataset.counts(),
+            options.seed,
+            options.lanes,
+            options.global_batch,
+            options.window_shards,
+        )?;
+        let stream = Stream {
+            preparer: Preparer {
+                dataset,
+                text,
+                clean: options.clean,
+                image_size: options.image_size,
+                pixels: options.pixels,
+            },
+            order,
+            seed: options.seed,
+            augment: options.augment,
+            max_bad: (options.max_bad_fraction * BAD_WINDOW as f64) as usize,
+        };
+        let bad = options.bad.clone();
+        let mut loader = Loader {
+            workers: Workers::new(options.threads)?,
+            stream: Arc::new(stream),
+            pending: VecDeque::new(),
+            ahead: options.start,
+            known_bad: Arc::new(bad.indices().collect()),
+            bad,
+            quarantined: Vec::new(),
+            last_wait_s: 0.0,
+            options,
+        };
+        loader.decode_ahead();
+        Ok(loader)
+    }
+
+    /// This rank's slice of the next global batch.
+    ///
+    /// # Errors
+    /// At the end of a bounded stream, when too many samples are bad, or when a whole window is.
+    pub fn next_batch(&mut self) -> Result<HostBatch, DataError> {
+        let Some((first, pending)) = self.pending.pop_front() else {
+            return Err(DataError::EndOfStream { end: self.ahead });
+        };
+        let begin = Instant::now();
+        let slots = pending
+            .wait()
+            .ok_or(DataError::LostThread { position: first })?;
+        self.last_wait_s = begin.elapsed().as_secs_f64();
+
+        let mut bad = self.bad.clone();
+        let mut samples = Vec::with_capacity(slots.len());
+        for slot in slots {
+            samples.push((slot.position, self.settle(slot, &mut bad)?));
+        }
+        if bad != self.bad {
+            self.known_bad = Arc::new(bad.indices().collect());
+            self.bad = bad;
+        }
+        self.decode_ahead();
+
+        let epoch = samples
+            .first()
+            .map_or(0, |(position, _)| self.stream.order.locate(*position).epoch);
+        let padding = Padding {
+            id: self.options.pad_id,
+            multiple: self.options.pad_to_multiple,
+        };
+        Ok(collate(samples, epoch, self.options.image_size, padding))
+    }
+
+    /// What was found bad since the last call.
+    pub fn take_quarantined(&mut self) -> Vec<Quarantined> {
+        std::mem::take(&mut self.quarantined)
+    }
+
+    /// The list for the checkpoint: exactly what the batches handed out have found, and what the loader began with.
+    pub fn bad(&self) -> BadSamples {
+        self.bad.clone()
+    }
+
+    /// How long the last call of [`Loader::next_batch`] waited for the decoding threads.
+    pub fn last_wait_s(&self) -> f64 {
+        self.last_wait_s
+    }
+
+    fn decode_ahead(&mut self) {
+        let slice = self.options.global_batch / self.options.world;
+        while self.pending.len() < self.options.prefetch
+            && self.options.end.is_none_or(|end| self.ahead < end)
+        {
+            let first = self.ahead + (self.options.rank * slice) as u64;
+            let (stream, known_bad) = (Arc::clone(&self.stream), Arc::clone(&self.known_bad));
+            let fill = move |slot: usize| {
+                stream.fill(first + slot as u64, |index| known_bad.contains(&index))
+            };
+            self.pending
+                .push_back((first, self.workers.start(slice, fill)));
+            self.ahead += self.options.global_batch as u64;
+        }
+    }
+
+    /// The sample of a slot, given all that the stream has found bad before it.
+    fn settle(&mut self, mut slot: Slot, bad: &mut BadSamples) -> Result<Sample, DataError> {
+        if slot
+            .sample
+            .as_ref()
+            .is_some_and(|sample| bad.contains(sample.index))
+        {
+            slot = self.stream.fill(slot.position, |index| bad.contains(index));
+        }
+        for (index, error) in &slot.failed {
+            if !bad.contains(*index) {
+                bad.insert(*index, slot.position);
+                self.quarantined
+                    .push(self.stream.preparer.quarantine(*index, error));
+            }
+        }
+        // The stream is shared by all ranks: this one has seen 10,000 samples in `world` times as many positions.
+        let looked_back = slot
+            .position
+            .saturating_sub(BAD_WINDOW * self.options.world as u64 - 1);
+        let found = if slot.failed.is_empty() {
+            0
+        } else {
+            bad.found_since(looked_back)
+        };
+        if found > self.stream.max_bad {
+            return Err(DataError::TooManyBad {
+                found,
+                window: BAD_WINDOW,
+                max_fraction: self.options.max_bad_fraction,
+                last: self
+                    .quarantined
+                    .last()
+                    .map_or("none".to_owned(), Quarantined::to_string),
+            });
+        }
+        slot.sample.ok_or_else(|| DataError::WindowUnreadable {
+            position: slot.position,
+            samples: 1 + self.stream.order.window(slot.position).count() as u64,
+        })
+    }
+}
+
+impl LoaderOptions {
+    fn check(&self) -> Result<(), DataError> {
+        let mut errors = Vec::new();
+        let mut demand = |holds: bool, option: &'static str, expected: &str, got: String| {
+            if !holds {
+                errors.push(DataError::Option {
+                    option,
+                    expected: expected.to_owned(),
+                    got,
+                });
+            }
+        };
+        for (option, value) in [
+            ("global_batch", self.global_batch),
+            ("world", self.world),
+            ("threads", self.threads),
+            ("prefetch", self.prefetch),
+            ("image_size", self.image_size),
+            ("pad_to_multiple", self.pad_to_multiple),
+        ] {
+            demand(value > 0, option, "at least 1", value.to_string());
+        }
+        let batch = self.global_batch.max(1);
+        let divides = self.world > 0 && batch % self.world == 0;
+        demand(
+            divides,
+            "world",
+            &format!("a divisor of the global batch {batch}"),
+            self.world.to_string(),
+        );
+        demand(
+            self.rank < self.world,
+            "rank",
+            &format!("below world {}", self.world),
+            self.rank.to_string(),
+        );
+        for (option, position) in [("start", Some(self.start)), ("end", self.end)] {
+            let position = position.unwrap_or(0);
+            let expected = format!("a multiple of the global batch {batch}");
+            demand(
+                position % batch as u64 == 0,
+                option,
+                &expected,
+                position.to_string(),
+            );
+        }
+        let fraction = self.max_bad_fraction;
+        demand(
+            (0.0..=1.0).contains(&fraction),
+            "max_bad_fraction",
+            "0 to 1",
+            fraction.to_string(),
+        );
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(DataError::from_list(errors))
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! The order law: which sample stands at a position of the training stream, as a function of the seed alone.
+//!
+//! A stream position `p` is slot `i = p mod G` of global batch `b = p div G`. Slot `i` belongs to lane
+//! `l = floor(i L / G)` and is that lane's position `q = b G/L + (i mod G/L)`. Epoch `e` of `N` samples is the
+//! concatenation of its shards in a keyed order; lane `l` owns the `l`-th of `L` contiguous ranges. Lane `l` has drawn
+//! `floor((e N + L - 1 - l) / L)` samples before epoch `e`, so ranges differ by at most one sample, the longer ones
+//! rotate with the epoch, and `q` lies in epoch `floor((q L + l) / N)`. Inside a lane's range, `window_shards`
+//! consecutive shards are a window, whose samples a keyed permutation orders.
+//!
+//! Threads, ranks and restarts appear nowhere in this.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use thiserror::Error;
+
+use crate::keyed::{Permutation, key};
+
+/// Why an order cannot be made.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum OrderError {
+    /// There is nothing to order.
+    #[error("the shards hold no usable sample")]
+    NoSamples,
+    /// A parameter that must be positive is zero.
+    #[error("{0} must be at least 1, got 0")]
+    Zero(&'static str),
+    /// The lanes do not divide the batch.
+    #[error("lanes must divide the global batch: {global_batch} is not a multiple of {lanes}")]
+    Lanes {
+        /// Number of lanes.
+        lanes: usize,
+        /// Samples a global batch.
+        global_batch: usize,
+    },
+}
+
+/// What stands at a stream position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Located {
+    /// How many times the lane has been through the data set before.
+    pub epoch: u64,
+    /// The sample's index in the data set.
+    pub index: u64,
+    /// The lane that the position belongs to.
+    pub lane: u32,
+}
+
+/// The order of one data set's samples in the endless training stream.
+#[derive(Debug)]
+pub struct Order {
+    counts: Vec<u64>,
+    /// Data set index of each shard's first sample.
+    starts: Vec<u64>,
+    samples: u64,
+    seed: u64,
+    lanes: u64,
+    global_batch: u64,
+    window_shards: usize,
+    /// The shard orders of the epochs in use: lanes may stand in different ones around a seam.
+    epochs: Mutex<VecDeque<Arc<Epoch>>>,
+}
+
+/// The shards of one epoch in their order.
+#[derive(Debug)]
+struct Epoch {
+    number: u64,
+    /// Shards that hold samples.
+    shards: Vec<usize>,
+    /// `ends[j]`: samples in `shards[..=j]`.
+    ends: Vec<u64>,
+}
+
+/// A window and a place in it.
+struct Place {
+    epoch: Arc<Epoch>,
+    /// The window's samples, counted along the epoch's concatenated shards.
+    span: Range<u64>,
+    permutation: Permutation,
+    /// Where the position stands in the window's order.
+    offset: u64,
+    lane: u64,
+}
+
+const KEEP_EPOCHS: usize = 4;
+const SHARDS: u64 = 1;
+const WINDOW: u64 = 2;
+
+impl Order {
+    /// The order of shards with `counts` samples each.
+    ///
+    /// # Errors
+    /// When there is no sample, a parameter is zero, or `lanes` does not divide `global_batch`.
+    pub fn new(
+        counts: &[u64],
+        seed: u64,
+        lanes: usize,
+        global_batch: usize,
+        window_shards: usize,
+    ) -> Result<Order, OrderError> {
+        for (name, value) in [
+            ("lanes", lanes),
+            ("global_batch", global_batch),
+            ("window_shards", window_shards),
+        ] {
+            if value == 0 {
+                return Err(OrderError::Zero(name));
+            }
+        }
+        if global_batch % lanes != 0 {
+            return Err(OrderError::Lanes {
+                lanes,
+                global_batch,
+            });
+        }
+        let mut samples = 0;
+        let starts = counts
+            .iter()
+            .map(|count| {
+                samples += count;
+                samples - count
+            })
+            .collect();
+        if samples == 0 {
+            return Err(OrderError::NoSamples);
+        }
+        Ok(Order {
+            counts: counts.to_vec(),
+            starts,
+            samples,
+            seed,
+            lanes: lanes as u64,
+            global_batch: global_batch as u64,
+            window_shards,
+            epochs: Mutex::new(VecDeque::new()),
+        })
+    }
+
+    /// Samples in one epoch.
+    pub fn samples(&self) -> u64 {
+        self.samples
+    }
+
+    /// Samples in one global batch.
+    pub fn global_batch(&self) -> u64 {
+        self.global_batch
+    }
+
+    /// The sample at stream position `position`.
+    pub fn locate(&self, position: u64) -> Located {
+        let place = self.place(position);
+        Located {
+            epoch: place.epoch.number,
+            index: self.index_at(&place, place.offset),
+            lane: place.lane as u32,
+        }
+    }
+
+    /// The other samples of the position's window, in the order in which they replace one that cannot be read: those
+    /// that the law puts behind it, then those before it.
+    pub fn window(&self, position: u64) -> impl Iterator<Item = u64> + '_ {
+        let place = self.place(position);
+        let len = place.span.end - place.span.start;
+        (1..len).map(move |step| self.index_at(&place, (place.offset + step) % len))
+    }
+
+    fn place(&self, position: u64) -> Place {
+        let (batch, slot) = (position / self.global_batch, position % self.global_batch);
+        let lane_batch = self.global_batch / self.lanes;
+        let lane = slot / lane_batch;
+        let lane_position = batch * lane_batch + slot % lane_batch;
+
+        let drawn = u128::from(lane_position) * u128::from(self.lanes) + u128::from(lane);
+        let epoch = self.epoch((drawn / u128::from(self.samples)) as u64);
+        let range = self.lane_range(epoch.number, lane);
+        let at = range.start + (lane_position - self.drawn_before(epoch.number, lane));
+
+        let first = epoch.shard_at(range.start);
+        let window = (epoch.shard_at(at) - first) / self.window_shards;
+        let shard = first + window * self.window_shards;
+        let last = (shard + self.window_shards - 1).min(epoch.shards.len() - 1);
+        let span = epoch.start(shard).max(range.start)..epoch.ends[last].min(range.end);
+        let key = key(self.seed, &[WINDOW, epoch.number, lane, window as u64]);
+        Place {
+            permutation: Permutation::new(span.end - span.start, key),
+            offset: at - span.start,
+            span,
+            epoch,
+            lane,
+        }
+    }
+
+    fn index_at(&self, place: &Place, offset: u64) -> u64 {
+        let at = place.span.start + place.permutation.apply(offset);
+        let shard = place.epoch.shard_at(at);
+        self.starts[place.epoch.shards[shard]] + at - place.epoch.start(shard)
+    }
+
+    /// How many samples `lane` has drawn before `epoch`.
+    fn drawn_before(&self, epoch: u64, lane: u64) -> u64 {
+        let total = u128::from(epoch) * u128::from(self.samples);
+        ((total + u128::from(self.lanes - 1 - lane)) / u128::from(self.lanes)) as u64
+    }
+
+    /// The part of the epoch's concatenated shards that `lane` reads.
+    fn lane_range(&self, epoch: u64, lane: u64) -> Range<u64> {
+        let (base, longer) = (self.samples / self.lanes, self.samples % self.lanes);
+        // The longer ranges are those of `longer` lanes in a circle from `turn` on.
+        let turn = (u128::from(epoch) * u128::from(longer) % u128::from(self.lanes)) as u64;
+        let wrapped = (turn + longer).saturating_sub(self.lanes);
+        let longer_before =
+            |lane: u64| lane.min(wrapped) + lane.saturating_sub(turn).min(longer - wrapped);
+        let start = |lane: u64| lane * base + longer_before(lane);
+        start(lane)..start(lane + 1)
+    }
+
+    fn epoch(&self, number: u64) -> Arc<Epoch> {
+        // A poisoned lock holds whole entries all the same: they are pushed ready-made.
+        let mut epochs = self.epochs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(epoch) = epochs.iter().find(|epoch| epoch.number == number) {
+            return Arc::clone(epoch);
+        }
+        let permutation =
+            Permutation::new(self.counts.len() as u64, key(self.seed, &[SHARDS, number]));
+        let shards: Vec<usize> = (0..self.counts.len() as u64)
+            .map(|place| permutation.apply(place) as usize)
+            .filter(|&shard| self.counts[shard] > 0)
+            .collect();
+        let mut end = 0;
+        let ends = shards
+            .iter()
+            .map(|&shard| {
+                end += self.counts[shard];
+                end
+            })
+            .collect();
+        let epoch = Arc::new(Epoch {
+            number,
+            shards,
+            ends,
+        });
+        if epochs.len() == KEEP_EPOCHS {
+            epochs.pop_front();
+        }
+        epochs.push_back(Arc::clone(&epoch));
+        epoch
+    }
+}
+
+impl Epoch {
+    /// Which shard, counted along the epoch, holds sample `at`.
+    fn shard_at(&self, at: u64) -> usize {
+        self.ends.partition_point(|&end| end <= at)
+    }
+
+    /// Samples in front of a shard.
+    fn start(&self, shard: usize) -> u64 {
+        shard.checked_sub(1).map_or(0, |before| self.ends[before])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_of_a_seed_never_changes() {
+        let order = Order::new(&[5, 0, 4, 3], 42, 2, 4, 2).unwrap();
+        let found: Vec<u64> = (0..24).map(|p| order.locate(p).index).collect();
+        // Two epochs; each batch of four takes two from either lane.
+        let expected = [
+            7, 0, 9, 2, 6, 5, 3, 10, 8, 1, 4, 11, 2, 0, 11, 8, 4, 1, 7, 5, 3, 9, 6, 10,
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_lane_with_no_sample_in_an_epoch_goes_on_to_the_next() {
+        // Two samples, four lanes: each epoch serves two of them.
+        let order = Order::new(&[2], 1, 4, 4, 1).unwrap();
+        let batch: Vec<Located> = (0..4).map(|p| order.locate(p)).collect();
+        assert_eq!(
+            batch.iter().map(|l| l.epoch).collect::<Vec<_>>(),
+            [0, 0, 1, 1]
+        );
+        assert_eq!(batch[0].index + batch[1].index, 1);
+        assert_eq!(batch[2].index + batch[3].index, 1);
+    }
+
+    #[test]
+    fn the_far_end_of_the_stream_does_not_overflow() {
+        let order = Order::new(&[3, 9], 1, 3, 6, 8).unwrap();
+        assert!(order.locate(u64::MAX).index < 12);
+        assert_eq!(order.window(u64::MAX).count() as u64 + 1, 4);
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        let refused = |counts: &[u64], lanes, batch, window| {
+            Order::new(counts, 0, lanes, batch, window).unwrap_err()
+        };
+        assert_eq!(refused(&[0, 0], 1, 1, 1), OrderError::NoSamples);
+        assert_eq!(refused(&[1], 0, 1, 1), OrderError::Zero("lanes"));
+        assert_eq!(refused(&[1], 1, 1, 0), OrderError::Zero("window_shards"));
+        assert_eq!(
+            refused(&[1], 3, 8, 1),
+            OrderError::Lanes {
+                lanes: 3,
+                global_batch: 8
+            }
+        );
+    }
+}

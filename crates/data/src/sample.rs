@@ -1,0 +1,200 @@
+//! One sample, from its place in the shards to pixels and token ids; and the list of those that failed.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::image::{RgbImage, decode, evaluate_transform, train_transform};
+use crate::{Clean, Dataset, SampleError, TextEncoder, clean_caption};
+
+/// A sample ready to be put into a batch.
+#[derive(Debug)]
+pub(crate) struct Sample {
+    pub(crate) index: u64,
+    pub(crate) image_id: u64,
+    /// `[3, size, size]`
+    pub(crate) pixels: Option<Vec<u8>>,
+    pub(crate) ids: Vec<u32>,
+    pub(crate) caption: String,
+}
+
+/// How an image is brought to its size.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum View {
+    /// The evaluation transform.
+    Evaluate,
+    /// The augmentation that belongs to a stream position.
+    Train { seed: u64, position: u64 },
+}
+
+/// Reads, decodes, transforms and tokenises.
+pub(crate) struct Preparer {
+    pub(crate) dataset: Arc<Dataset>,
+    pub(crate) text: Arc<TextEncoder>,
+    pub(crate) clean: Clean,
+    pub(crate) image_size: usize,
+    pub(crate) pixels: bool,
+}
+
+impl Preparer {
+    /// The sample `index`; a panic on the way is a bad sample too, not the end of the run.
+    pub(crate) fn prepare(&self, index: u64, view: View) -> Result<Sample, SampleError> {
+        // Nothing is shared but the data set, whose locks recover from poison.
+        catch_unwind(AssertUnwindSafe(|| self.prepare_unguarded(index, view)))
+            .unwrap_or_else(|payload| Err(SampleError::Panic(panic_message(payload.as_ref()))))
+    }
+
+    fn prepare_unguarded(&self, index: u64, view: View) -> Result<Sample, SampleError> {
+        let raw = self.dataset.read(index)?;
+        let caption = clean_caption(&raw.caption, self.clean);
+        if caption.is_empty() {
+            return Err(SampleError::CaptionEmpty);
+        }
+        let ids = self.text.encode(&caption)?;
+        let pixels = match self.pixels {
+            true => Some(self.transform(&decode(&raw.image)?, view)),
+            false => None,
+        };
+        Ok(Sample {
+            index,
+            image_id: xxh3_64(&raw.image),
+            pixels,
+            ids,
+            caption,
+        })
+    }
+
+    fn transform(&self, image: &RgbImage, view: View) -> Vec<u8> {
+        match view {
+            View::Evaluate => evaluate_transform(image, self.image_size),
+            View::Train { seed, position } => {
+                train_transform(image, self.image_size, seed, position)
+            }
+        }
+    }
+
+    /// The entry that says why sample `index` is not used.
+    pub(crate) fn quarantine(&self, index: u64, error: &SampleError) -> Quarantined {
+        let (shard, key) = self.dataset.key(index).unwrap_or_default();
+        Quarantined {
+            shard,
+            key,
+            index,
+            reason: error.to_string(),
+        }
+    }
+}
+
+fn panic_message(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
+    text.unwrap_or("no message")
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// A sample that could not be used: a line of `quarantine.jsonl`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quarantined {
+    /// File name of its shard; empty when not even the index can be read any more.
+    pub shard: String,
+    /// Its key.
+    pub key: String,
+    /// Its index in the data set.
+    pub index: u64,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl fmt::Display for Quarantined {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "shard {}, key {}: {}", self.shard, self.key, self.reason)
+    }
+}
+
+/// The samples that are not tried again. Part of the checkpoint: whether a read fails is not a function of the seed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BadSamples {
+    /// Data set index, and the stream position at which the sample failed.
+    found: BTreeMap<u64, u64>,
+}
+
+impl BadSamples {
+    /// Whether the sample is in the list.
+    pub fn contains(&self, index: u64) -> bool {
+        self.found.contains_key(&index)
+    }
+
+    /// Number of samples in the list.
+    pub fn len(&self) -> usize {
+        self.found.len()
+    }
+
+    /// Whether the list is empty.
+    pub fn is_empty(&self) -> bool {
+        self.found.is_empty()
+    }
+
+    /// The indices in the list.
+    pub fn indices(&self) -> impl Iterator<Item = u64> + '_ {
+        self.found.keys().copied()
+    }
+
+    /// Puts a sample into the list that failed at stream position `position`.
+    pub fn insert(&mut self, index: u64, position: u64) {
+        self.found.entry(index).or_insert(position);
+    }
+
+    /// Takes over what another rank found; of two positions the earlier one stays.
+    pub fn merge(&mut self, other: &BadSamples) {
+        for (&index, &position) in &other.found {
+            let entry = self.found.entry(index).or_insert(position);
+            *entry = position.min(*entry);
+        }
+    }
+
+    /// How many were found at or behind a position.
+    pub(crate) fn found_since(&self, position: u64) -> usize {
+        self.found
+            .values()
+            .filter(|&&found| found >= position)
+            .count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn merging_is_the_same_from_both_sides() {
+        let list = |entries: &[(u64, u64)]| {
+            let mut bad = BadSamples::default();
+            entries
+                .iter()
+                .for_each(|&(index, position)| bad.insert(index, position));
+            bad
+        };
+        let (a, b) = (list(&[(1, 10), (2, 20)]), list(&[(2, 15), (3, 30)]));
+        let (mut ab, mut ba) = (a.clone(), b.clone());
+        ab.merge(&b);
+        ba.merge(&a);
+        assert_eq!(ab, ba);
+        assert_eq!(ab, list(&[(1, 10), (2, 15), (3, 30)]));
+        assert_eq!(ab.found_since(15), 2);
+    }
+
+    #[test]
+    fn the_list_survives_a_checkpoint() {
+        let mut bad = BadSamples::default();
+        bad.insert(7, u64::MAX);
+        let text = serde_json::json!(bad).to_string();
+        assert_eq!(serde_json::from_str::<BadSamples>(&text).unwrap(), bad);
+    }
+}
