@@ -1,5 +1,6 @@
 """One PNG of held-out pictures with the model's caption and the true name under each."""
 
+import unicodedata
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -28,8 +29,10 @@ def contact_sheet(path: Path, rows: list) -> None:
 
 
 def wrapped(draw: ImageDraw.ImageDraw, text: str, font) -> list:
+    """The text's lines at the picture's width. Pillow's own font has no accents, so they are left off."""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     lines = [""]
-    for word in text.split():
+    for word in plain.split():
         longer = f"{lines[-1]} {word}".strip()
         if draw.textlength(longer, font=font) <= PICTURE or not lines[-1]:
             lines[-1] = longer
