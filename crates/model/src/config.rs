@@ -1,0 +1,115 @@
+//! `config.json` of a BLIP-2 model, with Hugging Face's keys.
+
+use serde::Deserialize;
+use serde_json::Value;
+use thiserror::Error;
+
+use crate::language::LanguageConfig;
+use crate::qformer::QFormerConfig;
+use crate::vision::VisionConfig;
+
+/// Why a `config.json` cannot be used.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// A key is missing or has the wrong type.
+    #[error("config.json: {part}: {message}")]
+    Invalid {
+        /// The part of the file.
+        part: &'static str,
+        /// What serde says of it.
+        message: String,
+    },
+    /// A value that no code of ours computes.
+    #[error("config.json: {part}.{key}: got {got}, supported: {supported}")]
+    Unsupported {
+        /// The part of the file.
+        part: &'static str,
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        got: String,
+        /// What can be computed.
+        supported: &'static str,
+    },
+}
+
+/// A whole BLIP-2 model's configuration.
+#[derive(Debug, Clone)]
+pub struct Blip2Config {
+    /// The frozen image encoder.
+    pub vision: VisionConfig,
+    /// The Q-Former.
+    pub qformer: QFormerConfig,
+    /// The frozen language model; absent in a stage-1 model.
+    pub language: Option<LanguageConfig>,
+    /// What stands beside the parts.
+    pub top: TopConfig,
+}
+
+/// The top level's own keys.
+#[derive(Debug, Clone, Deserialize)]
+pub struct TopConfig {
+    /// How many query tokens.
+    pub num_query_tokens: i64,
+    /// Width of the contrastive embeddings.
+    #[serde(default = "default_image_text_hidden_size")]
+    pub image_text_hidden_size: i64,
+    /// The id that `transformers` replaces by a query; unused by us, kept for the export.
+    #[serde(default)]
+    pub image_token_index: Option<i64>,
+    /// `[DEC]`, the first token of generation in stage 1; the vocabulary's last entry where absent.
+    #[serde(default)]
+    pub qformer_decoder_start_token_id: Option<i64>,
+    /// Tokens in front of the queries (ours); absent: none, as `transformers` reads it.
+    #[serde(default)]
+    pub before_queries: Option<Vec<i64>>,
+    /// Which hidden state of the tower serves as image features (ours); absent: the last.
+    #[serde(default)]
+    pub vision_feature_layer: Option<i64>,
+    #[serde(default)]
+    architectures: Option<Vec<String>>,
+}
+
+fn default_image_text_hidden_size() -> i64 {
+    256
+}
+
+impl Blip2Config {
+    /// Reads a parsed `config.json`. A stage-1 model is told from a stage-2 model by `architectures`.
+    ///
+    /// # Errors
+    /// Names the part and key that is missing, mistyped or not supported.
+    pub fn from_json(json: &Value) -> Result<Blip2Config, ConfigError> {
+        let top: TopConfig = parse("top level", json)?;
+        let stage1 = top.architectures.as_ref().is_some_and(|a| a.iter().any(|a| a.contains("ImageTextRetrieval")));
+        let part = |name: &'static str| {
+            json.get(name).ok_or_else(|| ConfigError::Invalid { part: name, message: "missing".into() })
+        };
+        Ok(Blip2Config {
+            vision: VisionConfig::from_json(part("vision_config")?)?,
+            qformer: QFormerConfig::from_json(part("qformer_config")?)?,
+            language: if stage1 { None } else { Some(LanguageConfig::from_json(part("text_config")?)?) },
+            top,
+        })
+    }
+
+    /// `[DEC]`: the configured id, or the last of the vocabulary.
+    pub fn decoder_start_token(&self) -> i64 {
+        self.top.qformer_decoder_start_token_id.unwrap_or(self.qformer.vocab_size - 1)
+    }
+}
+
+/// Parses one part, naming it in the error.
+pub(crate) fn parse<T: serde::de::DeserializeOwned>(part: &'static str, json: &Value) -> Result<T, ConfigError> {
+    serde_json::from_value(json.clone()).map_err(|e| ConfigError::Invalid { part, message: e.to_string() })
+}
+
+/// Checks that heads divide a width and that sizes are positive.
+pub(crate) fn check_sizes(part: &'static str, sizes: &[(&'static str, i64)]) -> Result<(), ConfigError> {
+    for &(key, value) in sizes {
+        if !(1..=1 << 24).contains(&value) {
+            return Err(ConfigError::Unsupported { part, key, got: value.to_string(), supported: "1 to 2^24" });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,249 @@
+//! Text from a frozen decoder behind embedded prefixes: greedy, beam, nucleus; batched with left padding and a key-value cache.
+
+use tch::{Kind, Tensor, no_grad};
+
+use super::beam::BeamSearch;
+use super::{KvCache, LanguageModel};
+
+/// How the next token is chosen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Decoding {
+    /// The likeliest token.
+    Greedy,
+    /// The likeliest of several running texts, scored as `transformers` scores them.
+    Beam {
+        /// Running texts an image, at least 2.
+        beams: usize,
+        /// Scores are divided by length to this power.
+        length_penalty: f64,
+    },
+    /// A draw from the smallest set of tokens whose probability reaches `top_p`.
+    Nucleus {
+        /// Probability mass kept, in (0, 1].
+        top_p: f64,
+        /// Divides the logits, positive.
+        temperature: f64,
+        /// Draws are a function of (seed, index of the text, step).
+        seed: u64,
+    },
+}
+
+/// When a text may and must end.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerateOptions {
+    /// At most so many new tokens.
+    pub max_new_tokens: usize,
+    /// No end token before so many.
+    pub min_new_tokens: usize,
+    /// Tokens that end a text.
+    pub eos: Vec<i64>,
+    /// The choice of tokens.
+    pub decoding: Decoding,
+}
+
+/// What stands in front of the new text of each image.
+pub type Prompt = Tensor;
+
+/// New token ids for each prefix `[rows, hidden]`, cut before the end token.
+pub fn generate(model: &LanguageModel, prefixes: &[Prompt], options: &GenerateOptions) -> Vec<Vec<i64>> {
+    if prefixes.is_empty() || options.max_new_tokens == 0 {
+        return vec![Vec::new(); prefixes.len()];
+    }
+    no_grad(|| {
+        let prefix = LeftPadded::new(prefixes);
+        match options.decoding {
+            Decoding::Beam { beams, length_penalty } if beams > 1 => beam(model, prefix, options, beams, length_penalty),
+            Decoding::Beam { .. } | Decoding::Greedy => step_by_step(model, prefix, options, |scores, _, _| {
+                ints(&scores.argmax(-1, false))
+            }),
+            Decoding::Nucleus { top_p, temperature, seed } => {
+                step_by_step(model, prefix, options, |scores, step, rows| {
+                    let probabilities = (scores / temperature).softmax(-1, Kind::Float);
+                    let (sorted, order) = probabilities.sort(-1, true);
+                    (0..rows).map(|row| {
+                        let draw = uniform(seed, row, step);
+                        let i = row as i64;
+                        nucleus(&floats(&sorted.get(i)), &ints(&order.get(i)), top_p, draw)
+                    }).collect()
+                })
+            }
+        }
+    })
+}
+
+/// Prefixes of different lengths, padded in front.
+struct LeftPadded {
+    embeds: Tensor,
+    mask: Tensor,
+}
+
+impl LeftPadded {
+    fn new(prefixes: &[Prompt]) -> LeftPadded {
+        let longest = prefixes.iter().map(|p| p.size()[0]).max().unwrap_or(0);
+        let pad = |p: &Tensor| p.constant_pad_nd([0, 0, longest - p.size()[0], 0]);
+        let mask = |p: &Tensor| {
+            let ones = Tensor::ones([p.size()[0]], (Kind::Float, p.device()));
+            ones.constant_pad_nd([longest - p.size()[0], 0])
+        };
+        LeftPadded {
+            embeds: Tensor::stack(&prefixes.iter().map(pad).collect::<Vec<_>>(), 0),
+            mask: Tensor::stack(&prefixes.iter().map(mask).collect::<Vec<_>>(), 0).to_kind(Kind::Bool),
+        }
+    }
+}
+
+/// Logits of the last row in f32, `[B, vocabulary]`.
+fn next_logits(model: &LanguageModel, embeds: &Tensor, mask: &Tensor, cache: &mut KvCache) -> Tensor {
+    let hidden = model.forward_cached(embeds, mask, cache);
+    model.logits(&hidden.select(1, hidden.size()[1] - 1)).to_kind(Kind::Float)
+}
+
+fn forbid_end(scores: &Tensor, options: &GenerateOptions, step: usize) {
+    if step < options.min_new_tokens {
+        for &id in &options.eos {
+            let _ = scores.select(1, id).fill_(f64::NEG_INFINITY);
+        }
+    }
+}
+
+fn extend_mask(mask: &Tensor) -> Tensor {
+    Tensor::cat(&[mask, &Tensor::ones([mask.size()[0], 1], (Kind::Bool, mask.device()))], 1)
+}
+
+fn step_by_step(
+    model: &LanguageModel,
+    prefix: LeftPadded,
+    options: &GenerateOptions,
+    choose: impl Fn(&Tensor, usize, usize) -> Vec<i64>,
+) -> Vec<Vec<i64>> {
+    let rows = prefix.embeds.size()[0] as usize;
+    let (mut embeds, mut mask, mut cache) = (prefix.embeds, prefix.mask, KvCache::default());
+    let mut texts = vec![Vec::new(); rows];
+    let mut ended = vec![false; rows];
+    for step in 0..options.max_new_tokens {
+        let scores = next_logits(model, &embeds, &mask, &mut cache);
+        forbid_end(&scores, options, step);
+        let tokens = choose(&scores, step, rows);
+        for (row, &token) in tokens.iter().enumerate() {
+            if options.eos.contains(&token) {
+                ended[row] = true;
+            } else if !ended[row] {
+                texts[row].push(token);
+            }
+        }
+        if ended.iter().all(|&e| e) {
+            break;
+        }
+        embeds = model.embed(&Tensor::from_slice(&tokens).to_device(mask.device()).unsqueeze(1));
+        mask = extend_mask(&mask);
+    }
+    texts
+}
+
+fn beam(
+    model: &LanguageModel,
+    prefix: LeftPadded,
+    options: &GenerateOptions,
+    beams: usize,
+    length_penalty: f64,
+) -> Vec<Vec<i64>> {
+    let texts = prefix.embeds.size()[0];
+    let width = beams as i64;
+    let device = prefix.mask.device();
+    let mut embeds = prefix.embeds.repeat_interleave_self_int(width, 0, None);
+    let mut mask = prefix.mask.repeat_interleave_self_int(width, 0, None);
+    let mut cache = KvCache::default();
+    let mut searches: Vec<BeamSearch> = (0..texts).map(|_| BeamSearch::new(beams, length_penalty, &options.eos)).collect();
+    let candidates = (1 + options.eos.len()).max(2) as i64 * width;
+    for step in 0..options.max_new_tokens {
+        let scores = next_logits(model, &embeds, &mask, &mut cache).log_softmax(-1, Kind::Float);
+        forbid_end(&scores, options, step);
+        let vocabulary = scores.size()[1];
+        let running: Vec<f32> = searches.iter().flat_map(BeamSearch::running_scores).collect();
+        let total = scores + Tensor::from_slice(&running).to_device(device).unsqueeze(1);
+        let (best, index) = total.view([texts, width * vocabulary]).topk(candidates, -1, true, true);
+        let last = step + 1 == options.max_new_tokens;
+        let mut parents = Vec::new();
+        let mut tokens = Vec::new();
+        for (i, search) in searches.iter_mut().enumerate() {
+            let (best, index) = (floats(&best.get(i as i64)), ints(&index.get(i as i64)));
+            let found = best.iter().zip(&index).map(|(&score, &at)| (score, (at / vocabulary) as usize, at % vocabulary));
+            for (parent, token) in search.advance(&found.collect::<Vec<_>>(), last) {
+                parents.push((i * beams + parent) as i64);
+                tokens.push(token);
+            }
+        }
+        if last || searches.iter().all(BeamSearch::is_done) {
+            break;
+        }
+        cache.select(&Tensor::from_slice(&parents).to_device(device));
+        embeds = model.embed(&Tensor::from_slice(&tokens).to_device(device).unsqueeze(1));
+        mask = extend_mask(&mask);
+    }
+    searches.into_iter().map(BeamSearch::best).collect()
+}
+
+/// The token at which the kept mass, scaled to 1, reaches `draw`. `probabilities` fall.
+fn nucleus(probabilities: &[f32], tokens: &[i64], top_p: f64, draw: f64) -> i64 {
+    let mut kept = 0;
+    let mut mass = 0.0;
+    while kept < probabilities.len() && (kept == 0 || mass < top_p) {
+        mass += f64::from(probabilities[kept]);
+        kept += 1;
+    }
+    let mut rest = draw * mass;
+    for (&p, &token) in probabilities[..kept].iter().zip(tokens) {
+        rest -= f64::from(p);
+        if rest < 0.0 {
+            return token;
+        }
+    }
+    tokens[kept - 1]
+}
+
+/// A number in [0, 1) from (seed, row, step): splitmix64's finaliser over their mix.
+fn uniform(seed: u64, row: usize, step: usize) -> f64 {
+    let mut z = seed
+        .wrapping_add((row as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15))
+        .wrapping_add((step as u64 + 1).wrapping_mul(0xD1B5_4A32_D192_ED03));
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+fn floats(t: &Tensor) -> Vec<f32> {
+    let t = t.to_kind(Kind::Float).to_device(tch::Device::Cpu).contiguous();
+    let mut out = vec![0.0; t.numel()];
+    t.copy_data(&mut out, t.numel());
+    out
+}
+
+fn ints(t: &Tensor) -> Vec<i64> {
+    let t = t.to_kind(Kind::Int64).to_device(tch::Device::Cpu).contiguous();
+    let mut out = vec![0; t.numel()];
+    t.copy_data(&mut out, t.numel());
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nucleus_keeps_the_smallest_set_that_reaches_the_mass() {
+        let (p, ids) = ([0.5, 0.3, 0.2], [7, 8, 9]);
+        assert_eq!(nucleus(&p, &ids, 0.5, 0.999), 7);
+        assert_eq!(nucleus(&p, &ids, 0.6, 0.999), 8);
+        assert_eq!(nucleus(&p, &ids, 0.6, 0.6), 7);
+        assert_eq!(nucleus(&p, &ids, 1.0, 0.999), 9);
+        assert_eq!(nucleus(&p, &ids, 1e-9, 0.5), 7);
+    }
+
+    #[test]
+    fn draws_are_uniform_and_keyed() {
+        let draws: Vec<f64> = (0..1000).map(|i| uniform(3, i, 0)).collect();
+        let mean = draws.iter().sum::<f64>() / 1000.0;
+        assert!((mean - 0.5).abs() < 0.03, "mean {mean}");
+        assert_ne!(uniform(3, 1, 0), uniform(3, 0, 1));
+    }
+}

@@ -1,0 +1,146 @@
+//! Stage 1 (BLIP-2, section 3.2): the Q-Former with its contrastive, matching and generation heads, behind image features.
+
+use blip2_torchx::params::{Init, Scope};
+use tch::{Kind, Tensor};
+
+use crate::config::Blip2Config;
+use crate::dropout::Dropout;
+use crate::layers::{LayerNorm, Linear};
+use crate::qformer::{ImageKeys, QFormer, TextBatch, TextEmbeddings, TextHead};
+
+/// The start of the learned temperature.
+const INITIAL_TEMPERATURE: f64 = 0.07;
+
+/// Everything that stage 1 trains.
+#[derive(Debug)]
+pub struct Stage1 {
+    /// The trunk with its queries and text half.
+    pub qformer: QFormer,
+    /// LAVIS' `ln_vision`.
+    pub ln_vision: LayerNorm,
+    vision_projection: Linear,
+    text_projection: Linear,
+    itm_head: Linear,
+    head: TextHead,
+    /// The temperature of ITC, 0-d.
+    pub temp: Tensor,
+    decoder_start: i64,
+}
+
+/// What the packed pass gives the losses.
+#[derive(Debug)]
+pub struct Stage1Pass {
+    /// Keys of the batch's images, for the pairs of ITM.
+    pub keys: ImageKeys,
+    /// L2-normalised embeddings of every query, f32 `[B, queries, E]`.
+    pub image_embeds: Tensor,
+    /// L2-normalised embeddings of the texts, f32 `[B, E]`.
+    pub text_embeds: Tensor,
+    /// Hidden states of the generation text, `[B, T, hidden]`.
+    pub generation: Tensor,
+    /// The texts' embeddings before the shared LayerNorm, `[B, T, hidden]`.
+    text: Tensor,
+}
+
+impl Stage1 {
+    /// Declares all trainable parameters below `root`.
+    pub fn new(root: &Scope, config: &Blip2Config) -> Stage1 {
+        let (hidden, embed) = (config.qformer.hidden_size, config.top.image_text_hidden_size);
+        let post_layernorm = root.pp("vision_model.post_layernorm");
+        Stage1 {
+            qformer: QFormer::new(root, &config.qformer, config.top.num_query_tokens, true),
+            ln_vision: LayerNorm::new(&post_layernorm, config.vision.hidden_size(), config.vision.layer_norm_eps()),
+            vision_projection: Linear::default_init(&root.pp("vision_projection"), hidden, embed),
+            text_projection: Linear::default_init(&root.pp("text_projection"), hidden, embed),
+            itm_head: Linear::default_init(&root.pp("itm_head"), hidden, 2),
+            head: TextHead::new(root, &config.qformer),
+            temp: root.param("temp", &[], Init::Const(INITIAL_TEMPERATURE)),
+            decoder_start: config.decoder_start_token(),
+        }
+    }
+
+    /// The packed pass: image, uni-modal text and generation text at once.
+    ///
+    /// # Shapes
+    /// `features [B, N, width]`.
+    pub fn forward(&self, features: &Tensor, text: &TextBatch, dropout: &Dropout) -> Stage1Pass {
+        let keys = self.qformer.image_keys(features, &self.ln_vision);
+        let (cls, dec) = self.embeddings().forward_with_start(&text.ids, self.decoder_start);
+        let packed = self.qformer.encode_packed(&keys, &cls, &dec, text, dropout);
+        Stage1Pass {
+            keys,
+            image_embeds: unit(&self.vision_projection.forward(&packed.queries)),
+            text_embeds: unit(&self.text_projection.forward(&packed.cls)),
+            generation: packed.dec,
+            text: cls,
+        }
+    }
+
+    /// Matching logits of the positive pairs and of those with a negative image and a negative text, f32 `[3B, 2]` in that order.
+    ///
+    /// # Shapes
+    /// `negative_image, negative_text i64 [B]`: row i's own replaced by that of another row.
+    pub fn match_pairs(
+        &self,
+        pass: &Stage1Pass,
+        text: &TextBatch,
+        negative_image: &Tensor,
+        negative_text: &Tensor,
+        dropout: &Dropout,
+    ) -> Tensor {
+        let batch = text.batch();
+        // (positive, negative text, negative image): the first two kinds share their images.
+        let own = Tensor::arange(batch, (Kind::Int64, text.ids.device()));
+        let texts = Tensor::cat(&[&own, negative_text, &own], 0);
+        let pairs = pass.keys.matching_pairs(negative_image);
+        let embeddings = pass.text.index_select(0, &texts);
+        let queries = self.qformer.encode_pairs(&pairs, &embeddings, &text.select(&texts), &dropout.for_pairs());
+        let kinds = self.match_logits(&queries).split(batch, 0);
+        Tensor::cat(&[&kinds[0], &kinds[2], &kinds[1]], 0)
+    }
+
+    /// Matching logits of image-text pairs one by one, f32 `[B, 2]` (evaluation).
+    pub fn match_one_to_one(&self, keys: &ImageKeys, text: &TextBatch) -> Tensor {
+        let embeddings = self.embeddings().forward(&text.ids);
+        let queries = self.qformer.encode_pairs(&keys.as_pairs(), &embeddings, text, &Dropout::off());
+        self.match_logits(&queries)
+    }
+
+    /// Generation logits of chosen rows: `hidden [M, hidden] -> [M, vocabulary]`.
+    pub fn generation_logits(&self, hidden: &Tensor) -> Tensor {
+        self.head.forward(hidden, self.embeddings())
+    }
+
+    /// L2-normalised embeddings of images, f32 `[B, queries, E]` (evaluation).
+    pub fn embed_images(&self, features: &Tensor) -> Tensor {
+        let keys = self.qformer.image_keys(features, &self.ln_vision);
+        unit(&self.vision_projection.forward(&self.qformer.encode_images(&keys, &Dropout::off())))
+    }
+
+    /// L2-normalised embeddings of texts, f32 `[B, E]` (evaluation).
+    pub fn embed_texts(&self, text: &TextBatch) -> Tensor {
+        let cls = self.qformer.encode_texts(&self.embeddings().forward(&text.ids), text, &Dropout::off());
+        unit(&self.text_projection.forward(&cls))
+    }
+
+    /// The id that generation text begins with.
+    pub fn decoder_start(&self) -> i64 {
+        self.decoder_start
+    }
+
+    /// The mean over the queries of their logits (LAVIS).
+    fn match_logits(&self, queries: &Tensor) -> Tensor {
+        self.itm_head.forward(queries).to_kind(Kind::Float).mean_dim([1i64].as_slice(), false, Kind::Float)
+    }
+
+    fn embeddings(&self) -> &TextEmbeddings {
+        self.qformer.text.as_ref().expect("stage 1 builds the Q-Former with its text half")
+    }
+}
+
+/// L2 normalisation over the last axis, in f32.
+fn unit(x: &Tensor) -> Tensor {
+    let x = x.to_kind(Kind::Float);
+    let norm = x.norm_scalaropt_dim(2.0, [-1i64].as_slice(), true).clamp_min(1e-12);
+    x / norm
+}

@@ -1,0 +1,103 @@
+//! Stage 2 (BLIP-2, section 3.3): the Q-Former's queries, projected, as a soft prompt of a frozen language model.
+
+use blip2_torchx::params::Scope;
+use tch::{Kind, Tensor};
+
+use crate::config::Blip2Config;
+use crate::dropout::Dropout;
+use crate::language::{GenerateOptions, LanguageModel, generate};
+use crate::layers::{LayerNorm, Linear};
+use crate::qformer::QFormer;
+
+/// Everything that stage 2 trains: the query half of the Q-Former, `ln_vision` and the projection.
+#[derive(Debug)]
+pub struct Stage2 {
+    qformer: QFormer,
+    ln_vision: LayerNorm,
+    language_projection: Linear,
+    before_queries: Vec<i64>,
+}
+
+impl Stage2 {
+    /// Declares all trainable parameters below `root`.
+    ///
+    /// `language_width` is the width of the language model's embeddings; `before_queries` are the tokens in front of the queries.
+    pub fn new(root: &Scope, config: &Blip2Config, language_width: i64, before_queries: Vec<i64>) -> Stage2 {
+        let post_layernorm = root.pp("vision_model.post_layernorm");
+        let hidden = config.qformer.hidden_size;
+        Stage2 {
+            qformer: QFormer::new(root, &config.qformer, config.top.num_query_tokens, false),
+            ln_vision: LayerNorm::new(&post_layernorm, config.vision.hidden_size(), config.vision.layer_norm_eps()),
+            language_projection: Linear::default_init(&root.pp("language_projection"), hidden, language_width),
+            before_queries,
+        }
+    }
+
+    /// What stands in front of the text, in the language model's dtype: the embedded tokens before the queries, then the projected queries.
+    ///
+    /// # Shapes
+    /// `features [B, N, width] -> [B, before + queries, hidden of the language model]`.
+    pub fn soft_prompt(&self, features: &Tensor, language: &LanguageModel, dropout: &Dropout) -> Tensor {
+        let keys = self.qformer.image_keys(features, &self.ln_vision);
+        let queries = self.language_projection.forward(&self.qformer.encode_images(&keys, dropout));
+        let queries = queries.to_kind(language.kind());
+        if self.before_queries.is_empty() {
+            return queries;
+        }
+        let before = Tensor::from_slice(&self.before_queries).to_device(features.device());
+        let before = language.embed(&before).unsqueeze(0).expand([features.size()[0], -1, -1], false);
+        Tensor::cat(&[before, queries], 1)
+    }
+
+    /// Logits at the rows that predict labelled tokens; the vocabulary head runs on those rows only.
+    ///
+    /// # Shapes
+    /// `prompt [B, P, hidden]`, `ids i64 [B, T]` right-padded; `labelled i64 [M]` are flat positions in `[B, T]`; `-> [M, vocabulary]`. Row `t` of the
+    /// text is predicted from the row before it; its first from the last row of the prompt.
+    pub fn text_logits(&self, prompt: &Tensor, ids: &Tensor, labelled: &Tensor, language: &LanguageModel) -> Tensor {
+        let (batch, tokens) = ids.size2().expect("rank 2: [B, T]");
+        let embeds = Tensor::cat(&[prompt, &language.embed(ids)], 1);
+        let hidden = language.forward(&embeds);
+        let predicting = hidden.narrow(1, prompt.size()[1] - 1, tokens).reshape([batch * tokens, -1]);
+        language.logits(&predicting.index_select(0, labelled))
+    }
+
+    /// New token ids for each image behind its prompt of token ids.
+    ///
+    /// # Shapes
+    /// `features [B, N, width]`; one prompt an image, possibly empty.
+    pub fn generate(
+        &self,
+        features: &Tensor,
+        prompts: &[Vec<i64>],
+        language: &LanguageModel,
+        options: &GenerateOptions,
+    ) -> Vec<Vec<i64>> {
+        tch::no_grad(|| {
+            let soft = self.soft_prompt(features, language, &Dropout::off());
+            let prefixes: Vec<Tensor> = prompts
+                .iter()
+                .enumerate()
+                .map(|(i, ids)| {
+                    let soft = soft.get(i as i64);
+                    if ids.is_empty() {
+                        return soft;
+                    }
+                    let text = language.embed(&Tensor::from_slice(ids).to_device(features.device()));
+                    Tensor::cat(&[soft, text.to_kind(language.kind())], 0)
+                })
+                .collect();
+            generate(language, &prefixes, options)
+        })
+    }
+
+    /// The tokens in front of the queries.
+    pub fn before_queries(&self) -> &[i64] {
+        &self.before_queries
+    }
+}
+
+/// Flat positions of labels other than `ignore` in `labels i64 [B, T]`.
+pub fn labelled_positions(labels: &Tensor, ignore: i64) -> Tensor {
+    labels.flatten(0, 1).not_equal(ignore).nonzero().squeeze_dim(-1).to_kind(Kind::Int64)
+}
