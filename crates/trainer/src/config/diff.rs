@@ -34,29 +34,16 @@ pub struct Difference {
 }
 
 /// Keys and sections that a continued run may change. `run.name` and `run.dir` say where the folder is.
-const FREE: &[&str] = &[
-    "log",
-    "eval",
-    "checkpoint",
-    "data.loader",
-    "run.device",
-    "run.name",
-    "run.dir",
-    "schedule.steps",
-];
+const FREE: &[&str] =
+    &["log", "eval", "checkpoint", "data.loader", "run.device", "run.name", "run.dir", "schedule.steps"];
 
 impl Config {
     /// All keys whose values differ between the run's configuration and this one, in the order of the file.
     pub fn differences(&self, run: &Config) -> Vec<Difference> {
         let ours = leaves(self);
         let theirs: BTreeMap<String, Node> = leaves(run).into_iter().collect();
-        let known: BTreeMap<&str, &Node> = ours
-            .iter()
-            .map(|(key, node)| (key.as_str(), node))
-            .collect();
-        let gone = theirs
-            .iter()
-            .filter(|(key, _)| !known.contains_key(key.as_str()));
+        let known: BTreeMap<&str, &Node> = ours.iter().map(|(key, node)| (key.as_str(), node)).collect();
+        let gone = theirs.iter().filter(|(key, _)| !known.contains_key(key.as_str()));
         ours.iter()
             .filter(|(key, node)| theirs.get(key) != Some(node))
             .map(|(key, node)| difference(key, theirs.get(key), Some(node)))
@@ -67,10 +54,7 @@ impl Config {
     /// Digest of everything that a continued run may not change.
     pub fn digest(&self) -> String {
         let mut hasher = blake3::Hasher::new();
-        for (key, node) in leaves(self)
-            .iter()
-            .filter(|(key, _)| change(key) == Change::Refused)
-        {
+        for (key, node) in leaves(self).iter().filter(|(key, _)| change(key) == Change::Refused) {
             hasher.update(format!("{key}={node}\n").as_bytes());
         }
         hasher.finalize().to_hex().to_string()
@@ -83,19 +67,11 @@ fn leaves(config: &Config) -> Vec<(String, Node)> {
 
 fn difference(key: &str, run: Option<&Node>, here: Option<&Node>) -> Difference {
     let text = |node: Option<&Node>| node.map_or("-".to_string(), Node::to_string);
-    Difference {
-        key: key.to_string(),
-        run: text(run),
-        here: text(here),
-        change: change(key),
-    }
+    Difference { key: key.to_string(), run: text(run), here: text(here), change: change(key) }
 }
 
 fn change(key: &str) -> Change {
-    let is = |name: &str| {
-        key.strip_prefix(name)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-    };
+    let is = |name: &str| key.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
     if FREE.iter().copied().any(is) {
         Change::Allowed
     } else if key.starts_with("data.") && key.ends_with(".shards") {

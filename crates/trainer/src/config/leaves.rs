@@ -88,11 +88,7 @@ impl BestMetric {
 
     /// Whether `value` is better than `other`.
     pub fn prefers(self, value: f64, other: f64) -> bool {
-        if self.is_retrieval() {
-            value > other
-        } else {
-            value < other
-        }
+        if self.is_retrieval() { value > other } else { value < other }
     }
 }
 
@@ -166,11 +162,7 @@ impl Leaf for DeviceChoice {
             "auto" => Some(Self::Auto),
             "cpu" => Some(Self::Cpu),
             "cuda" => Some(Self::Cuda(None)),
-            other => other
-                .strip_prefix("cuda:")?
-                .parse()
-                .ok()
-                .map(|index| Self::Cuda(Some(index))),
+            other => other.strip_prefix("cuda:")?.parse().ok().map(|index| Self::Cuda(Some(index))),
         }
     }
 

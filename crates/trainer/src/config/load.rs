@@ -38,18 +38,25 @@ impl Config {
                 Err(found) => errors.extend(found),
             }
         }
-        if errors.is_empty() {
-            Ok(configs)
-        } else {
-            Err(ConfigErrors::new(errors))
-        }
+        if errors.is_empty() { Ok(configs) } else { Err(ConfigErrors::new(errors)) }
+    }
+
+    /// Reads the configuration that a run has kept, without asking whether its files are still where they were.
+    ///
+    /// # Errors
+    /// Every key in it that this program does not read.
+    pub fn load_resolved(path: &Path) -> Result<Config, ConfigErrors> {
+        let file = path.display().to_string();
+        let document = read_document(path, &file).map_err(ConfigErrors::new)?;
+        let mut reader = Reader::new(file, &[], Config::keys());
+        let config = decode(&document, &mut reader);
+        let errors = reader.into_errors();
+        if errors.is_empty() { Ok(config) } else { Err(ConfigErrors::new(errors)) }
     }
 
     /// This configuration with every default written out; loads to an equal one.
     pub fn to_yaml(&self) -> String {
-        self.encode()
-            .to_yaml()
-            .expect("scalars, lists and mappings with text keys are YAML")
+        self.encode().to_yaml().expect("scalars, lists and mappings with text keys are YAML")
     }
 
     /// Dotted paths of every key there is.
@@ -61,31 +68,9 @@ impl Config {
 }
 
 /// `promised`: folders of the runs before this one; its own is added.
-fn load_one(
-    path: &Path,
-    sets: &[String],
-    promised: &mut Vec<PathBuf>,
-) -> Result<Config, Vec<ConfigError>> {
+fn load_one(path: &Path, sets: &[String], promised: &mut Vec<PathBuf>) -> Result<Config, Vec<ConfigError>> {
     let file = path.display().to_string();
-    let whole_file = |problem| {
-        vec![ConfigError {
-            origin: file.clone(),
-            key: String::new(),
-            problem,
-        }]
-    };
-    let text = fs::read_to_string(path)
-        .map_err(|error| whole_file(Problem::Unreadable(error.to_string())))?;
-    let mut document =
-        Node::parse(&text).map_err(|error| whole_file(Problem::Syntax(error.to_string())))?;
-    if !matches!(document, Node::Map(_) | Node::Null) {
-        return Err(whole_file(Problem::Unexpected {
-            expected: "a mapping with the sections run, task, model, data, ...".into(),
-            got: document.to_string(),
-            hint: None,
-        }));
-    }
-
+    let mut document = read_document(path, &file)?;
     let mut errors = Vec::new();
     let mut applied = Vec::new();
     for argument in sets {
@@ -96,35 +81,40 @@ fn load_one(
     }
 
     let mut reader = Reader::new(file, &applied, Config::keys());
-    let mut config = Config::decode(&document, &mut reader);
-    if config.run.name.is_empty() {
-        config.run.name = if config.task.stage == Stage::One {
-            "stage1"
-        } else {
-            "stage2"
-        }
-        .to_string();
-    }
+    let config = decode(&document, &mut reader);
     validate::check_keys(&config, &mut reader);
     validate::check_files(&config, promised, &mut reader);
     validate::check_shards(&config, &mut reader);
     let folder = validate::without_dots(&config.run_folder());
     if promised.contains(&folder) {
         let got = config.run.name.clone();
-        reader.at("run.name", |r| {
-            r.unexpected(
-                "a run of its own for each file",
-                got,
-                Some("an earlier file has this one".into()),
-            )
-        });
+        let hint = Some("an earlier file has this one".to_string());
+        reader.at("run.name", |r| r.unexpected("a run of its own for each file", got, hint));
     }
     promised.push(folder);
 
     errors.extend(reader.into_errors());
-    if errors.is_empty() {
-        Ok(config)
-    } else {
-        Err(errors)
+    if errors.is_empty() { Ok(config) } else { Err(errors) }
+}
+
+fn read_document(path: &Path, file: &str) -> Result<Node, Vec<ConfigError>> {
+    let wrong = |problem| vec![ConfigError { origin: file.to_string(), key: String::new(), problem }];
+    let text = fs::read_to_string(path).map_err(|error| wrong(Problem::Unreadable(error.to_string())))?;
+    match Node::parse(&text) {
+        Ok(document @ (Node::Map(_) | Node::Null)) => Ok(document),
+        Ok(other) => Err(wrong(Problem::Unexpected {
+            expected: "a mapping with the sections run, task, model, data, ...".into(),
+            got: other.to_string(),
+            hint: None,
+        })),
+        Err(error) => Err(wrong(Problem::Syntax(error.to_string()))),
     }
+}
+
+fn decode(document: &Node, reader: &mut Reader) -> Config {
+    let mut config = Config::decode(document, reader);
+    if config.run.name.is_empty() {
+        config.run.name = if config.task.stage == Stage::One { "stage1" } else { "stage2" }.to_string();
+    }
+    config
 }

@@ -22,11 +22,7 @@ impl Node {
     /// Parses one document; one of comments only is [`Node::Null`].
     pub(super) fn parse(yaml: &str) -> Result<Node, serde_yaml::Error> {
         let nothing = |line: &str| line.trim().is_empty() || line.trim_start().starts_with('#');
-        if yaml.lines().all(nothing) {
-            Ok(Node::Null)
-        } else {
-            serde_yaml::from_str(yaml)
-        }
+        if yaml.lines().all(nothing) { Ok(Node::Null) } else { serde_yaml::from_str(yaml) }
     }
 
     /// The text of this tree as YAML.
@@ -43,23 +39,14 @@ impl Node {
 
     fn collect_leaves(&self, path: String, out: &mut Vec<(String, Node)>) {
         let join = |key: &str| {
-            if path.is_empty() {
-                key.to_string()
-            } else {
-                format!("{path}.{key}")
-            }
+            if path.is_empty() { key.to_string() } else { format!("{path}.{key}") }
         };
         match self {
             Node::Map(entries) if !entries.is_empty() => {
-                entries
-                    .iter()
-                    .for_each(|(key, value)| value.collect_leaves(join(key), out));
+                entries.iter().for_each(|(key, value)| value.collect_leaves(join(key), out));
             }
             Node::List(items) if !items.is_empty() => {
-                items
-                    .iter()
-                    .enumerate()
-                    .for_each(|(i, item)| item.collect_leaves(join(&i.to_string()), out));
+                items.iter().enumerate().for_each(|(i, item)| item.collect_leaves(join(&i.to_string()), out));
             }
             leaf => out.push((path, leaf.clone())),
         }

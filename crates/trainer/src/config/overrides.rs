@@ -30,31 +30,16 @@ pub(super) fn apply(document: &mut Node, argument: &str) -> Result<Override, Con
     let wrong = |key: &str, expected: &str, got: String, hint: Option<&str>| ConfigError {
         origin: format!("--set {argument}"),
         key: key.to_string(),
-        problem: Problem::Unexpected {
-            expected: expected.to_string(),
-            got,
-            hint: hint.map(str::to_string),
-        },
+        problem: Problem::Unexpected { expected: expected.to_string(), got, hint: hint.map(str::to_string) },
     };
     let Some((key, value)) = argument.split_once('=') else {
-        return Err(wrong(
-            "",
-            "key.path=value",
-            format!("{argument:?}"),
-            Some("there is no = in it"),
-        ));
+        return Err(wrong("", "key.path=value", format!("{argument:?}"), Some("there is no = in it")));
     };
     let path: Vec<String> = key.split('.').map(|part| part.trim().to_string()).collect();
     if path.iter().any(String::is_empty) {
-        return Err(wrong(
-            key,
-            "a dotted path of keys",
-            format!("{key:?}"),
-            Some("as in optimizer.lr=1e-4"),
-        ));
+        return Err(wrong(key, "a dotted path of keys", format!("{key:?}"), Some("as in optimizer.lr=1e-4")));
     }
-    let value =
-        Node::parse(value).map_err(|error| wrong(key, "a YAML value", error.to_string(), None))?;
+    let value = Node::parse(value).map_err(|error| wrong(key, "a YAML value", error.to_string(), None))?;
 
     let mut existing = 0;
     let mut node = document;
@@ -62,19 +47,10 @@ pub(super) fn apply(document: &mut Node, argument: &str) -> Result<Override, Con
         let here = node;
         if let Node::List(items) = here {
             let length = items.len();
-            node = part
-                .parse()
-                .ok()
-                .and_then(|index: usize| items.get_mut(index))
-                .ok_or_else(|| {
-                    let expected = format!("the index of one of {length} entries, from 0");
-                    wrong(
-                        &path[..=depth].join("."),
-                        &expected,
-                        format!("{part:?}"),
-                        Some("or set the list as a whole"),
-                    )
-                })?;
+            node = part.parse().ok().and_then(|index: usize| items.get_mut(index)).ok_or_else(|| {
+                let expected = format!("the index of one of {length} entries, from 0");
+                wrong(&path[..=depth].join("."), &expected, format!("{part:?}"), Some("or set the list as a whole"))
+            })?;
             existing = depth + 1;
             continue;
         }
@@ -83,9 +59,7 @@ pub(super) fn apply(document: &mut Node, argument: &str) -> Result<Override, Con
             // What stood at the part before is gone: from there on it is this argument's.
             existing = existing.min(depth.saturating_sub(1));
         }
-        let Node::Map(entries) = here else {
-            unreachable!("made a mapping above")
-        };
+        let Node::Map(entries) = here else { unreachable!("made a mapping above") };
         let position = match entries.iter().rposition(|(name, _)| name == part) {
             Some(position) => {
                 existing = depth + 1;
@@ -99,9 +73,5 @@ pub(super) fn apply(document: &mut Node, argument: &str) -> Result<Override, Con
         node = &mut entries[position].1;
     }
     *node = value;
-    Ok(Override {
-        text: argument.to_string(),
-        path,
-        existing,
-    })
+    Ok(Override { text: argument.to_string(), path, existing })
 }

@@ -19,13 +19,7 @@ pub(super) struct Reader<'a> {
 impl<'a> Reader<'a> {
     /// `known_keys`: every dotted path there is, from which suggestions are made.
     pub(super) fn new(file: String, overrides: &'a [Override], known_keys: Vec<String>) -> Self {
-        Self {
-            file,
-            overrides,
-            known_keys,
-            path: Vec::new(),
-            errors: Vec::new(),
-        }
+        Self { file, overrides, known_keys, path: Vec::new(), errors: Vec::new() }
     }
 
     pub(super) fn into_errors(self) -> Vec<ConfigError> {
@@ -42,8 +36,7 @@ impl<'a> Reader<'a> {
 
     /// Does `work` at a dotted path from the top.
     pub(super) fn at<T>(&mut self, key: &str, work: impl FnOnce(&mut Self) -> T) -> T {
-        let before =
-            std::mem::replace(&mut self.path, key.split('.').map(str::to_string).collect());
+        let before = std::mem::replace(&mut self.path, key.split('.').map(str::to_string).collect());
         let result = work(self);
         self.path = before;
         result
@@ -56,11 +49,7 @@ impl<'a> Reader<'a> {
             // A section whose lines are all commented out.
             Node::Null => &[],
             other => {
-                self.unexpected(
-                    format!("a section with {}", known.join(", ")),
-                    other.to_string(),
-                    None,
-                );
+                self.unexpected(format!("a section with {}", known.join(", ")), other.to_string(), None);
                 &[]
             }
         };
@@ -87,11 +76,7 @@ impl<'a> Reader<'a> {
         default: Option<T>,
         rule: Option<Rule<T>>,
     ) -> T {
-        let node = entries
-            .iter()
-            .rev()
-            .find(|(name, _)| name == key)
-            .map(|(_, node)| node);
+        let node = entries.iter().rev().find(|(name, _)| name == key).map(|(_, node)| node);
         self.within(key, |reader| {
             let Some(node) = node else {
                 return default.unwrap_or_else(|| T::missing(reader));
@@ -109,35 +94,21 @@ impl<'a> Reader<'a> {
     }
 
     /// A value that does not belong at the current key.
-    pub(super) fn unexpected(
-        &mut self,
-        expected: impl Into<String>,
-        got: String,
-        hint: Option<String>,
-    ) {
-        self.report(Problem::Unexpected {
-            expected: expected.into(),
-            got,
-            hint,
-        });
+    pub(super) fn unexpected(&mut self, expected: impl Into<String>, got: String, hint: Option<String>) {
+        self.report(Problem::Unexpected { expected: expected.into(), got, hint });
     }
 
     /// Nothing stands at the current key, which has no default.
     pub(super) fn missing(&mut self, expected: impl Into<String>) {
-        self.report(Problem::MissingKey {
-            expected: expected.into(),
-        });
+        self.report(Problem::MissingKey { expected: expected.into() });
     }
 
     /// Whether a mistake was reported at, below or above `key`, so that nothing can be concluded from its value.
     pub(super) fn has_failed(&self, key: &str) -> bool {
         let below = |long: &str, short: &str| {
-            long.strip_prefix(short)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            long.strip_prefix(short).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
         };
-        self.errors
-            .iter()
-            .any(|error| below(&error.key, key) || below(key, &error.key))
+        self.errors.iter().any(|error| below(&error.key, key) || below(key, &error.key))
     }
 
     fn report(&mut self, problem: Problem) {
@@ -146,15 +117,8 @@ impl<'a> Reader<'a> {
             .iter()
             .rev()
             .find(|argument| self.path.starts_with(argument.introduced()))
-            .map_or_else(
-                || self.file.clone(),
-                |argument| format!("--set {}", argument.text()),
-            );
-        self.errors.push(ConfigError {
-            origin,
-            key: self.path.join("."),
-            problem,
-        });
+            .map_or_else(|| self.file.clone(), |argument| format!("--set {}", argument.text()));
+        self.errors.push(ConfigError { origin, key: self.path.join("."), problem });
     }
 
     fn suggest(&self, key: &str, known: &[&str]) -> String {
@@ -164,10 +128,7 @@ impl<'a> Reader<'a> {
         if let Some(name) = candidates.first() {
             return format!("did you mean {name}?");
         }
-        let elsewhere = self
-            .known_keys
-            .iter()
-            .find(|path| path.rsplit('.').next() == Some(key));
+        let elsewhere = self.known_keys.iter().find(|path| path.rsplit('.').next() == Some(key));
         match elsewhere {
             Some(path) => format!("did you mean {path}?"),
             None => format!("known here: {}", known.join(", ")),

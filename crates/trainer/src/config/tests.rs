@@ -38,19 +38,13 @@ impl Fixture {
 
     fn raw(&self, name: &str, text: &str) -> PathBuf {
         let path = self.path(name);
-        fs::write(
-            &path,
-            text.replace("DIR", &self.folder.path().display().to_string()),
-        )
-        .unwrap();
+        fs::write(&path, text.replace("DIR", &self.folder.path().display().to_string())).unwrap();
         path
     }
 
     fn load(&self, more: &str, sets: &[&str]) -> Result<Config, ConfigErrors> {
-        let sets: Vec<String> = sets
-            .iter()
-            .map(|set| set.replace("DIR", &self.folder.path().display().to_string()))
-            .collect();
+        let sets: Vec<String> =
+            sets.iter().map(|set| set.replace("DIR", &self.folder.path().display().to_string())).collect();
         Config::load(&self.file("c.yaml", more), &sets)
     }
 
@@ -59,11 +53,7 @@ impl Fixture {
         let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
         let errors = Config::load(path, &sets).unwrap_err();
         let prefix = format!("{}/", self.folder.path().display());
-        errors
-            .to_string()
-            .lines()
-            .map(|line| line.replace(&prefix, ""))
-            .collect()
+        errors.to_string().lines().map(|line| line.replace(&prefix, "")).collect()
     }
 }
 
@@ -74,32 +64,16 @@ fn a_smallest_file_has_every_default() {
     assert_eq!(config.run.precision, Precision::Bf16);
     assert_eq!(config.optimizer.lr, 1e-4);
     assert_eq!(config.optimizer.betas, [0.9, 0.98]);
-    assert_eq!(
-        (
-            config.schedule.steps,
-            config.schedule.global_batch,
-            config.micro_batch()
-        ),
-        (250_000, 1680, 1680)
-    );
+    assert_eq!((config.schedule.steps, config.schedule.global_batch, config.micro_batch()), (250_000, 1680, 1680));
     assert_eq!(config.model.vision.layer, AutoOr::Auto);
     assert_eq!(config.data.feature_cache, FeatureCache::Off);
     assert_eq!(config.data.train[0].weight, 1.0);
-    assert_eq!(
-        (
-            config.model.language,
-            config.data.val,
-            config.checkpoint.best
-        ),
-        (None, None, None)
-    );
+    assert_eq!((config.model.language, config.data.val, config.checkpoint.best), (None, None, None));
 }
 
 #[test]
 fn exponents_without_a_point_are_numbers() {
-    let config = Fixture::new()
-        .load("optimizer: {lr: 3e-4}\nschedule: {steps: 5e3}\n", &[])
-        .unwrap();
+    let config = Fixture::new().load("optimizer: {lr: 3e-4}\nschedule: {steps: 5e3}\n", &[]).unwrap();
     assert_eq!((config.optimizer.lr, config.schedule.steps), (3e-4, 5000));
 }
 
@@ -141,114 +115,43 @@ fn every_mistake_is_listed_at_once() {
 fn contradictions_are_mistakes() {
     let fixture = Fixture::new();
     for (more, sets, expected) in [
-        (
-            "",
-            vec!["model.language.weights=llm"],
-            "model.language: expected no such section in stage 1",
-        ),
-        (
-            "",
-            vec!["task.stage=2"],
-            "model.language: expected a section with weights in stage 2, got nothing",
-        ),
-        (
-            "run: {device: cpu, precision: fp16}",
-            vec![],
-            "run.precision: expected fp32 | bf16 on run.device: cpu",
-        ),
-        (
-            "",
-            vec!["data.feature_cache=memory"],
-            "data.feature_cache: expected off | a folder",
-        ),
-        (
-            "",
-            vec!["optimizer.min_lr=1"],
-            "optimizer.min_lr: expected at most optimizer.lr (0.0001), got 1.0",
-        ),
-        (
-            "schedule: {global_batch: 1}",
-            vec![],
-            "schedule.global_batch: expected at least 2 in stage 1, got 1",
-        ),
-        (
-            "task: {stage: 1}",
-            vec![],
-            "task: expected the key once, got it 2 times",
-        ),
-        (
-            "",
-            vec!["task.losses={itc: 0, itm: 0, itg: 0}"],
-            "task.losses: expected at least one weight above 0",
-        ),
-        (
-            "checkpoint: {best: val_loss}",
-            vec![],
-            "checkpoint.best: expected null without data.val",
-        ),
-        (
-            "",
-            vec!["data.train=[]"],
-            "data.train: expected a list of at least one set, got []",
-        ),
+        ("", vec!["model.language.weights=llm"], "model.language: expected no such section in stage 1"),
+        ("", vec!["task.stage=2"], "model.language: expected a section with weights in stage 2, got nothing"),
+        ("run: {device: cpu, precision: fp16}", vec![], "run.precision: expected fp32 | bf16 on run.device: cpu"),
+        ("", vec!["data.feature_cache=memory"], "data.feature_cache: expected off | a folder"),
+        ("", vec!["optimizer.min_lr=1"], "optimizer.min_lr: expected at most optimizer.lr (0.0001), got 1.0"),
+        ("schedule: {global_batch: 1}", vec![], "schedule.global_batch: expected at least 2 in stage 1, got 1"),
+        ("task: {stage: 1}", vec![], "task: expected the key once, got it 2 times"),
+        ("", vec!["task.losses={itc: 0, itm: 0, itg: 0}"], "task.losses: expected at least one weight above 0"),
+        ("checkpoint: {best: val_loss}", vec![], "checkpoint.best: expected null without data.val"),
+        ("", vec!["data.train=[]"], "data.train: expected a list of at least one set, got []"),
         (
             "",
             vec!["data.train.0.shards=no/{0..1}.tar"],
             "data.train.0.shards: expected a pattern of shards that exist, got ",
         ),
-        (
-            "",
-            vec!["data.val.shards=no/*.tar"],
-            "data.val.shards: expected a pattern of shards that exist, got ",
-        ),
-        (
-            "run: {name: ../up}",
-            vec![],
-            "run.name: expected a name without",
-        ),
+        ("", vec!["data.val.shards=no/*.tar"], "data.val.shards: expected a pattern of shards that exist, got "),
+        ("run: {name: ../up}", vec![], "run.name: expected a name without"),
     ] {
         let mistakes = fixture.mistakes(&fixture.file("c.yaml", more), &sets);
-        assert!(
-            mistakes.iter().any(|line| line.contains(expected)),
-            "{expected:?} not in {mistakes:#?}"
-        );
+        assert!(mistakes.iter().any(|line| line.contains(expected)), "{expected:?} not in {mistakes:#?}");
     }
 }
 
 #[test]
 fn set_reaches_sections_lists_and_texts() {
     let fixture = Fixture::new();
-    let sets = [
-        "optimizer.lr=2e-4",
-        "data.train.0.weight=3",
-        "run.name=b=c",
-        "schedule.micro_batch=null",
-    ];
-    let config = fixture
-        .load("optimizer:\n  # nothing here\n", &sets)
-        .unwrap();
-    assert_eq!(
-        (config.optimizer.lr, config.data.train[0].weight),
-        (2e-4, 3.0)
-    );
-    assert_eq!(
-        (config.run.name.as_str(), config.schedule.micro_batch),
-        ("b=c", None)
-    );
+    let sets = ["optimizer.lr=2e-4", "data.train.0.weight=3", "run.name=b=c", "schedule.micro_batch=null"];
+    let config = fixture.load("optimizer:\n  # nothing here\n", &sets).unwrap();
+    assert_eq!((config.optimizer.lr, config.data.train[0].weight), (2e-4, 3.0));
+    assert_eq!((config.run.name.as_str(), config.schedule.micro_batch), ("b=c", None));
 }
 
 #[test]
 fn a_wrong_set_is_named_instead_of_the_file() {
     let fixture = Fixture::new();
     let path = fixture.file("c.yaml", "run: {seed: 1}\n");
-    let sets = [
-        "optimzer.lr=1",
-        "run.seed=-1",
-        "data.train.1.weight=2",
-        "no_value",
-        "log.every=[",
-        "run.seed.x=1",
-    ];
+    let sets = ["optimzer.lr=1", "run.seed=-1", "data.train.1.weight=2", "no_value", "log.every=[", "run.seed.x=1"];
     let expected = [
         "--set data.train.1.weight=2: data.train.1: expected the index of one of 1 entries, from 0, got \"1\"; or set the list as a whole",
         "--set no_value: expected key.path=value, got \"no_value\"; there is no = in it",
@@ -278,29 +181,16 @@ fn what_is_not_a_configuration_is_one_clear_line() {
         fixture.mistakes(&fixture.raw("syntax.yaml", "run: {name: [}"), &[])[0]
             .starts_with("syntax.yaml: expected YAML, got ")
     );
-    assert!(
-        fixture.mistakes(&fixture.raw("text.yaml", "hello"), &[])[0].contains("expected a mapping")
-    );
-    assert!(
-        fixture.mistakes(&fixture.raw("tag.yaml", "run: !x {name: a}"), &[])[0].contains("YAML")
-    );
+    assert!(fixture.mistakes(&fixture.raw("text.yaml", "hello"), &[])[0].contains("expected a mapping"));
+    assert!(fixture.mistakes(&fixture.raw("tag.yaml", "run: !x {name: a}"), &[])[0].contains("YAML"));
     fs::write(fixture.path("bytes.yaml"), [0xff, 0xfe, 0x00]).unwrap();
     assert!(fixture.mistakes(&fixture.path("bytes.yaml"), &[])[0].contains("UTF-8"));
     let laughs = "a: &a [1,1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\n\
                   d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: [*e,*e,*e,*e,*e,*e,*e,*e,*e]\n";
-    assert!(
-        !fixture
-            .mistakes(&fixture.raw("laughs.yaml", laughs), &[])
-            .is_empty()
-    );
+    assert!(!fixture.mistakes(&fixture.raw("laughs.yaml", laughs), &[]).is_empty());
     let deep = "[".repeat(100_000);
     assert!(fixture.mistakes(&fixture.raw("deep.yaml", &deep), &[])[0].contains("expected YAML"));
-    assert!(
-        fixture
-            .mistakes(&fixture.raw("empty.yaml", ""), &[])
-            .iter()
-            .any(|line| line.contains("task.stage"))
-    );
+    assert!(fixture.mistakes(&fixture.raw("empty.yaml", ""), &[]).iter().any(|line| line.contains("task.stage")));
 }
 
 #[test]
@@ -310,24 +200,13 @@ fn a_later_file_may_start_from_the_run_of_an_earlier_one() {
     let second = "run: {dir: DIR/runs}\ntask: {stage: 2}\ndata: {train: [{shards: DIR/a.tar}]}\n\
                   model: {vision: {weights: DIR/vit}, qformer: {init: DIR/runs/stage1}, language: {weights: DIR/llm}}\n";
     let second = fixture.raw("two.yaml", second);
-    let first = fixture.raw(
-        "one.yaml",
-        &fs::read_to_string(&first).unwrap().replace("./", ""),
-    );
+    let first = fixture.raw("one.yaml", &fs::read_to_string(&first).unwrap().replace("./", ""));
     assert!(Config::load(&second, &[]).is_err());
     let configs = Config::load_all(&[first.clone(), second], &[]).unwrap();
-    assert_eq!(
-        (configs[0].run.name.as_str(), configs[1].run.name.as_str()),
-        ("stage1", "stage2")
-    );
+    assert_eq!((configs[0].run.name.as_str(), configs[1].run.name.as_str()), ("stage1", "stage2"));
 
-    let twice = Config::load_all(&[first.clone(), first], &[])
-        .unwrap_err()
-        .to_string();
-    assert!(
-        twice.contains("run.name: expected a run of its own for each file, got stage1"),
-        "{twice}"
-    );
+    let twice = Config::load_all(&[first.clone(), first], &[]).unwrap_err().to_string();
+    assert!(twice.contains("run.name: expected a run of its own for each file, got stage1"), "{twice}");
 }
 
 #[test]
@@ -346,59 +225,29 @@ fn differences_say_what_a_continued_run_may_change() {
     ];
     let here = fixture.load("", &sets).unwrap();
     let of = |change| {
-        let kept = here
-            .differences(&run)
-            .into_iter()
-            .filter(move |difference| difference.change == change);
+        let kept = here.differences(&run).into_iter().filter(move |difference| difference.change == change);
         kept.map(|difference| difference.key).collect::<Vec<_>>()
     };
     assert_eq!(of(Change::Refused), ["optimizer.lr"]);
     assert_eq!(of(Change::ShardsMoved), ["data.train.0.shards"]);
-    let allowed = [
-        "run.device",
-        "data.loader.threads",
-        "schedule.steps",
-        "log.every",
-        "eval.captions",
-    ];
+    let allowed = ["run.device", "data.loader.threads", "schedule.steps", "log.every", "eval.captions"];
     assert_eq!(of(Change::Allowed), allowed);
-    assert_eq!(
-        here.differences(&run)[3].to_string(),
-        "optimizer.lr: 0.0001 in the run, 0.0002 here"
-    );
+    assert_eq!(here.differences(&run)[3].to_string(), "optimizer.lr: 0.0001 in the run, 0.0002 here");
 
     let longer = fixture.load("", &["schedule.steps=300000"]).unwrap();
     assert_eq!(longer.digest(), run.digest());
     assert_ne!(here.digest(), run.digest());
 
-    let more = fixture
-        .load(
-            "",
-            &["data.train=[{shards: DIR/a.tar}, {shards: DIR/a.tar}]"],
-        )
-        .unwrap();
-    assert!(
-        more.differences(&run)
-            .iter()
-            .any(|d| d.key == "data.train.1.weight" && d.change == Change::Refused)
-    );
-    assert!(
-        run.differences(&more)
-            .iter()
-            .any(|d| d.key == "data.train.1.weight" && d.here == "-")
-    );
+    let more = fixture.load("", &["data.train=[{shards: DIR/a.tar}, {shards: DIR/a.tar}]"]).unwrap();
+    assert!(more.differences(&run).iter().any(|d| d.key == "data.train.1.weight" && d.change == Change::Refused));
+    assert!(run.differences(&more).iter().any(|d| d.key == "data.train.1.weight" && d.here == "-"));
 }
 
 #[test]
 fn keys_lists_leaves_at_every_depth() {
     let keys = Config::keys();
-    for key in [
-        "run.name",
-        "task.losses.itm",
-        "model.language.before_queries",
-        "data.train.0.weight",
-        "eval.captions",
-    ] {
+    for key in ["run.name", "task.losses.itm", "model.language.before_queries", "data.train.0.weight", "eval.captions"]
+    {
         assert!(keys.iter().any(|known| known == key), "{key}");
     }
 }

@@ -6,14 +6,12 @@
 use std::path::PathBuf;
 
 pub use super::leaves::{
-    Augment, AutoOr, BestMetric, Clean, DeviceChoice, FeatureCache, Precision, Prefix, Shape,
-    Stage, TokenIds, TokenMean,
+    Augment, AutoOr, BestMetric, Clean, DeviceChoice, FeatureCache, Precision, Prefix, Shape, Stage, TokenIds,
+    TokenMean,
 };
 use super::node::Node;
 use super::reader::Reader;
-use super::value::{
-    ConfigValue, at_least, below_one, not_negative, positive, rule, section, share,
-};
+use super::value::{ConfigValue, at_least, below_one, not_negative, positive, rule, section, share};
 
 section! {
     /// A whole configuration file.
@@ -291,8 +289,6 @@ impl Config {
 
     /// Samples of one forward pass over all processes.
     pub fn micro_batch(&self) -> usize {
-        self.schedule
-            .micro_batch
-            .unwrap_or(self.schedule.global_batch)
+        self.schedule.micro_batch.unwrap_or(self.schedule.global_batch)
     }
 }

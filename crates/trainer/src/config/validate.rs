@@ -11,27 +11,13 @@ const RELATIVE: &str = "relative paths start at the current directory";
 
 /// Reports every contradiction between keys; what involves a key that was reported already is left alone.
 pub(super) fn check_keys(config: &Config, reader: &mut Reader) {
-    let mut check =
-        |key: &str, others: &[&str], holds: bool, expected: String, got: String, hint: &str| {
-            if !holds
-                && !reader.has_failed(key)
-                && !others.iter().any(|other| reader.has_failed(other))
-            {
-                let hint = (!hint.is_empty()).then(|| hint.to_string());
-                reader.at(key, |r| r.unexpected(expected, got, hint));
-            }
-        };
-    let Config {
-        run,
-        task,
-        model,
-        data,
-        optimizer,
-        schedule,
-        checkpoint,
-        eval,
-        ..
-    } = config;
+    let mut check = |key: &str, others: &[&str], holds: bool, expected: String, got: String, hint: &str| {
+        if !holds && !reader.has_failed(key) && !others.iter().any(|other| reader.has_failed(other)) {
+            let hint = (!hint.is_empty()).then(|| hint.to_string());
+            reader.at(key, |r| r.unexpected(expected, got, hint));
+        }
+    };
+    let Config { run, task, model, data, optimizer, schedule, checkpoint, eval, .. } = config;
     let stage_one = task.stage == Stage::One;
 
     check(
@@ -70,11 +56,7 @@ pub(super) fn check_keys(config: &Config, reader: &mut Reader) {
     );
     let negatives = config.micro_batch();
     check(
-        if schedule.micro_batch.is_some() {
-            "schedule.micro_batch"
-        } else {
-            "schedule.global_batch"
-        },
+        if schedule.micro_batch.is_some() { "schedule.micro_batch" } else { "schedule.global_batch" },
         &["task.stage", "task.losses", "schedule"],
         !stage_one || weights.itm + weights.itc == 0.0 || negatives >= 2,
         "at least 2 in stage 1".into(),
@@ -86,10 +68,7 @@ pub(super) fn check_keys(config: &Config, reader: &mut Reader) {
             "schedule.micro_batch",
             &["schedule.global_batch"],
             schedule.global_batch.is_multiple_of(micro_batch.max(1)),
-            format!(
-                "a divisor of schedule.global_batch ({})",
-                schedule.global_batch
-            ),
+            format!("a divisor of schedule.global_batch ({})", schedule.global_batch),
             micro_batch.to_string(),
             "",
         );
@@ -98,10 +77,7 @@ pub(super) fn check_keys(config: &Config, reader: &mut Reader) {
         "data.lanes",
         &["schedule.global_batch"],
         schedule.global_batch.is_multiple_of(data.lanes.max(1)),
-        format!(
-            "a divisor of schedule.global_batch ({})",
-            schedule.global_batch
-        ),
+        format!("a divisor of schedule.global_batch ({})", schedule.global_batch),
         data.lanes.to_string(),
         "",
     );
@@ -122,19 +98,11 @@ pub(super) fn check_keys(config: &Config, reader: &mut Reader) {
         optimizer.warmup_steps.to_string(),
         "",
     );
-    for (key, value) in [
-        ("optimizer.min_lr", optimizer.min_lr),
-        ("optimizer.warmup_start_lr", optimizer.warmup_start_lr),
-    ] {
+    for (key, value) in
+        [("optimizer.min_lr", optimizer.min_lr), ("optimizer.warmup_start_lr", optimizer.warmup_start_lr)]
+    {
         let expected = format!("at most optimizer.lr ({:?})", optimizer.lr);
-        check(
-            key,
-            &["optimizer.lr"],
-            value <= optimizer.lr,
-            expected,
-            format!("{value:?}"),
-            "",
-        );
+        check(key, &["optimizer.lr"], value <= optimizer.lr, expected, format!("{value:?}"), "");
     }
 
     let Some(best) = checkpoint.best else { return };
@@ -157,12 +125,8 @@ pub(super) fn check_keys(config: &Config, reader: &mut Reader) {
     check(
         "eval.every",
         &["checkpoint"],
-        eval.every.is_multiple_of(checkpoint.every.max(1))
-            || checkpoint.every.is_multiple_of(eval.every.max(1)),
-        format!(
-            "a multiple or a divisor of checkpoint.every ({}) with checkpoint.best",
-            checkpoint.every
-        ),
+        eval.every.is_multiple_of(checkpoint.every.max(1)) || checkpoint.every.is_multiple_of(eval.every.max(1)),
+        format!("a multiple or a divisor of checkpoint.every ({}) with checkpoint.best", checkpoint.every),
         eval.every.to_string(),
         "only a checkpoint that is evaluated can be the best",
     );
@@ -188,44 +152,20 @@ pub(super) fn check_files(config: &Config, promised: &[PathBuf], reader: &mut Re
         let expected = format!("a folder with {}", marks.join(" or "));
         reader.at(key, |r| r.unexpected(expected, got, Some(RELATIVE.into())));
     };
-    folder(
-        "model.vision.weights",
-        &config.model.vision.weights,
-        &["config.json"],
-    );
+    folder("model.vision.weights", &config.model.vision.weights, &["config.json"]);
     if let Some(language) = &config.model.language {
-        folder(
-            "model.language.weights",
-            &language.weights,
-            &["config.json"],
-        );
+        folder("model.language.weights", &language.weights, &["config.json"]);
     }
     let init = &config.model.qformer.init;
-    if !promised
-        .iter()
-        .any(|run| without_dots(init).starts_with(run))
-    {
-        folder(
-            "model.qformer.init",
-            init,
-            &["config.json", "checkpoints", "MANIFEST.json"],
-        );
+    if !promised.iter().any(|run| without_dots(init).starts_with(run)) {
+        folder("model.qformer.init", init, &["config.json", "checkpoints", "MANIFEST.json"]);
     }
 }
 
 /// Reports every pattern that names no shard or one that is missing.
 pub(super) fn check_shards(config: &Config, reader: &mut Reader) {
-    let train = config
-        .data
-        .train
-        .iter()
-        .enumerate()
-        .map(|(i, set)| (format!("data.train.{i}.shards"), &set.shards));
-    let val = config
-        .data
-        .val
-        .iter()
-        .map(|set| ("data.val.shards".to_string(), &set.shards));
+    let train = config.data.train.iter().enumerate().map(|(i, set)| (format!("data.train.{i}.shards"), &set.shards));
+    let val = config.data.val.iter().map(|set| ("data.val.shards".to_string(), &set.shards));
     for (key, pattern) in train.chain(val) {
         if reader.has_failed(&key) {
             continue;
@@ -238,16 +178,12 @@ pub(super) fn check_shards(config: &Config, reader: &mut Reader) {
                 },
                 one => one.to_string(),
             };
-            reader.at(&key, |r| {
-                r.unexpected("a pattern of shards that exist", got, Some(RELATIVE.into()))
-            });
+            reader.at(&key, |r| r.unexpected("a pattern of shards that exist", got, Some(RELATIVE.into())));
         }
     }
 }
 
 /// The path without `.` components, so that `./runs/a` and `runs/a` are one.
 pub(super) fn without_dots(path: &Path) -> PathBuf {
-    path.components()
-        .filter(|part| *part != Component::CurDir)
-        .collect()
+    path.components().filter(|part| *part != Component::CurDir).collect()
 }

@@ -89,11 +89,7 @@ impl<T: ConfigValue> ConfigValue for Vec<T> {
                 .map(|(i, item)| reader.within(&i.to_string(), |r| T::decode(item, r)))
                 .collect(),
             other => {
-                reader.unexpected(
-                    "a list",
-                    other.to_string(),
-                    Some("write [ ... ] around it".into()),
-                );
+                reader.unexpected("a list", other.to_string(), Some("write [ ... ] around it".into()));
                 Vec::new()
             }
         }
@@ -119,11 +115,7 @@ impl Leaf for bool {
     }
 
     fn read(node: &Node) -> Option<Self> {
-        if let Node::Bool(value) = node {
-            Some(*value)
-        } else {
-            None
-        }
+        if let Node::Bool(value) = node { Some(*value) } else { None }
     }
 
     fn encode(&self) -> Node {
@@ -141,11 +133,7 @@ impl Leaf for String {
     }
 
     fn read(node: &Node) -> Option<Self> {
-        if let Node::Text(value) = node {
-            Some(value.clone())
-        } else {
-            None
-        }
+        if let Node::Text(value) = node { Some(value.clone()) } else { None }
     }
 
     fn encode(&self) -> Node {
@@ -159,9 +147,7 @@ impl Leaf for String {
     fn hint(node: &Node) -> Option<String> {
         match node {
             Node::Null => Some("write \"\" for an empty text".into()),
-            Node::Bool(_) | Node::Int(_) | Node::Float(_) => {
-                Some(format!("write \"{node}\", with the quotes"))
-            }
+            Node::Bool(_) | Node::Int(_) | Node::Float(_) => Some(format!("write \"{node}\", with the quotes")),
             _ => None,
         }
     }
@@ -173,9 +159,7 @@ impl Leaf for PathBuf {
     }
 
     fn read(node: &Node) -> Option<Self> {
-        String::read(node)
-            .filter(|text| !text.is_empty())
-            .map(PathBuf::from)
+        String::read(node).filter(|text| !text.is_empty()).map(PathBuf::from)
     }
 
     fn encode(&self) -> Node {
@@ -277,22 +261,13 @@ pub(super) struct Rule<T> {
 }
 
 /// A rule from a sentence and a test.
-pub(super) fn rule<T>(
-    expected: impl Into<String>,
-    holds: impl Fn(&T) -> bool + 'static,
-) -> Rule<T> {
-    Rule {
-        expected: expected.into(),
-        holds: Box::new(holds),
-    }
+pub(super) fn rule<T>(expected: impl Into<String>, holds: impl Fn(&T) -> bool + 'static) -> Rule<T> {
+    Rule { expected: expected.into(), holds: Box::new(holds) }
 }
 
 /// A whole number of at least `least`.
 pub(super) fn at_least<T: PartialOrd + std::fmt::Display + Copy + 'static>(least: T) -> Rule<T> {
-    rule(
-        format!("a whole number of at least {least}"),
-        move |value| *value >= least,
-    )
+    rule(format!("a whole number of at least {least}"), move |value| *value >= least)
 }
 
 /// A number above 0.
@@ -307,9 +282,7 @@ pub(super) fn not_negative() -> Rule<f64> {
 
 /// A number from 0 to below 1.
 pub(super) fn below_one() -> Rule<f64> {
-    rule("a number from 0 to below 1", |value| {
-        (0.0..1.0).contains(value)
-    })
+    rule("a number from 0 to below 1", |value| (0.0..1.0).contains(value))
 }
 
 /// A number from 0 to 1.

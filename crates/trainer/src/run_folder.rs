@@ -1,0 +1,347 @@
+//! `runs/NAME`: where a run keeps everything, for one process at a time.
+//!
+//! ```text
+//! runs/NAME/
+//!   config.yaml       the resolved configuration     run.json        every start of the run
+//!   lock              held while a process trains    finished        the steps of a run that is done
+//!   metrics.jsonl  tensorboard/  quarantine.jsonl  bad_steps/  checkpoints/  export/
+//! ```
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::atomic_file;
+use crate::config::{Change, Config, ConfigErrors, Difference};
+
+/// Why a run folder cannot be used.
+#[derive(Debug, Error)]
+pub enum RunFolderError {
+    /// A file in it cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another process trains in it.
+    #[error("{}: in use by {holder}; wait for it, or give this run another run.name", folder.display())]
+    InUse {
+        /// The run's folder.
+        folder: PathBuf,
+        /// Process and host, as the other process wrote them down.
+        holder: String,
+    },
+    /// The run began with a configuration that makes another run.
+    #[error(
+        "{}: began with another configuration ({}); take these back, or give this run another run.name",
+        folder.display(), list(differences)
+    )]
+    OtherConfig {
+        /// The run's folder.
+        folder: PathBuf,
+        /// The keys that may not differ.
+        differences: Vec<Difference>,
+    },
+    /// The run's own record of its configuration is not readable.
+    #[error("{}: {}; restore it, or give this run another run.name", path.display(), one_line(source))]
+    BadConfig {
+        /// The run's `config.yaml`.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ConfigErrors,
+    },
+    /// A new run was asked for where there is one.
+    #[error("{}: holds a run already; continue it with --resume auto, or give this run another run.name", folder.display())]
+    Exists {
+        /// The run's folder.
+        folder: PathBuf,
+    },
+}
+
+fn list(differences: &[Difference]) -> String {
+    differences.iter().map(Difference::to_string).collect::<Vec<_>>().join("; ")
+}
+
+fn one_line(errors: &ConfigErrors) -> String {
+    errors.iter().map(|error| error.to_string()).collect::<Vec<_>>().join("; ")
+}
+
+/// What to do with a run that is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Existing {
+    /// Go on with it.
+    Continue,
+    /// Refuse: nothing of it would survive a fresh start.
+    Refuse,
+}
+
+/// What is written down about one start of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Start {
+    /// Version of this program.
+    pub program_version: String,
+    /// Version of libtorch.
+    pub libtorch_version: String,
+    /// Commit the program was built from, where known.
+    pub git_commit: Option<String>,
+    /// The device in words.
+    pub device: String,
+}
+
+/// A start with what the folder knows by itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct StartRecord {
+    started_unix_s: u64,
+    host: String,
+    pid: u32,
+    #[serde(flatten)]
+    start: Start,
+    /// Keys that differ from the start before, as sentences.
+    changed: Vec<String>,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct RunRecord {
+    starts: Vec<StartRecord>,
+}
+
+/// A run's folder, locked for as long as this value lives.
+#[derive(Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl RunFolder {
+    /// Makes or takes up the folder that `config` names, locks it, and writes down this start.
+    ///
+    /// # Errors
+    /// Another process has it, it began with another configuration, there is a run although none is wanted, or a file
+    /// cannot be read or written.
+    pub fn open(config: &Config, existing: Existing, start: Start) -> Result<Self, RunFolderError> {
+        let path = config.run_folder();
+        fs::create_dir_all(&path).map_err(io_error(&path))?;
+        let lock = lock(&path)?;
+
+        let config_path = path.join("config.yaml");
+        let mut changed = Vec::new();
+        if config_path.exists() {
+            if existing == Existing::Refuse {
+                return Err(RunFolderError::Exists { folder: path });
+            }
+            let run = Config::load_resolved(&config_path)
+                .map_err(|source| RunFolderError::BadConfig { path: config_path.clone(), source })?;
+            let differences = config.differences(&run);
+            changed = differences.iter().map(Difference::to_string).collect();
+            let refused: Vec<_> = differences.into_iter().filter(|d| d.change == Change::Refused).collect();
+            if !refused.is_empty() {
+                return Err(RunFolderError::OtherConfig { folder: path, differences: refused });
+            }
+        }
+        let folder = Self { path, _lock: lock };
+        folder.record_start(start, changed)?;
+        atomic_file::write(&config_path, config.to_yaml().as_bytes()).map_err(io_error(&config_path))?;
+        Ok(folder)
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Folder of the checkpoints.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    /// Folder of TensorBoard's event files.
+    pub fn tensorboard(&self) -> PathBuf {
+        self.path.join("tensorboard")
+    }
+
+    /// The metrics, one JSON object a line.
+    pub fn metrics(&self) -> PathBuf {
+        self.path.join("metrics.jsonl")
+    }
+
+    /// The samples that could not be read.
+    pub fn quarantine(&self) -> PathBuf {
+        self.path.join("quarantine.jsonl")
+    }
+
+    /// Folder of the batches and weights of non-finite steps.
+    pub fn bad_steps(&self) -> PathBuf {
+        self.path.join("bad_steps")
+    }
+
+    /// Folder of the Hugging Face export.
+    pub fn export(&self) -> PathBuf {
+        self.path.join("export")
+    }
+
+    /// Writes down that the run is done with this many steps.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn mark_finished(&self, steps: u64) -> Result<(), RunFolderError> {
+        let path = finished_path(&self.path);
+        atomic_file::write(&path, format!("{steps}\n").as_bytes()).map_err(io_error(&path))
+    }
+
+    /// Whether the run that `config` names is done; with more `schedule.steps` than it has, it is not.
+    pub fn is_finished(config: &Config) -> bool {
+        // Without a readable marker the run goes on from its last checkpoint, which costs nothing where it was done.
+        let marker = fs::read_to_string(finished_path(&config.run_folder())).unwrap_or_default();
+        marker.trim().parse::<u64>().is_ok_and(|steps| steps >= config.schedule.steps)
+    }
+
+    fn record_start(&self, start: Start, changed: Vec<String>) -> Result<(), RunFolderError> {
+        let path = self.path.join("run.json");
+        let mut record = match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::other).map_err(io_error(&path))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => RunRecord::default(),
+            Err(error) => return Err(io_error(&path)(error)),
+        };
+        let started_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let pid = std::process::id();
+        record.starts.push(StartRecord { started_unix_s, host: host_name(), pid, start, changed });
+        let json = serde_json::to_vec_pretty(&record).map_err(io::Error::other).map_err(io_error(&path))?;
+        atomic_file::write(&path, &json).map_err(io_error(&path))
+    }
+}
+
+/// This machine's name.
+pub fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+fn finished_path(folder: &Path) -> PathBuf {
+    folder.join("finished")
+}
+
+/// Takes the folder's lock; the system gives it back however the process ends.
+fn lock(folder: &Path) -> Result<File, RunFolderError> {
+    let path = folder.join("lock");
+    let mut file =
+        OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path).map_err(io_error(&path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::Error(error)) => return Err(io_error(&path)(error)),
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            let known = file.read_to_string(&mut holder).is_ok() && !holder.trim().is_empty();
+            let holder = if known { holder.trim().to_string() } else { "another process".to_string() };
+            return Err(RunFolderError::InUse { folder: folder.to_path_buf(), holder });
+        }
+    }
+    let holder = format!("process {} on {}\n", std::process::id(), host_name());
+    file.set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| file.write_all(holder.as_bytes()))
+        .map_err(io_error(&path))?;
+    Ok(file)
+}
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> RunFolderError + '_ {
+    move |source| RunFolderError::Io { path: path.to_path_buf(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start() -> Start {
+        Start {
+            program_version: "0.1.0".into(),
+            libtorch_version: "2.11.0".into(),
+            git_commit: None,
+            device: "cpu".into(),
+        }
+    }
+
+    /// A configuration of a run inside `folder`; its weights need not exist.
+    fn config(folder: &Path, more: &str) -> Config {
+        let path = folder.join("given.yaml");
+        let text = format!(
+            "run: {{dir: {}, name: a}}\ntask: {{stage: 1}}\nmodel: {{vision: {{weights: v}}, qformer: {{init: q}}}}\n\
+             data: {{train: [{{shards: s.tar}}]}}\n{more}",
+            folder.display()
+        );
+        fs::write(&path, text).unwrap();
+        Config::load_resolved(&path).unwrap()
+    }
+
+    #[test]
+    fn two_runs_in_one_folder_at_once_are_refused() {
+        let base = tempfile::tempdir().unwrap();
+        let config = config(base.path(), "");
+        let first = RunFolder::open(&config, Existing::Continue, start()).unwrap();
+        let error = RunFolder::open(&config, Existing::Continue, start()).unwrap_err().to_string();
+        let holder = format!("in use by process {} on {}; ", std::process::id(), host_name());
+        assert!(error.contains(&holder), "{error}");
+        drop(first);
+        RunFolder::open(&config, Existing::Continue, start()).unwrap();
+    }
+
+    #[test]
+    fn another_configuration_is_refused_with_the_difference() {
+        let base = tempfile::tempdir().unwrap();
+        drop(RunFolder::open(&config(base.path(), ""), Existing::Continue, start()).unwrap());
+        let before = fs::read(base.path().join("a/config.yaml")).unwrap();
+        let other = config(base.path(), "optimizer: {lr: 2e-4}\nlog: {every: 1}\n");
+        let error = RunFolder::open(&other, Existing::Continue, start()).unwrap_err().to_string();
+        assert!(error.contains("(optimizer.lr: 0.0001 in the run, 0.0002 here)"), "{error}");
+        assert_eq!(fs::read(base.path().join("a/config.yaml")).unwrap(), before);
+    }
+
+    #[test]
+    fn allowed_changes_are_kept_and_written_down() {
+        let base = tempfile::tempdir().unwrap();
+        drop(RunFolder::open(&config(base.path(), ""), Existing::Continue, start()).unwrap());
+        let changed = config(base.path(), "log: {every: 1}\n");
+        drop(RunFolder::open(&changed, Existing::Continue, start()).unwrap());
+        assert_eq!(Config::load_resolved(&base.path().join("a/config.yaml")).unwrap(), changed);
+        let record: RunRecord = serde_json::from_slice(&fs::read(base.path().join("a/run.json")).unwrap()).unwrap();
+        assert_eq!(record.starts.len(), 2);
+        assert_eq!(record.starts[1].changed, ["log.every: 20 in the run, 1 here"]);
+        assert_eq!(record.starts[0].start, start());
+    }
+
+    #[test]
+    fn a_new_run_does_not_take_a_folder_that_holds_one() {
+        let base = tempfile::tempdir().unwrap();
+        let config = config(base.path(), "");
+        drop(RunFolder::open(&config, Existing::Refuse, start()).unwrap());
+        let error = RunFolder::open(&config, Existing::Refuse, start()).unwrap_err();
+        assert!(matches!(error, RunFolderError::Exists { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_damaged_configuration_is_one_clear_line() {
+        let base = tempfile::tempdir().unwrap();
+        let config = config(base.path(), "");
+        drop(RunFolder::open(&config, Existing::Continue, start()).unwrap());
+        fs::write(base.path().join("a/config.yaml"), "run: {names: [").unwrap();
+        let error = RunFolder::open(&config, Existing::Continue, start()).unwrap_err().to_string();
+        assert!(error.contains("config.yaml: ") && !error.contains('\n'), "{error}");
+    }
+
+    #[test]
+    fn a_longer_schedule_makes_a_finished_run_unfinished() {
+        let base = tempfile::tempdir().unwrap();
+        let config = config(base.path(), "schedule: {steps: 2000}\n");
+        let folder = RunFolder::open(&config, Existing::Continue, start()).unwrap();
+        assert!(!RunFolder::is_finished(&config));
+        folder.mark_finished(2000).unwrap();
+        assert!(RunFolder::is_finished(&config));
+        let mut longer = config.clone();
+        longer.schedule.steps = 2001;
+        assert!(!RunFolder::is_finished(&longer));
+    }
+}
