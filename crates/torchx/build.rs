@@ -3,13 +3,25 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
+const AVX512: [&str; 5] =
+    ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"];
+
 fn main() {
     println!("cargo:rerun-if-changed=csrc");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     let lib_dir = libtorch_lib_dir();
     let include = lib_dir.parent().unwrap_or(Path::new("/")).join("include");
 
-    cpp(&include).files(sources("csrc")).compile("torchx_shim");
+    let mut shim = cpp();
+    shim.files(sources("csrc")).flag("-fopenmp").flag("-isystem").flag(&include);
+    shim.compile("torchx_shim");
+
+    cpp().file("csrc/kernels/dispatch.cpp").compile("torchx_kernels");
+    compile_kernels("baseline", &[]);
+    if env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64") {
+        compile_kernels("avx2", &["-mavx2"]);
+        compile_kernels("avx512", &AVX512);
+    }
 
     println!("cargo:rustc-link-search=native={}", lib_dir.display());
     for library in ["torch_cpu", "c10"] {
@@ -40,7 +52,8 @@ fn sources(dir: &str) -> Vec<PathBuf> {
     files
 }
 
-fn cpp(include: &Path) -> cc::Build {
+/// Optimised in every profile: the tests run tensors of real sizes.
+fn cpp() -> cc::Build {
     let mut build = cc::Build::new();
     build
         .cpp(true)
@@ -48,9 +61,19 @@ fn cpp(include: &Path) -> cc::Build {
         .opt_level(2)
         .debug(false)
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
-        .flag("-fopenmp")
-        .flag("-isystem")
-        .flag(include.display().to_string())
         .include("csrc");
     build
+}
+
+/// One instruction set's kernels; `csrc/kernels/kernels.h` says why they are compiled apart and without contraction.
+fn compile_kernels(isa: &str, flags: &[&str]) {
+    cpp()
+        .file(format!("csrc/kernels/{isa}.cpp"))
+        .opt_level(3)
+        .flags(["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"])
+        // Vectors wider than the baseline's registers never cross a call: everything is inlined. GCC 12 takes the
+        // don't-care operand inside its own AVX-512 intrinsics for an uninitialised variable.
+        .flags(["-Wno-psabi", "-Wno-maybe-uninitialized"])
+        .flags(flags)
+        .compile(&format!("torchx_kernels_{isa}"));
 }

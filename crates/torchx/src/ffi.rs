@@ -77,6 +77,37 @@ unsafe extern "C" {
         found_inf: *const C_tensor,
     ) -> c_int;
     pub fn torchx_clear_grads(params: *const *const C_tensor, count: usize) -> c_int;
+
+    pub fn torchx_isa_get() -> *const c_char;
+    pub fn torchx_isa_set(isa: *const c_char) -> c_int;
+    pub fn torchx_dropout(
+        x: *const C_tensor,
+        p: f64,
+        site: u64,
+        rows: *const C_tensor,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+    pub fn torchx_dropout_add_layer_norm(
+        x: *const C_tensor,
+        residual: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        eps: f64,
+        p: f64,
+        site: u64,
+        rows: *const C_tensor,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+    pub fn torchx_dropout_attention(
+        q: *const C_tensor,
+        k: *const C_tensor,
+        v: *const C_tensor,
+        allowed: *const C_tensor,
+        p: f64,
+        site: u64,
+        rows: *const C_tensor,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
 }
 
 /// Turns the shim's return code into a result, with the first line of the exception's text.

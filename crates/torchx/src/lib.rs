@@ -5,6 +5,7 @@
 //! panic on misuse with libtorch's own words, as tch's operators do.
 
 pub mod adamw;
+pub mod attention;
 pub mod autocast;
 pub mod device;
 pub mod dropout;
@@ -12,6 +13,8 @@ pub mod error;
 mod ffi;
 pub mod foreach;
 pub mod grad_scaler;
+pub mod isa;
+pub mod layer_norm;
 pub mod mapped_file;
 pub mod memory;
 pub mod params;

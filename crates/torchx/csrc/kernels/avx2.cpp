@@ -1,0 +1,3 @@
+#define TORCHX_ISA avx2
+#define TORCHX_TABLE kernels_avx2
+#include "table.h"
