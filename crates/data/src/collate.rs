@@ -42,22 +42,12 @@ pub(crate) struct Padding {
 
 impl Padding {
     fn length(self, lengths: &[usize]) -> usize {
-        lengths
-            .iter()
-            .copied()
-            .max()
-            .unwrap_or(0)
-            .next_multiple_of(self.multiple)
+        lengths.iter().copied().max().unwrap_or(0).next_multiple_of(self.multiple)
     }
 }
 
 /// One batch of samples and their positions.
-pub(crate) fn collate(
-    samples: Vec<(u64, Sample)>,
-    epoch: u64,
-    image_size: usize,
-    padding: Padding,
-) -> HostBatch {
+pub(crate) fn collate(samples: Vec<(u64, Sample)>, epoch: u64, image_size: usize, padding: Padding) -> HostBatch {
     let lengths: Vec<usize> = samples.iter().map(|(_, sample)| sample.ids.len()).collect();
     let text_len = padding.length(&lengths);
     let mut batch = HostBatch {
@@ -77,14 +67,10 @@ pub(crate) fn collate(
     let size = batch.size;
     for (position, sample) in samples {
         let row_end = batch.input_ids.len() + text_len;
-        batch
-            .input_ids
-            .extend(sample.ids.iter().map(|&id| i64::from(id)));
+        batch.input_ids.extend(sample.ids.iter().map(|&id| i64::from(id)));
         batch.input_ids.resize(row_end, padding.id);
         if let Some(pixels) = sample.pixels {
-            let all = batch
-                .pixels
-                .get_or_insert_with(|| Vec::with_capacity(size * pixels.len()));
+            let all = batch.pixels.get_or_insert_with(|| Vec::with_capacity(size * pixels.len()));
             all.extend_from_slice(&pixels);
         }
         batch.sample_index.push(sample.index);
@@ -110,10 +96,7 @@ impl HostBatch {
             position: self.positions[range.start],
             size: range.len(),
             image_size: self.image_size,
-            pixels: self
-                .pixels
-                .as_ref()
-                .map(|all| all[range.start * image_len..range.end * image_len].to_vec()),
+            pixels: self.pixels.as_ref().map(|all| all[range.start * image_len..range.end * image_len].to_vec()),
             input_ids: range
                 .clone()
                 .flat_map(|row| &self.input_ids[row * self.text_len..][..text_len])
@@ -146,29 +129,14 @@ mod tests {
     }
 
     fn batch() -> HostBatch {
-        let samples = vec![
-            sample(1, &[5, 6]),
-            sample(2, &[7]),
-            sample(3, &[8, 9, 10, 11, 12]),
-        ];
-        collate(
-            samples,
-            4,
-            1,
-            Padding {
-                id: -1,
-                multiple: 4,
-            },
-        )
+        let samples = vec![sample(1, &[5, 6]), sample(2, &[7]), sample(3, &[8, 9, 10, 11, 12])];
+        collate(samples, 4, 1, Padding { id: -1, multiple: 4 })
     }
 
     #[test]
     fn texts_are_padded_on_the_right_to_a_multiple() {
         let batch = batch();
-        assert_eq!(
-            (batch.size, batch.text_len, batch.position, batch.epoch),
-            (3, 8, 1001, 4)
-        );
+        assert_eq!((batch.size, batch.text_len, batch.position, batch.epoch), (3, 8, 1001, 4));
         assert_eq!(batch.lengths, [2, 1, 5]);
         assert_eq!(batch.input_ids[..8], [5, 6, -1, -1, -1, -1, -1, -1]);
         assert_eq!(batch.input_ids[16..], [8, 9, 10, 11, 12, -1, -1, -1]);
@@ -181,10 +149,7 @@ mod tests {
         assert_eq!((rows.size, rows.text_len, rows.position), (2, 2, 1001));
         assert_eq!(rows.input_ids, [5, 6, 7, -1]);
         assert_eq!(rows.pixels.unwrap(), [1, 1, 1, 2, 2, 2]);
-        assert_eq!(
-            (rows.sample_index, rows.image_id, rows.positions),
-            (vec![1, 2], vec![101, 102], vec![1001, 1002])
-        );
+        assert_eq!((rows.sample_index, rows.image_id, rows.positions), (vec![1, 2], vec![101, 102], vec![1001, 1002]));
         assert_eq!(batch().rows(0..3, 4), batch());
     }
 }

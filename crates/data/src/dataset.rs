@@ -29,12 +29,7 @@ pub struct OpenOptions {
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self {
-            base_dir: PathBuf::from("."),
-            cache_dir: None,
-            caption_field: "caption".to_owned(),
-            progress: None,
-        }
+        Self { base_dir: PathBuf::from("."), cache_dir: None, caption_field: "caption".to_owned(), progress: None }
     }
 }
 
@@ -122,9 +117,7 @@ impl Dataset {
             return Err(DataError::NoSamples {
                 shards: shards.len(),
                 problems: problems.len(),
-                first: problems
-                    .first()
-                    .map_or("none".to_owned(), ToString::to_string),
+                first: problems.first().map_or("none".to_owned(), ToString::to_string),
             });
         }
         Ok(Dataset {
@@ -153,10 +146,7 @@ impl Dataset {
 
     /// Samples in each shard: what [`crate::Order`] is made of.
     pub fn counts(&self) -> Vec<u64> {
-        self.shards
-            .iter()
-            .map(|shard| shard.header.samples)
-            .collect()
+        self.shards.iter().map(|shard| shard.header.samples).collect()
     }
 
     /// What the shards hold that cannot be used.
@@ -168,12 +158,7 @@ impl Dataset {
     pub fn digest(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         for shard in &self.shards {
-            let line = format!(
-                "{}\0{}\0{}\n",
-                shard.name(),
-                shard.header.tar_bytes,
-                shard.header.digest
-            );
+            let line = format!("{}\0{}\0{}\n", shard.name(), shard.header.tar_bytes, shard.header.digest);
             hasher.update(line.as_bytes());
         }
         hasher.finalize().to_hex().to_string()
@@ -184,15 +169,9 @@ impl Dataset {
     /// # Errors
     /// When there is no such sample, or its shard's index can no longer be read.
     pub fn key(&self, index: u64) -> Result<(String, String), DataError> {
-        let (shard, at) = self.find(index).ok_or(DataError::OutOfRange {
-            index,
-            len: self.len(),
-        })?;
+        let (shard, at) = self.find(index).ok_or(DataError::OutOfRange { index, len: self.len() })?;
         let loaded = self.load(shard)?;
-        Ok((
-            self.shards[shard].name(),
-            loaded.index.samples[at].key.clone(),
-        ))
+        Ok((self.shards[shard].name(), loaded.index.samples[at].key.clone()))
     }
 
     /// Reads a sample's image and caption from its shard.
@@ -201,16 +180,11 @@ impl Dataset {
     /// When the shard cannot be read any more, or the caption is not text.
     pub fn read(&self, index: u64) -> Result<RawSample, SampleError> {
         let (shard, at) = self.find(index).ok_or(SampleError::NoSuchSample(index))?;
-        let loaded = self
-            .load(shard)
-            .map_err(|error| SampleError::ShardChanged(error.to_string()))?;
+        let loaded = self.load(shard).map_err(|error| SampleError::ShardChanged(error.to_string()))?;
         let sample = &loaded.index.samples[at];
         let read = |member: &Member| {
             let mut bytes = vec![0; member.bytes as usize];
-            loaded
-                .file
-                .read_exact_at(&mut bytes, member.offset)
-                .map(|()| bytes)
+            loaded.file.read_exact_at(&mut bytes, member.offset).map(|()| bytes)
         };
         Ok(RawSample {
             shard: self.shards[shard].name(),
@@ -221,19 +195,15 @@ impl Dataset {
     }
 
     fn caption(&self, bytes: Vec<u8>, extension: Extension) -> Result<String, SampleError> {
-        let text = String::from_utf8(bytes)
-            .map_err(|error| SampleError::CaptionNotUtf8(error.utf8_error().valid_up_to()))?;
+        let text =
+            String::from_utf8(bytes).map_err(|error| SampleError::CaptionNotUtf8(error.utf8_error().valid_up_to()))?;
         if extension != Extension::Json {
             return Ok(text);
         }
-        let value: serde_json::Value = serde_json::from_str(&text)
-            .map_err(|error| SampleError::CaptionNotJson(error.to_string()))?;
-        let caption = value
-            .get(&self.caption_field)
-            .and_then(serde_json::Value::as_str);
-        caption
-            .map(str::to_owned)
-            .ok_or_else(|| SampleError::CaptionField(self.caption_field.clone()))
+        let value: serde_json::Value =
+            serde_json::from_str(&text).map_err(|error| SampleError::CaptionNotJson(error.to_string()))?;
+        let caption = value.get(&self.caption_field).and_then(serde_json::Value::as_str);
+        caption.map(str::to_owned).ok_or_else(|| SampleError::CaptionField(self.caption_field.clone()))
     }
 
     /// Shard, and place in it, of a sample.
@@ -253,10 +223,7 @@ impl Dataset {
                 Some(place) => slots.remove(place),
                 None => None,
             };
-            let slot = slot.unwrap_or_else(|| Slot {
-                shard,
-                loaded: Arc::default(),
-            });
+            let slot = slot.unwrap_or_else(|| Slot { shard, loaded: Arc::default() });
             let loaded = Arc::clone(&slot.loaded);
             slots.push_back(slot);
             if slots.len() > KEEP_LOADED {
@@ -281,10 +248,7 @@ impl Loaded {
         if bytes != shard.header.tar_bytes {
             return Err(DataError::BadIndex {
                 shard: shard.path.clone(),
-                reason: format!(
-                    "the shard has {bytes} bytes, it was indexed with {}",
-                    shard.header.tar_bytes
-                ),
+                reason: format!("the shard has {bytes} bytes, it was indexed with {}", shard.header.tar_bytes),
             });
         }
         let index = shard.load()?;
@@ -317,9 +281,5 @@ pub fn reindex(patterns: &[String], options: &OpenOptions) -> Result<Vec<Indexed
             Err(error) => errors.push(error),
         }
     }
-    if errors.is_empty() {
-        Ok(shards)
-    } else {
-        Err(DataError::from_list(errors))
-    }
+    if errors.is_empty() { Ok(shards) } else { Err(DataError::from_list(errors)) }
 }

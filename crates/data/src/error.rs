@@ -201,11 +201,7 @@ impl DataError {
 }
 
 fn join(errors: &[DataError]) -> String {
-    errors
-        .iter()
-        .map(DataError::to_string)
-        .collect::<Vec<_>>()
-        .join("; ")
+    errors.iter().map(DataError::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// Why one sample cannot be used.

@@ -61,21 +61,12 @@ impl EvalReader {
             ("pad_to_multiple", options.pad_to_multiple),
         ] {
             if value == 0 {
-                return Err(DataError::Option {
-                    option,
-                    expected: "at least 1".to_owned(),
-                    got: "0".to_owned(),
-                });
+                return Err(DataError::Option { option, expected: "at least 1".to_owned(), got: "0".to_owned() });
             }
         }
         options.range.end = options.range.end.min(dataset.len());
-        let preparer = Preparer {
-            dataset,
-            text,
-            clean: options.clean,
-            image_size: options.image_size,
-            pixels: options.pixels,
-        };
+        let preparer =
+            Preparer { dataset, text, clean: options.clean, image_size: options.image_size, pixels: options.pixels };
         let mut reader = EvalReader {
             workers: Workers::new(options.threads)?,
             preparer: Arc::new(preparer),
@@ -100,12 +91,9 @@ impl EvalReader {
             let preparer = Arc::clone(&self.preparer);
             let prepare = move |at: usize| {
                 let index = first + at as u64;
-                preparer
-                    .prepare(index, View::Evaluate)
-                    .map_err(|error| (index, error))
+                preparer.prepare(index, View::Evaluate).map_err(|error| (index, error))
             };
-            self.pending
-                .push_back((first, self.workers.start(count as usize, prepare)));
+            self.pending.push_back((first, self.workers.start(count as usize, prepare)));
             self.ahead += count;
         }
     }
@@ -125,16 +113,11 @@ impl Iterator for EvalReader {
             for result in results {
                 match result {
                     Ok(sample) => samples.push((sample.index, sample)),
-                    Err((index, error)) => self
-                        .quarantined
-                        .push(self.preparer.quarantine(index, &error)),
+                    Err((index, error)) => self.quarantined.push(self.preparer.quarantine(index, &error)),
                 }
             }
             if !samples.is_empty() {
-                let padding = Padding {
-                    id: self.options.pad_id,
-                    multiple: self.options.pad_to_multiple,
-                };
+                let padding = Padding { id: self.options.pad_id, multiple: self.options.pad_to_multiple };
                 return Some(Ok(collate(samples, 0, self.options.image_size, padding)));
             }
         }

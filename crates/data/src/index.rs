@@ -35,20 +35,11 @@ pub enum Extension {
 }
 
 impl Extension {
-    const ALL: [Extension; 6] = [
-        Self::Jpg,
-        Self::Jpeg,
-        Self::Png,
-        Self::Webp,
-        Self::Txt,
-        Self::Json,
-    ];
+    const ALL: [Extension; 6] = [Self::Jpg, Self::Jpeg, Self::Png, Self::Webp, Self::Txt, Self::Json];
 
     /// The extension of that name.
     pub fn from_lower_case(name: &str) -> Option<Extension> {
-        Self::ALL
-            .into_iter()
-            .find(|extension| extension.name() == name)
+        Self::ALL.into_iter().find(|extension| extension.name() == name)
     }
 
     /// Its name.
@@ -83,11 +74,7 @@ pub struct Member {
 
 impl From<(u64, u64, Extension)> for Member {
     fn from((offset, bytes, extension): (u64, u64, Extension)) -> Self {
-        Self {
-            offset,
-            bytes,
-            extension,
-        }
+        Self { offset, bytes, extension }
     }
 }
 
@@ -184,11 +171,8 @@ impl IndexedShard {
             match write(index_path, &file) {
                 Ok(()) => return Ok(Self::at(path, index_path, header)),
                 Err(source) => {
-                    refusal = Some(DataError::IndexNotWritable {
-                        shard: path.to_owned(),
-                        path: index_path.clone(),
-                        source,
-                    });
+                    refusal =
+                        Some(DataError::IndexNotWritable { shard: path.to_owned(), path: index_path.clone(), source });
                 }
             }
         }
@@ -196,20 +180,12 @@ impl IndexedShard {
     }
 
     fn at(path: &Path, index_path: &Path, header: IndexHeader) -> IndexedShard {
-        IndexedShard {
-            path: path.to_owned(),
-            index_path: index_path.to_owned(),
-            header,
-        }
+        IndexedShard { path: path.to_owned(), index_path: index_path.to_owned(), header }
     }
 
     /// The shard's file name.
     pub fn name(&self) -> String {
-        self.path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned()
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     /// Reads the index.
@@ -217,38 +193,20 @@ impl IndexedShard {
     /// # Errors
     /// When the index file changed since it was opened, or is damaged.
     pub fn load(&self) -> Result<Index, DataError> {
-        let bad = |reason: String| DataError::BadIndex {
-            shard: self.path.clone(),
-            reason,
-        };
+        let bad = |reason: String| DataError::BadIndex { shard: self.path.clone(), reason };
         let file = fs::read(&self.index_path).map_err(DataError::io(&self.index_path))?;
-        let body = file
-            .iter()
-            .position(|&byte| byte == b'\n')
-            .map(|end| &file[end + 1..]);
+        let body = file.iter().position(|&byte| byte == b'\n').map(|end| &file[end + 1..]);
         let body = body.ok_or_else(|| bad("it has no second line".to_owned()))?;
         if blake3::hash(body).to_hex().as_str() != self.header.digest {
             return Err(bad("its digest is not the one in its header".to_owned()));
         }
         let index: Index = serde_json::from_slice(body).map_err(|error| bad(error.to_string()))?;
-        let outside = |member: &Member| {
-            member
-                .offset
-                .checked_add(member.bytes)
-                .is_none_or(|end| end > self.header.tar_bytes)
-        };
+        let outside =
+            |member: &Member| member.offset.checked_add(member.bytes).is_none_or(|end| end > self.header.tar_bytes);
         if index.samples.len() as u64 != self.header.samples {
-            return Err(bad(format!(
-                "{} samples where the header says {}",
-                index.samples.len(),
-                self.header.samples
-            )));
+            return Err(bad(format!("{} samples where the header says {}", index.samples.len(), self.header.samples)));
         }
-        match index
-            .samples
-            .iter()
-            .find(|sample| outside(&sample.image) || outside(&sample.caption))
-        {
+        match index.samples.iter().find(|sample| outside(&sample.image) || outside(&sample.caption)) {
             Some(sample) => Err(bad(format!("key {} lies outside the shard", sample.key))),
             None => Ok(index),
         }
@@ -264,14 +222,8 @@ struct Stamp {
 impl Stamp {
     fn of(path: &Path) -> io::Result<Stamp> {
         let metadata = fs::metadata(path)?;
-        let mtime = metadata
-            .modified()?
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        Ok(Stamp {
-            bytes: metadata.len(),
-            mtime_ns: mtime.as_nanos() as u64,
-        })
+        let mtime = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Ok(Stamp { bytes: metadata.len(), mtime_ns: mtime.as_nanos() as u64 })
     }
 }
 
@@ -301,9 +253,7 @@ fn cached(path: &Path, cache_dir: &Path) -> PathBuf {
 fn read_header(path: &Path) -> Option<IndexHeader> {
     let mut line = String::new();
     // A file that is missing or is no index is not an error: the index is built.
-    BufReader::new(File::open(path).ok()?)
-        .read_line(&mut line)
-        .ok()?;
+    BufReader::new(File::open(path).ok()?).read_line(&mut line).ok()?;
     serde_json::from_str(&line).ok()
 }
 

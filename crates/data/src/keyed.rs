@@ -14,11 +14,9 @@ fn mix(value: u64) -> u64 {
 
 /// A 64-bit key from a seed and the numbers that say what it is for.
 pub(crate) fn key(seed: u64, parts: &[u64]) -> u64 {
-    parts
-        .iter()
-        .fold(mix(seed.wrapping_add(GOLDEN_RATIO)), |state, part| {
-            mix(state.rotate_left(25) ^ mix(part.wrapping_add(GOLDEN_RATIO)))
-        })
+    parts.iter().fold(mix(seed.wrapping_add(GOLDEN_RATIO)), |state, part| {
+        mix(state.rotate_left(25) ^ mix(part.wrapping_add(GOLDEN_RATIO)))
+    })
 }
 
 /// A stream of uniform numbers under one key (SplitMix64).
@@ -69,11 +67,7 @@ impl Permutation {
     /// The permutation of 0..len under `key`.
     pub(crate) fn new(len: u64, key: u64) -> Self {
         let bits = u64::BITS - len.saturating_sub(1).leading_zeros();
-        Self {
-            len,
-            key,
-            half_bits: bits.div_ceil(2).max(1),
-        }
+        Self { len, key, half_bits: bits.div_ceil(2).max(1) }
     }
 
     /// Where `value` (below `len`) goes.
@@ -124,13 +118,7 @@ mod tests {
 
     #[test]
     fn a_key_depends_on_each_part_and_on_their_order() {
-        let keys = [
-            key(1, &[2, 3]),
-            key(1, &[3, 2]),
-            key(2, &[2, 3]),
-            key(1, &[2]),
-            key(1, &[2, 3, 0]),
-        ];
+        let keys = [key(1, &[2, 3]), key(1, &[3, 2]), key(2, &[2, 3]), key(1, &[2]), key(1, &[2, 3, 0])];
         for (i, a) in keys.iter().enumerate() {
             assert!(keys[i + 1..].iter().all(|b| a != b));
         }
@@ -147,10 +135,7 @@ mod tests {
             }
         }
         // 1000 expected, standard deviation 29.
-        assert!(
-            counts.iter().flatten().all(|&n| (850..1150).contains(&n)),
-            "{counts:?}"
-        );
+        assert!(counts.iter().flatten().all(|&n| (850..1150).contains(&n)), "{counts:?}");
     }
 
     #[test]
@@ -158,10 +143,7 @@ mod tests {
         let mut rng = KeyedRng::new(5);
         let mut counts = [0u32; 5];
         (0..50_000).for_each(|_| counts[rng.below(5) as usize] += 1);
-        assert!(
-            counts.iter().all(|&n| (9_600..10_400).contains(&n)),
-            "{counts:?}"
-        );
+        assert!(counts.iter().all(|&n| (9_600..10_400).contains(&n)), "{counts:?}");
     }
 
     proptest! {

@@ -8,6 +8,13 @@
 //! folder -> shards                     pack, verify, stats        what `blip2 shards` does
 //! ```
 
+// The fixture of the integration tests serves the unit tests too.
+#[cfg(test)]
+extern crate self as blip2_data;
+#[cfg(test)]
+#[path = "../tests/fixture/mod.rs"]
+mod fixture;
+
 mod atomic;
 mod collate;
 mod dataset;
@@ -18,10 +25,13 @@ mod index;
 mod keyed;
 mod loader;
 mod order;
+mod pack;
 mod patterns;
 mod sample;
 mod scan;
+mod stats;
 mod text;
+mod verify;
 mod workers;
 
 pub use collate::HostBatch;
@@ -32,7 +42,10 @@ pub use image::{Augment, DecodeError, RgbImage, decode, evaluate_transform, trai
 pub use index::{Extension, Index, IndexHeader, IndexedSample, IndexedShard, Member};
 pub use loader::{Loader, LoaderOptions};
 pub use order::{Located, Order, OrderError};
+pub use pack::{PackOptions, PackReport, RowProblem, pack};
 pub use patterns::expand;
 pub use sample::{BadSamples, Quarantined};
 pub use scan::{Problem, scan};
+pub use stats::{Stats, Summary, stats};
 pub use text::{Clean, TextEncoder, TextError, clean_caption};
+pub use verify::{VerifyReport, verify};

@@ -82,23 +82,15 @@ impl Stream {
     /// The first sample for `position` that can be read and that `is_bad` does not name.
     fn fill(&self, position: u64, is_bad: impl Fn(u64) -> bool) -> Slot {
         let mut failed = Vec::new();
-        let candidates =
-            iter::once(self.order.locate(position).index).chain(self.order.window(position));
+        let candidates = iter::once(self.order.locate(position).index).chain(self.order.window(position));
         for index in candidates.filter(|&index| !is_bad(index)) {
             let view = match self.augment {
                 Augment::None => View::Evaluate,
-                Augment::CropFlip => View::Train {
-                    seed: self.seed,
-                    position,
-                },
+                Augment::CropFlip => View::Train { seed: self.seed, position },
             };
             match self.preparer.prepare(index, view) {
                 Ok(sample) => {
-                    return Slot {
-                        position,
-                        sample: Some(sample),
-                        failed,
-                    };
+                    return Slot { position, sample: Some(sample), failed };
                 }
                 Err(error) => failed.push((index, error)),
             }
@@ -106,11 +98,7 @@ impl Stream {
                 break;
             }
         }
-        Slot {
-            position,
-            sample: None,
-            failed,
-        }
+        Slot { position, sample: None, failed }
     }
 }
 
@@ -137,19 +125,10 @@ impl Loader {
     ///
     /// # Errors
     /// When an option is out of range or contradicts another, or threads cannot be started.
-    pub fn new(
-        dataset: Arc<Dataset>,
-        text: Arc<TextEncoder>,
-        options: LoaderOptions,
-    ) -> Result<Loader, DataError> {
+    pub fn new(dataset: Arc<Dataset>, text: Arc<TextEncoder>, options: LoaderOptions) -> Result<Loader, DataError> {
         options.check()?;
-        let order = Order::new(
-            &dataset.counts(),
-            options.seed,
-            options.lanes,
-            options.global_batch,
-            options.window_shards,
-        )?;
+        let order =
+            Order::new(&dataset.counts(), options.seed, options.lanes, options.global_batch, options.window_shards)?;
         let stream = Stream {
             preparer: Preparer {
                 dataset,
@@ -188,9 +167,7 @@ impl Loader {
             return Err(DataError::EndOfStream { end: self.ahead });
         };
         let begin = Instant::now();
-        let slots = pending
-            .wait()
-            .ok_or(DataError::LostThread { position: first })?;
+        let slots = pending.wait().ok_or(DataError::LostThread { position: first })?;
         self.last_wait_s = begin.elapsed().as_secs_f64();
 
         let mut bad = self.bad.clone();
@@ -204,13 +181,8 @@ impl Loader {
         }
         self.decode_ahead();
 
-        let epoch = samples
-            .first()
-            .map_or(0, |(position, _)| self.stream.order.locate(*position).epoch);
-        let padding = Padding {
-            id: self.options.pad_id,
-            multiple: self.options.pad_to_multiple,
-        };
+        let epoch = samples.first().map_or(0, |(position, _)| self.stream.order.locate(*position).epoch);
+        let padding = Padding { id: self.options.pad_id, multiple: self.options.pad_to_multiple };
         Ok(collate(samples, epoch, self.options.image_size, padding))
     }
 
@@ -231,54 +203,35 @@ impl Loader {
 
     fn decode_ahead(&mut self) {
         let slice = self.options.global_batch / self.options.world;
-        while self.pending.len() < self.options.prefetch
-            && self.options.end.is_none_or(|end| self.ahead < end)
-        {
+        while self.pending.len() < self.options.prefetch && self.options.end.is_none_or(|end| self.ahead < end) {
             let first = self.ahead + (self.options.rank * slice) as u64;
             let (stream, known_bad) = (Arc::clone(&self.stream), Arc::clone(&self.known_bad));
-            let fill = move |slot: usize| {
-                stream.fill(first + slot as u64, |index| known_bad.contains(&index))
-            };
-            self.pending
-                .push_back((first, self.workers.start(slice, fill)));
+            let fill = move |slot: usize| stream.fill(first + slot as u64, |index| known_bad.contains(&index));
+            self.pending.push_back((first, self.workers.start(slice, fill)));
             self.ahead += self.options.global_batch as u64;
         }
     }
 
     /// The sample of a slot, given all that the stream has found bad before it.
     fn settle(&mut self, mut slot: Slot, bad: &mut BadSamples) -> Result<Sample, DataError> {
-        if slot
-            .sample
-            .as_ref()
-            .is_some_and(|sample| bad.contains(sample.index))
-        {
+        if slot.sample.as_ref().is_some_and(|sample| bad.contains(sample.index)) {
             slot = self.stream.fill(slot.position, |index| bad.contains(index));
         }
         for (index, error) in &slot.failed {
             if !bad.contains(*index) {
                 bad.insert(*index, slot.position);
-                self.quarantined
-                    .push(self.stream.preparer.quarantine(*index, error));
+                self.quarantined.push(self.stream.preparer.quarantine(*index, error));
             }
         }
         // The stream is shared by all ranks: this one has seen 10,000 samples in `world` times as many positions.
-        let looked_back = slot
-            .position
-            .saturating_sub(BAD_WINDOW * self.options.world as u64 - 1);
-        let found = if slot.failed.is_empty() {
-            0
-        } else {
-            bad.found_since(looked_back)
-        };
+        let looked_back = slot.position.saturating_sub(BAD_WINDOW * self.options.world as u64 - 1);
+        let found = if slot.failed.is_empty() { 0 } else { bad.found_since(looked_back) };
         if found > self.stream.max_bad {
             return Err(DataError::TooManyBad {
                 found,
                 window: BAD_WINDOW,
                 max_fraction: self.options.max_bad_fraction,
-                last: self
-                    .quarantined
-                    .last()
-                    .map_or("none".to_owned(), Quarantined::to_string),
+                last: self.quarantined.last().map_or("none".to_owned(), Quarantined::to_string),
             });
         }
         slot.sample.ok_or_else(|| DataError::WindowUnreadable {
@@ -293,11 +246,7 @@ impl LoaderOptions {
         let mut errors = Vec::new();
         let mut demand = |holds: bool, option: &'static str, expected: &str, got: String| {
             if !holds {
-                errors.push(DataError::Option {
-                    option,
-                    expected: expected.to_owned(),
-                    got,
-                });
+                errors.push(DataError::Option { option, expected: expected.to_owned(), got });
             }
         };
         for (option, value) in [
@@ -312,39 +261,58 @@ impl LoaderOptions {
         }
         let batch = self.global_batch.max(1);
         let divides = self.world > 0 && batch % self.world == 0;
-        demand(
-            divides,
-            "world",
-            &format!("a divisor of the global batch {batch}"),
-            self.world.to_string(),
-        );
-        demand(
-            self.rank < self.world,
-            "rank",
-            &format!("below world {}", self.world),
-            self.rank.to_string(),
-        );
+        demand(divides, "world", &format!("a divisor of the global batch {batch}"), self.world.to_string());
+        demand(self.rank < self.world, "rank", &format!("below world {}", self.world), self.rank.to_string());
         for (option, position) in [("start", Some(self.start)), ("end", self.end)] {
             let position = position.unwrap_or(0);
             let expected = format!("a multiple of the global batch {batch}");
-            demand(
-                position % batch as u64 == 0,
-                option,
-                &expected,
-                position.to_string(),
-            );
+            demand(position % batch as u64 == 0, option, &expected, position.to_string());
         }
         let fraction = self.max_bad_fraction;
-        demand(
-            (0.0..=1.0).contains(&fraction),
-            "max_bad_fraction",
-            "0 to 1",
-            fraction.to_string(),
-        );
-        if errors.is_empty() {
-            Ok(())
-        } else {
-            Err(DataError::from_list(errors))
+        demand((0.0..=1.0).contains(&fraction), "max_bad_fraction", "0 to 1", fraction.to_string());
+        if errors.is_empty() { Ok(()) } else { Err(DataError::from_list(errors)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{loader_options, open, shards, text};
+
+    /// A read can fail once and succeed later. A thread far ahead may have read the sample that an earlier slot then
+    /// finds bad; the batch must not depend on which of the two was first.
+    #[test]
+    fn what_was_decoded_ahead_yields_to_what_was_found_bad_since() {
+        let folder = shards(&[6], |_| false);
+        let mut loader = Loader::new(open(folder.path()), text(), loader_options()).unwrap();
+        let stream = Arc::clone(&loader.stream);
+        let ahead = || stream.fill(3, |_| false);
+        let index = stream.order.locate(3).index;
+        let next = stream.order.window(3).next().unwrap();
+
+        let mut bad = BadSamples::default();
+        assert_eq!(loader.settle(ahead(), &mut bad).unwrap().index, index);
+        bad.insert(index, 1);
+        let replacement = loader.settle(ahead(), &mut bad).unwrap();
+        assert_eq!(replacement.index, next);
+        let known = stream.fill(3, |candidate| candidate == index).sample.unwrap();
+        assert_eq!(replacement.pixels, known.pixels);
+        assert_eq!(bad.len(), 1);
+    }
+
+    #[test]
+    fn a_sample_found_bad_twice_is_reported_once() {
+        let folder = shards(&[6], |_| false);
+        let mut loader = Loader::new(open(folder.path()), text(), loader_options()).unwrap();
+        let mut bad = BadSamples::default();
+        for position in [3, 4] {
+            let mut slot = loader.stream.fill(position, |index| index == 0);
+            slot.failed.push((0, SampleError::CaptionEmpty));
+            loader.settle(slot, &mut bad).unwrap();
         }
+        let entries = loader.take_quarantined();
+        assert_eq!(entries.len(), 1);
+        assert_eq!(entries[0].to_string(), "shard 00.tar, key 0000: caption is empty");
+        assert_eq!(bad.found_since(4), 0);
     }
 }

@@ -99,20 +99,13 @@ impl Order {
         global_batch: usize,
         window_shards: usize,
     ) -> Result<Order, OrderError> {
-        for (name, value) in [
-            ("lanes", lanes),
-            ("global_batch", global_batch),
-            ("window_shards", window_shards),
-        ] {
+        for (name, value) in [("lanes", lanes), ("global_batch", global_batch), ("window_shards", window_shards)] {
             if value == 0 {
                 return Err(OrderError::Zero(name));
             }
         }
         if global_batch % lanes != 0 {
-            return Err(OrderError::Lanes {
-                lanes,
-                global_batch,
-            });
+            return Err(OrderError::Lanes { lanes, global_batch });
         }
         let mut samples = 0;
         let starts = counts
@@ -150,11 +143,7 @@ impl Order {
     /// The sample at stream position `position`.
     pub fn locate(&self, position: u64) -> Located {
         let place = self.place(position);
-        Located {
-            epoch: place.epoch.number,
-            index: self.index_at(&place, place.offset),
-            lane: place.lane as u32,
-        }
+        Located { epoch: place.epoch.number, index: self.index_at(&place, place.offset), lane: place.lane as u32 }
     }
 
     /// The other samples of the position's window, in the order in which they replace one that cannot be read: those
@@ -182,13 +171,7 @@ impl Order {
         let last = (shard + self.window_shards - 1).min(epoch.shards.len() - 1);
         let span = epoch.start(shard).max(range.start)..epoch.ends[last].min(range.end);
         let key = key(self.seed, &[WINDOW, epoch.number, lane, window as u64]);
-        Place {
-            permutation: Permutation::new(span.end - span.start, key),
-            offset: at - span.start,
-            span,
-            epoch,
-            lane,
-        }
+        Place { permutation: Permutation::new(span.end - span.start, key), offset: at - span.start, span, epoch, lane }
     }
 
     fn index_at(&self, place: &Place, offset: u64) -> u64 {
@@ -209,8 +192,7 @@ impl Order {
         // The longer ranges are those of `longer` lanes in a circle from `turn` on.
         let turn = (u128::from(epoch) * u128::from(longer) % u128::from(self.lanes)) as u64;
         let wrapped = (turn + longer).saturating_sub(self.lanes);
-        let longer_before =
-            |lane: u64| lane.min(wrapped) + lane.saturating_sub(turn).min(longer - wrapped);
+        let longer_before = |lane: u64| lane.min(wrapped) + lane.saturating_sub(turn).min(longer - wrapped);
         let start = |lane: u64| lane * base + longer_before(lane);
         start(lane)..start(lane + 1)
     }
@@ -221,8 +203,7 @@ impl Order {
         if let Some(epoch) = epochs.iter().find(|epoch| epoch.number == number) {
             return Arc::clone(epoch);
         }
-        let permutation =
-            Permutation::new(self.counts.len() as u64, key(self.seed, &[SHARDS, number]));
+        let permutation = Permutation::new(self.counts.len() as u64, key(self.seed, &[SHARDS, number]));
         let shards: Vec<usize> = (0..self.counts.len() as u64)
             .map(|place| permutation.apply(place) as usize)
             .filter(|&shard| self.counts[shard] > 0)
@@ -235,11 +216,7 @@ impl Order {
                 end
             })
             .collect();
-        let epoch = Arc::new(Epoch {
-            number,
-            shards,
-            ends,
-        });
+        let epoch = Arc::new(Epoch { number, shards, ends });
         if epochs.len() == KEEP_EPOCHS {
             epochs.pop_front();
         }
@@ -269,9 +246,7 @@ mod tests {
         let order = Order::new(&[5, 0, 4, 3], 42, 2, 4, 2).unwrap();
         let found: Vec<u64> = (0..24).map(|p| order.locate(p).index).collect();
         // Two epochs; each batch of four takes two from either lane.
-        let expected = [
-            7, 0, 9, 2, 6, 5, 3, 10, 8, 1, 4, 11, 2, 0, 11, 8, 4, 1, 7, 5, 3, 9, 6, 10,
-        ];
+        let expected = [7, 0, 9, 2, 6, 5, 3, 10, 8, 1, 4, 11, 2, 0, 11, 8, 4, 1, 7, 5, 3, 9, 6, 10];
         assert_eq!(found, expected);
     }
 
@@ -280,10 +255,7 @@ mod tests {
         // Two samples, four lanes: each epoch serves two of them.
         let order = Order::new(&[2], 1, 4, 4, 1).unwrap();
         let batch: Vec<Located> = (0..4).map(|p| order.locate(p)).collect();
-        assert_eq!(
-            batch.iter().map(|l| l.epoch).collect::<Vec<_>>(),
-            [0, 0, 1, 1]
-        );
+        assert_eq!(batch.iter().map(|l| l.epoch).collect::<Vec<_>>(), [0, 0, 1, 1]);
         assert_eq!(batch[0].index + batch[1].index, 1);
         assert_eq!(batch[2].index + batch[3].index, 1);
     }
@@ -297,18 +269,10 @@ mod tests {
 
     #[test]
     fn contradictions_are_refused() {
-        let refused = |counts: &[u64], lanes, batch, window| {
-            Order::new(counts, 0, lanes, batch, window).unwrap_err()
-        };
+        let refused = |counts: &[u64], lanes, batch, window| Order::new(counts, 0, lanes, batch, window).unwrap_err();
         assert_eq!(refused(&[0, 0], 1, 1, 1), OrderError::NoSamples);
         assert_eq!(refused(&[1], 0, 1, 1), OrderError::Zero("lanes"));
         assert_eq!(refused(&[1], 1, 1, 0), OrderError::Zero("window_shards"));
-        assert_eq!(
-            refused(&[1], 3, 8, 1),
-            OrderError::Lanes {
-                lanes: 3,
-                global_batch: 8
-            }
-        );
+        assert_eq!(refused(&[1], 3, 8, 1), OrderError::Lanes { lanes: 3, global_batch: 8 });
     }
 }

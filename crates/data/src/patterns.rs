@@ -29,23 +29,13 @@ pub fn expand(patterns: &[String], base: &Path) -> Result<Vec<PathBuf>, DataErro
     }
     let mut seen = HashSet::new();
     errors.extend(
-        shards
-            .iter()
-            .filter(|path| !seen.insert(*path))
-            .map(|path| DataError::DuplicateShard { path: path.clone() }),
+        shards.iter().filter(|path| !seen.insert(*path)).map(|path| DataError::DuplicateShard { path: path.clone() }),
     );
-    if errors.is_empty() {
-        Ok(shards)
-    } else {
-        Err(DataError::from_list(errors))
-    }
+    if errors.is_empty() { Ok(shards) } else { Err(DataError::from_list(errors)) }
 }
 
 fn bad(pattern: &str, reason: impl Into<String>) -> DataError {
-    DataError::Pattern {
-        pattern: pattern.to_owned(),
-        reason: reason.into(),
-    }
+    DataError::Pattern { pattern: pattern.to_owned(), reason: reason.into() }
 }
 
 /// The files of one pattern, and an error for each that is named and missing.
@@ -59,31 +49,22 @@ fn expand_one(pattern: &str, base: &Path) -> Result<(Vec<PathBuf>, Vec<DataError
                 true => name.clone(),
                 false => format!("{}/{name}", glob::Pattern::escape(&base.to_string_lossy())),
             };
-            let paths =
-                glob::glob(&glob_pattern).map_err(|error| bad(pattern, error.to_string()))?;
+            let paths = glob::glob(&glob_pattern).map_err(|error| bad(pattern, error.to_string()))?;
             let before = found.len();
             for path in paths {
-                let path = path.map_err(|error| DataError::Io {
-                    path: error.path().to_owned(),
-                    source: error.into(),
-                })?;
+                let path =
+                    path.map_err(|error| DataError::Io { path: error.path().to_owned(), source: error.into() })?;
                 if path.is_file() {
                     found.push(path);
                 }
             }
             if found.len() == before {
-                missing.push(DataError::NoMatch {
-                    pattern: pattern.to_owned(),
-                    folder: base.to_owned(),
-                });
+                missing.push(DataError::NoMatch { pattern: pattern.to_owned(), folder: base.to_owned() });
             }
         } else if path.is_file() {
             found.push(path);
         } else {
-            missing.push(DataError::MissingShard {
-                path,
-                pattern: pattern.to_owned(),
-            });
+            missing.push(DataError::MissingShard { path, pattern: pattern.to_owned() });
         }
     }
     Ok((found, missing))
@@ -94,12 +75,8 @@ fn expand_braces(pattern: &str) -> Result<Vec<String>, String> {
     let Some(open) = pattern.find(['{', '}']) else {
         return Ok(vec![pattern.to_owned()]);
     };
-    let inside = pattern[open..]
-        .strip_prefix('{')
-        .ok_or("there is a '}' without its '{'")?;
-    let close = inside
-        .find(['{', '}'])
-        .ok_or("there is a '{' without its '}'")?;
+    let inside = pattern[open..].strip_prefix('{').ok_or("there is a '}' without its '{'")?;
+    let close = inside.find(['{', '}']).ok_or("there is a '{' without its '}'")?;
     if inside[close..].starts_with('{') {
         return Err("braces inside braces are not supported".to_owned());
     }
@@ -110,11 +87,7 @@ fn expand_braces(pattern: &str) -> Result<Vec<String>, String> {
     }
     Ok(choices
         .iter()
-        .flat_map(|choice| {
-            tails
-                .iter()
-                .map(move |tail| format!("{}{choice}{tail}", &pattern[..open]))
-        })
+        .flat_map(|choice| tails.iter().map(move |tail| format!("{}{choice}{tail}", &pattern[..open])))
         .collect())
 }
 
@@ -122,15 +95,11 @@ fn brace_choices(inside: &str) -> Result<Vec<String>, String> {
     let Some((first, last)) = inside.split_once("..") else {
         return match inside.split(',').map(str::to_owned).collect::<Vec<_>>() {
             choices if choices.len() > 1 => Ok(choices),
-            _ => Err(format!(
-                "{{{inside}}} is neither a range {{000..099}} nor a list {{a,b}}"
-            )),
+            _ => Err(format!("{{{inside}}} is neither a range {{000..099}} nor a list {{a,b}}")),
         };
     };
     let number = |text: &str| match text.bytes().all(|byte| byte.is_ascii_digit()) {
-        true => text
-            .parse::<usize>()
-            .map_err(|_| format!("\"{text}\" is not a number")),
+        true => text.parse::<usize>().map_err(|_| format!("\"{text}\" is not a number")),
         false => Err(format!("\"{text}\" is not a number")),
     };
     let (from, to) = (number(first)?, number(last)?);
@@ -140,11 +109,7 @@ fn brace_choices(inside: &str) -> Result<Vec<String>, String> {
     if to - from >= MAX_NAMES {
         return Err(format!("stands for more than {MAX_NAMES} names"));
     }
-    let width = if first.starts_with('0') {
-        first.len()
-    } else {
-        0
-    };
+    let width = if first.starts_with('0') { first.len() } else { 0 };
     Ok((from..=to).map(|n| format!("{n:0width$}")).collect())
 }
 
@@ -163,20 +128,14 @@ mod tests {
     fn names(patterns: &[&str], base: &Path) -> Result<Vec<String>, DataError> {
         let patterns: Vec<String> = patterns.iter().map(|p| (*p).to_owned()).collect();
         let paths = expand(&patterns, base)?;
-        Ok(paths
-            .iter()
-            .map(|p| p.file_name().unwrap().to_str().unwrap().to_owned())
-            .collect())
+        Ok(paths.iter().map(|p| p.file_name().unwrap().to_str().unwrap().to_owned()).collect())
     }
 
     #[test]
     fn braces_expand_in_order_and_keep_their_width() {
         assert_eq!(expand_braces("a{08..10}").unwrap(), ["a08", "a09", "a10"]);
         assert_eq!(expand_braces("{8..10}").unwrap(), ["8", "9", "10"]);
-        assert_eq!(
-            expand_braces("{a,b}-{0..1}.tar").unwrap(),
-            ["a-0.tar", "a-1.tar", "b-0.tar", "b-1.tar"]
-        );
+        assert_eq!(expand_braces("{a,b}-{0..1}.tar").unwrap(), ["a-0.tar", "a-1.tar", "b-0.tar", "b-1.tar"]);
     }
 
     #[test]
@@ -199,32 +158,17 @@ mod tests {
     #[test]
     fn files_come_in_the_order_of_the_patterns() {
         let folder = folder(&["b0.tar", "b1.tar", "a.tar", "note.txt"]);
-        assert_eq!(
-            names(&["b{0..1}.tar", "a.tar"], folder.path()).unwrap(),
-            ["b0.tar", "b1.tar", "a.tar"]
-        );
-        assert_eq!(
-            names(&["*.tar"], folder.path()).unwrap(),
-            ["a.tar", "b0.tar", "b1.tar"]
-        );
+        assert_eq!(names(&["b{0..1}.tar", "a.tar"], folder.path()).unwrap(), ["b0.tar", "b1.tar", "a.tar"]);
+        assert_eq!(names(&["*.tar"], folder.path()).unwrap(), ["a.tar", "b0.tar", "b1.tar"]);
         let absolute = format!("{}/b*.tar", folder.path().display());
-        assert_eq!(
-            names(&[&absolute], Path::new("/nowhere")).unwrap(),
-            ["b0.tar", "b1.tar"]
-        );
+        assert_eq!(names(&[&absolute], Path::new("/nowhere")).unwrap(), ["b0.tar", "b1.tar"]);
     }
 
     #[test]
     fn all_problems_are_listed_at_once() {
         let folder = folder(&["a.tar"]);
-        let error = names(
-            &["{0..1}.tar", "*.zip", "{", "a.tar", "a.tar"],
-            folder.path(),
-        )
-        .unwrap_err();
-        let DataError::Many(errors) = &error else {
-            panic!("{error}")
-        };
+        let error = names(&["{0..1}.tar", "*.zip", "{", "a.tar", "a.tar"], folder.path()).unwrap_err();
+        let DataError::Many(errors) = &error else { panic!("{error}") };
         assert_eq!(errors.len(), 5, "{error}");
         let text = error.to_string();
         for part in ["0.tar", "1.tar", "*.zip", "without its '}'", "named twice"] {

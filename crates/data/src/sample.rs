@@ -44,9 +44,7 @@ pub(crate) struct Preparer {
 impl Preparer {
     /// The sample `index`; a panic on the way is a bad sample too, not the end of the run.
     pub(crate) fn prepare(&self, index: u64, view: View) -> Result<Sample, SampleError> {
-        // Nothing is shared but the data set, whose locks recover from poison.
-        catch_unwind(AssertUnwindSafe(|| self.prepare_unguarded(index, view)))
-            .unwrap_or_else(|payload| Err(SampleError::Panic(panic_message(payload.as_ref()))))
+        guarded(|| self.prepare_unguarded(index, view))
     }
 
     fn prepare_unguarded(&self, index: u64, view: View) -> Result<Sample, SampleError> {
@@ -60,43 +58,34 @@ impl Preparer {
             true => Some(self.transform(&decode(&raw.image)?, view)),
             false => None,
         };
-        Ok(Sample {
-            index,
-            image_id: xxh3_64(&raw.image),
-            pixels,
-            ids,
-            caption,
-        })
+        Ok(Sample { index, image_id: xxh3_64(&raw.image), pixels, ids, caption })
     }
 
     fn transform(&self, image: &RgbImage, view: View) -> Vec<u8> {
         match view {
             View::Evaluate => evaluate_transform(image, self.image_size),
-            View::Train { seed, position } => {
-                train_transform(image, self.image_size, seed, position)
-            }
+            View::Train { seed, position } => train_transform(image, self.image_size, seed, position),
         }
     }
 
     /// The entry that says why sample `index` is not used.
     pub(crate) fn quarantine(&self, index: u64, error: &SampleError) -> Quarantined {
         let (shard, key) = self.dataset.key(index).unwrap_or_default();
-        Quarantined {
-            shard,
-            key,
-            index,
-            reason: error.to_string(),
-        }
+        Quarantined { shard, key, index, reason: error.to_string() }
     }
+}
+
+/// Runs what decodes a sample; a panic in it becomes the sample's error.
+pub(crate) fn guarded<T>(job: impl FnOnce() -> Result<T, SampleError>) -> Result<T, SampleError> {
+    // Nothing is shared with the job but the data set, whose locks recover from poison.
+    catch_unwind(AssertUnwindSafe(job))
+        .unwrap_or_else(|payload| Err(SampleError::Panic(panic_message(payload.as_ref()))))
 }
 
 fn panic_message(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
-    text.unwrap_or("no message")
-        .split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ")
+    text.unwrap_or("no message").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// A sample that could not be used: a line of `quarantine.jsonl`.
@@ -161,10 +150,7 @@ impl BadSamples {
 
     /// How many were found at or behind a position.
     pub(crate) fn found_since(&self, position: u64) -> usize {
-        self.found
-            .values()
-            .filter(|&&found| found >= position)
-            .count()
+        self.found.values().filter(|&&found| found >= position).count()
     }
 }
 
@@ -176,9 +162,7 @@ mod tests {
     fn merging_is_the_same_from_both_sides() {
         let list = |entries: &[(u64, u64)]| {
             let mut bad = BadSamples::default();
-            entries
-                .iter()
-                .for_each(|&(index, position)| bad.insert(index, position));
+            entries.iter().for_each(|&(index, position)| bad.insert(index, position));
             bad
         };
         let (a, b) = (list(&[(1, 10), (2, 20)]), list(&[(2, 15), (3, 30)]));
@@ -188,6 +172,12 @@ mod tests {
         assert_eq!(ab, ba);
         assert_eq!(ab, list(&[(1, 10), (2, 15), (3, 30)]));
         assert_eq!(ab.found_since(15), 2);
+    }
+
+    #[test]
+    fn a_panic_is_the_samples_error() {
+        let error = guarded::<()>(|| panic!("index {}\nout of range", 7)).unwrap_err();
+        assert_eq!(error.to_string(), "the decoder panicked: index 7 out of range");
     }
 
     #[test]

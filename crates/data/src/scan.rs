@@ -47,33 +47,19 @@ pub fn scan(path: &Path) -> Result<Index, DataError> {
     let bytes = file.metadata().map_err(DataError::io(path))?.len();
     refuse_what_is_no_tar(path, &file, bytes)?;
 
-    let shard = path
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
+    let shard = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut samples = Samples::new(shard);
     let mut archive = tar::Archive::new(file);
     // Where the archive would go on after the last whole member.
     let mut end = 0;
-    for (position, entry) in archive
-        .entries_with_seek()
-        .map_err(DataError::io(path))?
-        .enumerate()
-    {
+    for (position, entry) in archive.entries_with_seek().map_err(DataError::io(path))?.enumerate() {
         let entry = match entry {
             Ok(entry) => entry,
             Err(error) if position == 0 => {
-                return Err(DataError::NotATar {
-                    path: path.to_owned(),
-                    reason: one_line(&error),
-                });
+                return Err(DataError::NotATar { path: path.to_owned(), reason: one_line(&error) });
             }
             Err(error) => {
-                let reason = format!(
-                    "damaged or cut at byte {end}, what follows is lost: {}",
-                    one_line(&error)
-                );
+                let reason = format!("damaged or cut at byte {end}, what follows is lost: {}", one_line(&error));
                 samples.problem("", reason);
                 end = u64::MAX;
                 break;
@@ -83,10 +69,7 @@ pub fn scan(path: &Path) -> Result<Index, DataError> {
         let data_end = offset.saturating_add(size);
         if data_end > bytes {
             let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-            samples.problem(
-                "",
-                format!("cut at byte {bytes}, inside member {name}; it and what follows are lost"),
-            );
+            samples.problem("", format!("cut at byte {bytes}, inside member {name}; it and what follows are lost"));
             end = u64::MAX;
             break;
         }
@@ -97,10 +80,7 @@ pub fn scan(path: &Path) -> Result<Index, DataError> {
         }
     }
     if end != u64::MAX && end >= bytes {
-        samples.problem(
-            "",
-            "has no end-of-archive mark: it may have been cut between two members".to_owned(),
-        );
+        samples.problem("", "has no end-of-archive mark: it may have been cut between two members".to_owned());
     }
     Ok(samples.finish())
 }
@@ -112,8 +92,7 @@ fn refuse_what_is_no_tar(path: &Path, file: &File, bytes: u64) -> Result<(), Dat
         return Err(DataError::EmptyShard { path });
     }
     let mut head = vec![0; LFS_POINTER.len().min(bytes as usize)];
-    file.read_exact_at(&mut head, 0)
-        .map_err(DataError::io(&path))?;
+    file.read_exact_at(&mut head, 0).map_err(DataError::io(&path))?;
     if head == LFS_POINTER {
         return Err(DataError::GitLfsPointer { path });
     }
@@ -127,11 +106,7 @@ fn refuse_what_is_no_tar(path: &Path, file: &File, bytes: u64) -> Result<(), Dat
 }
 
 fn one_line(error: &io::Error) -> String {
-    error
-        .to_string()
-        .split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ")
+    error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Groups members into samples as they pass.
@@ -150,19 +125,11 @@ struct OpenSample {
 
 impl Samples {
     fn new(shard: String) -> Self {
-        Self {
-            shard,
-            open: None,
-            index: Index::default(),
-        }
+        Self { shard, open: None, index: Index::default() }
     }
 
     fn problem(&mut self, key: &str, reason: String) {
-        self.index.problems.push(Problem {
-            shard: self.shard.clone(),
-            key: key.to_owned(),
-            reason,
-        });
+        self.index.problems.push(Problem { shard: self.shard.clone(), key: key.to_owned(), reason });
     }
 
     fn member(&mut self, path: &[u8], offset: u64, bytes: u64) {
@@ -176,25 +143,13 @@ impl Samples {
         if self.open.as_ref().is_none_or(|open| open.key != key) {
             self.close();
         }
-        let open = self.open.get_or_insert_with(|| OpenSample {
-            key: key.to_owned(),
-            image: None,
-            caption: None,
-            flaw: None,
-        });
+        let open =
+            self.open.get_or_insert_with(|| OpenSample { key: key.to_owned(), image: None, caption: None, flaw: None });
         let Some(extension) = Extension::from_lower_case(&extension.to_lowercase()) else {
             return;
         };
-        let member = Member {
-            offset,
-            bytes,
-            extension,
-        };
-        let slot = if extension.is_image() {
-            &mut open.image
-        } else {
-            &mut open.caption
-        };
+        let member = Member { offset, bytes, extension };
+        let slot = if extension.is_image() { &mut open.image } else { &mut open.caption };
         match slot {
             Some(there) if there.extension == extension => {
                 open.flaw = Some(format!("two members with extension {}", extension.name()));
@@ -209,11 +164,9 @@ impl Samples {
         let Some(open) = self.open.take() else { return };
         match (open.flaw, open.image, open.caption) {
             (Some(flaw), ..) => self.problem(&open.key, flaw),
-            (None, Some(image), Some(caption)) => self.index.samples.push(IndexedSample {
-                key: open.key,
-                image,
-                caption,
-            }),
+            (None, Some(image), Some(caption)) => {
+                self.index.samples.push(IndexedSample { key: open.key, image, caption })
+            }
             (None, image, caption) => {
                 let reason = match (image, caption) {
                     (None, None) => "neither image (jpg, jpeg, png, webp) nor caption (txt, json)",

@@ -58,11 +58,7 @@ pub fn clean_caption(caption: &str, clean: Clean) -> String {
             let spaced = lower.replace(['.', '!', '"', '(', ')', '*', '#', ':', ';', '~'], " ");
             let collapsed = collapse_white_space(&spaced);
             let words = collapsed.trim_end_matches('\n').trim_matches(' ');
-            words
-                .split(' ')
-                .take(MAX_WORDS)
-                .collect::<Vec<_>>()
-                .join(" ")
+            words.split(' ').take(MAX_WORDS).collect::<Vec<_>>().join(" ")
         }
     }
 }
@@ -73,9 +69,7 @@ fn collapse_white_space(text: &str) -> String {
     let mut characters = text.chars().peekable();
     while let Some(character) = characters.next() {
         let mut run = 1;
-        while is_white_space(character)
-            && characters.next_if(|next| is_white_space(*next)).is_some()
-        {
+        while is_white_space(character) && characters.next_if(|next| is_white_space(*next)).is_some() {
             run += 1;
         }
         collapsed.push(if run > 1 { ' ' } else { character });
@@ -107,44 +101,22 @@ impl TextEncoder {
         add_special_tokens: bool,
     ) -> Result<TextEncoder, TextError> {
         let path = path.as_ref();
-        let load = |reason: String| TextError::Load {
-            path: path.to_owned(),
-            reason,
-        };
+        let load = |reason: String| TextError::Load { path: path.to_owned(), reason };
         let file = fs::read(path).map_err(|error| load(error.to_string()))?;
         if file.starts_with(b"version https://git-lfs") {
-            return Err(load(
-                "it is a Git LFS pointer, not the file; run `git lfs pull`".to_owned(),
-            ));
+            return Err(load("it is a Git LFS pointer, not the file; run `git lfs pull`".to_owned()));
         }
         let mut tokenizer = Tokenizer::from_bytes(&file).map_err(|error| load(one_line(&error)))?;
         tokenizer.with_padding(None);
-        tokenizer
-            .with_truncation(None)
-            .map_err(|error| load(one_line(&error)))?;
+        tokenizer.with_truncation(None).map_err(|error| load(one_line(&error)))?;
         // The library subtracts this from the length without a check, whether it adds them or not.
-        let special = tokenizer
-            .encode("", true)
-            .map_err(|error| load(one_line(&error)))?
-            .len();
+        let special = tokenizer.encode("", true).map_err(|error| load(one_line(&error)))?.len();
         if max_tokens <= special {
-            return Err(TextError::MaxTokens {
-                path: path.to_owned(),
-                max_tokens,
-                special,
-            });
+            return Err(TextError::MaxTokens { path: path.to_owned(), max_tokens, special });
         }
-        let truncation = TruncationParams {
-            max_length: max_tokens,
-            ..TruncationParams::default()
-        };
-        tokenizer
-            .with_truncation(Some(truncation))
-            .map_err(|error| load(one_line(&error)))?;
-        Ok(TextEncoder {
-            tokenizer,
-            add_special_tokens,
-        })
+        let truncation = TruncationParams { max_length: max_tokens, ..TruncationParams::default() };
+        tokenizer.with_truncation(Some(truncation)).map_err(|error| load(one_line(&error)))?;
+        Ok(TextEncoder { tokenizer, add_special_tokens })
     }
 
     /// The text's ids, the text cut so that a closing special token stays last.
@@ -153,10 +125,8 @@ impl TextEncoder {
     /// When the tokenizer's model cannot tokenise the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
         let encoding = self.tokenizer.encode_fast(text, self.add_special_tokens);
-        let encoding = encoding.map_err(|error| TextError::Encode {
-            text: text.to_owned(),
-            reason: one_line(&error),
-        })?;
+        let encoding =
+            encoding.map_err(|error| TextError::Encode { text: text.to_owned(), reason: one_line(&error) })?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -167,10 +137,7 @@ impl TextEncoder {
     pub fn decode(&self, ids: &[u32]) -> Result<String, TextError> {
         self.tokenizer
             .decode(ids, true)
-            .map_err(|error| TextError::Encode {
-                text: format!("{ids:?}"),
-                reason: one_line(&error),
-            })
+            .map_err(|error| TextError::Encode { text: format!("{ids:?}"), reason: one_line(&error) })
     }
 
     /// The id of a token, as `[SEP]`.
@@ -185,11 +152,7 @@ impl TextEncoder {
 }
 
 fn one_line(error: &impl ToString) -> String {
-    error
-        .to_string()
-        .split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ")
+    error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -242,65 +205,33 @@ mod tests {
 
     #[test]
     fn no_cleaning_keeps_case_and_marks() {
-        assert_eq!(
-            clean_caption(" Ein Hund: \u{201e}Wau!\u{201c}\n", Clean::None),
-            "Ein Hund: \u{201e}Wau!\u{201c}"
-        );
+        assert_eq!(clean_caption(" Ein Hund: \u{201e}Wau!\u{201c}\n", Clean::None), "Ein Hund: \u{201e}Wau!\u{201c}");
     }
 
     #[test]
     fn the_files_own_padding_and_truncation_are_off() {
         let text = encoder(32, true).unwrap();
-        assert_eq!(
-            text.encode("a red apple a red apple").unwrap(),
-            [2, 4, 5, 6, 4, 5, 6, 3]
-        );
+        assert_eq!(text.encode("a red apple a red apple").unwrap(), [2, 4, 5, 6, 4, 5, 6, 3]);
         assert_eq!(text.encode("").unwrap(), [2, 3]);
     }
 
     #[test]
     fn the_closing_token_stays_last_when_the_text_is_cut() {
-        assert_eq!(
-            encoder(4, true).unwrap().encode("a red apple").unwrap(),
-            [2, 4, 5, 3]
-        );
-        assert_eq!(
-            encoder(3, false)
-                .unwrap()
-                .encode("a red apple red")
-                .unwrap(),
-            [4, 5, 6]
-        );
+        assert_eq!(encoder(4, true).unwrap().encode("a red apple").unwrap(), [2, 4, 5, 3]);
+        assert_eq!(encoder(3, false).unwrap().encode("a red apple red").unwrap(), [4, 5, 6]);
     }
 
     #[test]
     fn ids_become_text_without_special_tokens() {
         let text = encoder(8, true).unwrap();
         assert_eq!(text.decode(&[2, 4, 5, 6, 3, 0, 0]).unwrap(), "a red apple");
-        assert_eq!(
-            (
-                text.token_id("[SEP]"),
-                text.token_id("[DEC]"),
-                text.vocab_size()
-            ),
-            (Some(3), None, 7)
-        );
+        assert_eq!((text.token_id("[SEP]"), text.token_id("[DEC]"), text.vocab_size()), (Some(3), None, 7));
     }
 
     #[test]
     fn no_room_beside_the_special_tokens_is_refused() {
         let error = encoder(2, true).err().unwrap();
-        assert!(
-            matches!(
-                error,
-                TextError::MaxTokens {
-                    max_tokens: 2,
-                    special: 2,
-                    ..
-                }
-            ),
-            "{error}"
-        );
+        assert!(matches!(error, TextError::MaxTokens { max_tokens: 2, special: 2, .. }), "{error}");
     }
 
     #[test]
@@ -308,17 +239,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tokenizer.json");
         fs::write(&path, "version https://git-lfs.github.com/spec/v1\n").unwrap();
-        assert!(
-            TextEncoder::from_file(&path, 8, true)
-                .err()
-                .unwrap()
-                .to_string()
-                .contains("git lfs pull")
-        );
+        assert!(TextEncoder::from_file(&path, 8, true).err().unwrap().to_string().contains("git lfs pull"));
         fs::write(&path, "{").unwrap();
-        assert!(matches!(
-            TextEncoder::from_file(&path, 8, true),
-            Err(TextError::Load { .. })
-        ));
+        assert!(matches!(TextEncoder::from_file(&path, 8, true), Err(TextError::Load { .. })));
     }
 }

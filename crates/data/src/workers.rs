@@ -17,18 +17,10 @@ pub(crate) struct Workers {
 
 impl Workers {
     pub(crate) fn new(threads: usize) -> Result<Workers, DataError> {
-        let pool = ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|thread| format!("decode-{thread}"))
-            .build();
-        let pool = pool.map_err(|error| DataError::Threads {
-            threads,
-            reason: error.to_string(),
-        })?;
-        Ok(Workers {
-            pool,
-            stop: Arc::default(),
-        })
+        let pool =
+            ThreadPoolBuilder::new().num_threads(threads).thread_name(|thread| format!("decode-{thread}")).build();
+        let pool = pool.map_err(|error| DataError::Threads { threads, reason: error.to_string() })?;
+        Ok(Workers { pool, stop: Arc::default() })
     }
 
     /// Starts `job(0)` to `job(count - 1)`. The job must not panic.

@@ -16,14 +16,7 @@ struct Law {
 
 impl Law {
     fn order(&self) -> Order {
-        Order::new(
-            &self.counts,
-            self.seed,
-            self.lanes,
-            self.global_batch,
-            self.window_shards,
-        )
-        .unwrap()
+        Order::new(&self.counts, self.seed, self.lanes, self.global_batch, self.window_shards).unwrap()
     }
 
     fn samples(&self) -> u64 {
@@ -164,11 +157,7 @@ proptest! {
 #[test]
 fn a_seed_and_an_epoch_change_the_order() {
     let order = |seed| Order::new(&[50; 4], seed, 1, 10, 2).unwrap();
-    let run = |order: &Order, from: u64| {
-        (from..from + 200)
-            .map(|p| order.locate(p).index)
-            .collect::<Vec<_>>()
-    };
+    let run = |order: &Order, from: u64| (from..from + 200).map(|p| order.locate(p).index).collect::<Vec<_>>();
     assert_ne!(run(&order(1), 0), run(&order(2), 0));
     assert_ne!(run(&order(1), 0), run(&order(1), 200));
 }

@@ -33,9 +33,7 @@ pub enum DecodeError {
     #[error("neither JPEG, PNG nor WebP (it begins with {0:02x?})")]
     UnknownFormat(Vec<u8>),
     /// The header claims more than is decoded.
-    #[error(
-        "claims {width} x {height} pixels; at most {MAX_SIDE} a side and {MAX_PIXELS} in all are decoded"
-    )]
+    #[error("claims {width} x {height} pixels; at most {MAX_SIDE} a side and {MAX_PIXELS} in all are decoded")]
     TooLarge {
         /// Pixels a row.
         width: usize,
@@ -86,37 +84,14 @@ impl ImageFormat {
             [] => Err(DecodeError::Empty),
             [0xFF, 0xD8, 0xFF, ..] => Ok(Self::Jpeg),
             [0x89, b'P', b'N', b'G', ..] => Ok(Self::Png),
-            [
-                b'R',
-                b'I',
-                b'F',
-                b'F',
-                _,
-                _,
-                _,
-                _,
-                b'W',
-                b'E',
-                b'B',
-                b'P',
-                ..,
-            ] => Ok(Self::WebP),
-            _ => Err(DecodeError::UnknownFormat(
-                bytes[..bytes.len().min(8)].to_vec(),
-            )),
+            [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Ok(Self::WebP),
+            _ => Err(DecodeError::UnknownFormat(bytes[..bytes.len().min(8)].to_vec())),
         }
     }
 
     fn damaged(self, error: impl ToString) -> DecodeError {
-        let reason = error
-            .to_string()
-            .split_whitespace()
-            .collect::<Vec<_>>()
-            .join(" ");
-        DecodeError::Damaged {
-            format: self.name(),
-            reason,
-        }
+        let reason = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        DecodeError::Damaged { format: self.name(), reason }
     }
 }
 
@@ -170,12 +145,8 @@ fn jpeg(bytes: &[u8]) -> Result<(JpegDecoder<ZCursor<&[u8]>>, usize, usize), Dec
         .set_max_height(usize::from(u16::MAX))
         .jpeg_set_out_colorspace(ColorSpace::RGB);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
-    decoder
-        .decode_headers()
-        .map_err(|error| damaged(error.to_string()))?;
-    let (width, height) = decoder
-        .dimensions()
-        .ok_or_else(|| damaged("no frame header".to_owned()))?;
+    decoder.decode_headers().map_err(|error| damaged(error.to_string()))?;
+    let (width, height) = decoder.dimensions().ok_or_else(|| damaged("no frame header".to_owned()))?;
     Ok((decoder, width, height))
 }
 
@@ -183,20 +154,11 @@ fn decode_jpeg(bytes: &[u8]) -> Result<RgbImage, DecodeError> {
     let damaged = |error| ImageFormat::Jpeg.damaged(error);
     let (mut decoder, width, height) = jpeg(bytes)?;
     check_size(width, height)?;
-    let data = decoder
-        .decode()
-        .map_err(|error| damaged(error.to_string()))?;
+    let data = decoder.decode().map_err(|error| damaged(error.to_string()))?;
     if data.len() != width * height * 3 {
-        return Err(damaged(format!(
-            "{} bytes for {width} x {height} pixels",
-            data.len()
-        )));
+        return Err(damaged(format!("{} bytes for {width} x {height} pixels", data.len())));
     }
-    Ok(RgbImage {
-        width,
-        height,
-        data,
-    })
+    Ok(RgbImage { width, height, data })
 }
 
 fn limits() -> Limits {
@@ -206,8 +168,7 @@ fn limits() -> Limits {
 }
 
 fn png(bytes: &[u8]) -> Result<PngDecoder<Cursor<&[u8]>>, DecodeError> {
-    PngDecoder::with_limits(Cursor::new(bytes), limits())
-        .map_err(|error| ImageFormat::Png.damaged(error))
+    PngDecoder::with_limits(Cursor::new(bytes), limits()).map_err(|error| ImageFormat::Png.damaged(error))
 }
 
 fn webp(bytes: &[u8]) -> Result<WebPDecoder<Cursor<&[u8]>>, DecodeError> {
@@ -219,25 +180,16 @@ fn dimensions(decoder: &impl ImageDecoder) -> (usize, usize) {
     (width as usize, height as usize)
 }
 
-fn decode_with(
-    mut decoder: impl ImageDecoder,
-    format: ImageFormat,
-) -> Result<RgbImage, DecodeError> {
+fn decode_with(mut decoder: impl ImageDecoder, format: ImageFormat) -> Result<RgbImage, DecodeError> {
     let (width, height) = dimensions(&decoder);
     check_size(width, height)?;
-    decoder
-        .set_limits(limits())
-        .map_err(|error| format.damaged(error))?;
+    decoder.set_limits(limits()).map_err(|error| format.damaged(error))?;
     let image = DynamicImage::from_decoder(decoder).map_err(|error| format.damaged(error))?;
     let data = match image.color().has_alpha() {
         true => on_white(image.into_rgba8().as_raw()),
         false => image.into_rgb8().into_raw(),
     };
-    Ok(RgbImage {
-        width,
-        height,
-        data,
-    })
+    Ok(RgbImage { width, height, data })
 }
 
 /// Lays RGBA pixels on a white ground.
@@ -247,10 +199,5 @@ fn on_white(rgba: &[u8]) -> Vec<u8> {
         let (colour, alpha) = (u32::from(colour), u32::from(alpha));
         ((colour * alpha + 255 * (255 - alpha) + 127) / 255) as u8
     };
-    pixels
-        .iter()
-        .flat_map(|&[red, green, blue, alpha]| {
-            [red, green, blue].map(|colour| blend(colour, alpha))
-        })
-        .collect()
+    pixels.iter().flat_map(|&[red, green, blue, alpha]| [red, green, blue].map(|colour| blend(colour, alpha))).collect()
 }

@@ -40,12 +40,7 @@ struct Crop {
 /// # Shapes
 /// Returns `[3, size, size]`.
 pub fn evaluate_transform(image: &RgbImage, size: usize) -> Vec<u8> {
-    let whole = Crop {
-        left: 0,
-        top: 0,
-        width: image.width,
-        height: image.height,
-    };
+    let whole = Crop { left: 0, top: 0, width: image.width, height: image.height };
     to_planes(&resize(image, whole, size), size, false)
 }
 
@@ -72,12 +67,7 @@ fn random_crop(width: usize, height: usize, rng: &mut KeyedRng) -> Crop {
         if (1..=width).contains(&w) && (1..=height).contains(&h) {
             let top = rng.below((height - h + 1) as u32) as usize;
             let left = rng.below((width - w + 1) as u32) as usize;
-            return Crop {
-                left,
-                top,
-                width: w,
-                height: h,
-            };
+            return Crop { left, top, width: w, height: h };
         }
     }
     let ratio = width as f64 / height as f64;
@@ -88,35 +78,21 @@ fn random_crop(width: usize, height: usize, rng: &mut KeyedRng) -> Crop {
     } else {
         (width, height)
     };
-    Crop {
-        left: (width - w) / 2,
-        top: (height - h) / 2,
-        width: w,
-        height: h,
-    }
+    Crop { left: (width - w) / 2, top: (height - h) / 2, width: w, height: h }
 }
 
 /// `[size, size, 3]`
 fn resize(image: &RgbImage, crop: Crop, size: usize) -> Vec<u8> {
     let mut resized = Image::new(size as u32, size as u32, PixelType::U8x3);
-    let options = ResizeOptions::new()
-        .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
-        .crop(
-            crop.left as f64,
-            crop.top as f64,
-            crop.width as f64,
-            crop.height as f64,
-        );
-    let source = ImageRef::new(
-        image.width as u32,
-        image.height as u32,
-        &image.data,
-        PixelType::U8x3,
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom)).crop(
+        crop.left as f64,
+        crop.top as f64,
+        crop.width as f64,
+        crop.height as f64,
     );
+    let source = ImageRef::new(image.width as u32, image.height as u32, &image.data, PixelType::U8x3);
     let source = source.expect("an RgbImage holds three bytes a pixel");
-    Resizer::new()
-        .resize(&source, &mut resized, &options)
-        .expect("both images are U8x3 and the crop lies inside");
+    Resizer::new().resize(&source, &mut resized, &options).expect("both images are U8x3 and the crop lies inside");
     resized.into_vec()
 }
 
@@ -132,4 +108,103 @@ fn to_planes(interleaved: &[u8], size: usize, flip: bool) -> Vec<u8> {
         }
     }
     planes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn picture(width: usize, height: usize) -> RgbImage {
+        let pixel = |x: usize, y: usize| [x * x * 7 + y * 13, x * 31 + y * y * 5, x * y * 17].map(|v| v as u8);
+        let data = (0..height).flat_map(|y| (0..width).flat_map(move |x| pixel(x, y))).collect();
+        RgbImage { width, height, data }
+    }
+
+    #[test]
+    fn resizes_as_pil_does() {
+        // Pillow 13.0, Image.resize((4, 4), BICUBIC) of the picture above: red, green, blue.
+        let shrunk: [u8; 48] = [
+            26, 121, 132, 148, 56, 131, 149, 127, 86, 163, 113, 123, 118, 135, 98, 100, 40, 147, 170, 76, 82, 174, 85,
+            119, 165, 123, 113, 160, 111, 141, 139, 97, 13, 58, 77, 95, 63, 154, 138, 137, 103, 158, 148, 166, 96, 137,
+            126, 130,
+        ];
+        // The same with 3 x 2 pixels, enlarged to 5 x 5: red.
+        let enlarged: [u8; 25] =
+            [0, 1, 6, 20, 29, 1, 3, 8, 22, 31, 6, 9, 14, 28, 37, 11, 14, 19, 33, 42, 13, 16, 21, 35, 44];
+        let near = |a: &[u8], b: &[u8]| a.iter().zip(b).all(|(a, b)| a.abs_diff(*b) <= 1);
+        assert!(near(&evaluate_transform(&picture(13, 9), 4), &shrunk), "{:?}", evaluate_transform(&picture(13, 9), 4));
+        assert!(near(&evaluate_transform(&picture(3, 2), 5)[..25], &enlarged));
+    }
+
+    #[test]
+    fn an_image_of_the_right_size_stays_what_it_is() {
+        let image = picture(6, 6);
+        let planes = evaluate_transform(&image, 6);
+        for (at, pixel) in image.data.chunks(3).enumerate() {
+            assert_eq!(pixel, [planes[at], planes[36 + at], planes[72 + at]]);
+        }
+        let mirrored = to_planes(&image.data, 6, true);
+        for row in 0..18 {
+            let back: Vec<u8> = mirrored[row * 6..][..6].iter().rev().copied().collect();
+            assert_eq!(back, planes[row * 6..][..6]);
+        }
+    }
+
+    #[test]
+    fn crops_lie_inside_and_keep_the_law() {
+        let mut rng = KeyedRng::new(1);
+        let (mut areas, mut corners) = (Vec::new(), Vec::new());
+        for _ in 0..2000 {
+            let crop = random_crop(640, 480, &mut rng);
+            assert!(crop.left + crop.width <= 640 && crop.top + crop.height <= 480);
+            let ratio = crop.width as f64 / crop.height as f64;
+            assert!((0.745..1.34).contains(&ratio), "{crop:?}");
+            areas.push((crop.width * crop.height) as f64 / (640.0 * 480.0));
+            corners.push((crop.left, crop.top));
+        }
+        assert!(areas.iter().all(|area| (0.498..1.0).contains(area)));
+        // Large crops of a narrow shape do not fit and are drawn again, so the mean lies below 0.75.
+        let mean = areas.iter().sum::<f64>() / areas.len() as f64;
+        assert!((0.6..0.75).contains(&mean), "{mean}");
+        assert!(corners.iter().any(|&(left, top)| left > 100 && top > 50));
+    }
+
+    #[test]
+    fn an_image_that_no_crop_fits_is_cropped_in_its_centre() {
+        for (width, height, expected) in [
+            (1, 1, (0, 0, 1, 1)),
+            (1000, 10, (493, 0, 13, 10)),
+            (10, 1000, (0, 493, 10, 13)),
+            (1, 5000, (0, 2499, 1, 1)),
+        ] {
+            let crop = random_crop(width, height, &mut KeyedRng::new(3));
+            assert_eq!((crop.left, crop.top, crop.width, crop.height), expected, "{width} x {height}");
+        }
+    }
+
+    #[test]
+    fn the_augmentation_of_a_position_never_changes() {
+        let draw = |position| {
+            let mut rng = KeyedRng::new(key(42, &[AUGMENT, position]));
+            let crop = random_crop(640, 480, &mut rng);
+            (crop.left, crop.top, crop.width, crop.height, rng.unit() < FLIP_PROBABILITY)
+        };
+        assert_eq!(
+            [draw(0), draw(1), draw(1_000_000)],
+            [(66, 38, 558, 442, true), (136, 14, 392, 456, false), (150, 39, 427, 364, true)]
+        );
+    }
+
+    #[test]
+    fn half_of_the_images_are_flipped() {
+        // Dark on the left, bright on the right, in any crop.
+        let data = (0..32).flat_map(|_| (0..32).flat_map(|x| [x as u8 * 8; 3])).collect();
+        let image = RgbImage { width: 32, height: 32, data };
+        let flipped = (0..1000).filter(|&position| {
+            let planes = train_transform(&image, 8, 5, position);
+            planes[0] > planes[7]
+        });
+        let flipped = flipped.count();
+        assert!((440..560).contains(&flipped), "{flipped}");
+    }
 }

@@ -1,0 +1,304 @@
+//! What counts as a sample, what a damaged shard leaves, and how an index is kept.
+
+mod fixture;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use blip2_data::{Clean, DataError, Dataset, SampleError, reindex, stats, verify};
+use fixture::{options, png, tar, write};
+
+fn open(folder: &Path) -> Result<Dataset, DataError> {
+    Dataset::open(&["*.tar".to_owned()], &options(folder))
+}
+
+fn keys(dataset: &Dataset) -> Vec<String> {
+    (0..dataset.len()).map(|index| dataset.key(index).unwrap().1).collect()
+}
+
+fn problems(dataset: &Dataset) -> Vec<String> {
+    dataset.problems().iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn members_become_samples_by_webdatasets_naming() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = png(3, 3, 0);
+    let members: [(&str, &[u8]); 10] = [
+        ("d/a.JPG", &image),
+        ("d/a.seg.png", b"a mask, not the image"),
+        ("d/a.txt", b"one"),
+        ("b.v2.txt", b"not a caption"),
+        ("b.txt", b"two"),
+        ("b.json", br#"{"caption": "ignored"}"#),
+        ("b.webp", &image),
+        ("c.png", &image),
+        ("c.json", br#"{"caption": "three", "width": 3}"#),
+        ("__meta__.x__", b"passed over"),
+    ];
+    write(folder.path(), "0.tar", &tar(&members));
+    let dataset = open(folder.path()).unwrap();
+    assert_eq!(keys(&dataset), ["d/a", "b", "c"]);
+    let captions: Vec<String> = (0..3).map(|index| dataset.read(index).unwrap().caption).collect();
+    assert_eq!(captions, ["one", "two", "three"]);
+    assert_eq!(dataset.read(0).unwrap().image, image);
+    assert!(dataset.problems().is_empty());
+}
+
+#[test]
+fn a_key_without_image_or_caption_is_named_and_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = png(3, 3, 0);
+    let members: [(&str, &[u8]); 8] = [
+        ("a.png", &image),
+        ("b.txt", b"no image"),
+        ("c.cls", b"7"),
+        ("d.png", &image),
+        ("d.png", &image),
+        ("d.txt", b"twice"),
+        ("e.png", &image),
+        ("e.txt", b"good"),
+    ];
+    write(folder.path(), "0.tar", &tar(&members));
+    let dataset = open(folder.path()).unwrap();
+    assert_eq!(keys(&dataset), ["e"]);
+    assert_eq!(
+        problems(&dataset),
+        [
+            "shard 0.tar, key a: no caption (txt, json)",
+            "shard 0.tar, key b: no image (jpg, jpeg, png, webp)",
+            "shard 0.tar, key c: neither image (jpg, jpeg, png, webp) nor caption (txt, json)",
+            "shard 0.tar, key d: two members with extension png",
+        ]
+    );
+}
+
+#[test]
+fn a_sample_is_never_joined_across_shards() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "0.tar", &tar(&[("x.png", &png(3, 3, 0)), ("x.txt", b"whole"), ("a.png", &png(3, 3, 0))]));
+    write(folder.path(), "1.tar", &tar(&[("a.txt", b"the rest")]));
+    let dataset = open(folder.path()).unwrap();
+    assert_eq!((keys(&dataset), dataset.counts()), (vec!["x".to_owned()], vec![1, 0]));
+    assert_eq!(dataset.problems().len(), 2);
+}
+
+#[test]
+fn long_names_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = "directory/".repeat(30) + "name";
+    let (image, caption) = (format!("{long}.png"), format!("{long}.txt"));
+    write(folder.path(), "0.tar", &tar(&[(&image, &png(3, 3, 0)), (&caption, b"far down")]));
+    let dataset = open(folder.path()).unwrap();
+    assert_eq!(keys(&dataset), [long]);
+    assert_eq!(dataset.read(0).unwrap().caption, "far down");
+}
+
+/// A shard of three samples, cut to `keep` bytes.
+fn cut_shard(folder: &Path, keep: impl Fn(usize) -> usize) {
+    let image = png(40, 40, 9);
+    let whole = tar(&[
+        ("a.png", &image),
+        ("a.txt", b"one"),
+        ("b.png", &image),
+        ("b.txt", b"two"),
+        ("c.png", &image),
+        ("c.txt", b"three"),
+    ]);
+    write(folder, "0.tar", &whole[..keep(whole.len())]);
+}
+
+#[test]
+fn a_truncated_tar_counts_up_to_the_cut() {
+    // The archive ends with two blocks of zeros, before them c.txt's data and header, before them c.png's data.
+    for (cut, kept, reason) in [
+        (1024, vec!["a", "b", "c"], "no end-of-archive mark"),
+        (1024 + 100, vec!["a", "b", "c"], "no end-of-archive mark"),
+        (1024 + 510, vec!["a", "b"], "inside member c.txt"),
+        (1024 + 512 + 100, vec!["a", "b"], "cut at byte"),
+        (1024 + 512 + 512, vec!["a", "b"], "no end-of-archive mark"),
+        (1024 + 512 + 512 + 500, vec!["a", "b"], "inside member c.png"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        cut_shard(folder.path(), |whole| whole - cut);
+        let dataset = open(folder.path()).unwrap();
+        assert_eq!(keys(&dataset), kept, "cut {cut}");
+        assert!(dataset.read(kept.len() as u64 - 1).is_ok());
+        assert!(
+            problems(&dataset).iter().any(|problem| problem.contains(reason)),
+            "cut {cut}: {:?}",
+            problems(&dataset)
+        );
+    }
+}
+
+#[test]
+fn a_damaged_header_ends_the_shard() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = png(3, 3, 0);
+    let mut bytes = tar(&[("a.png", &image), ("a.txt", b"one"), ("b.png", &image), ("b.txt", b"two")]);
+    let second = bytes.windows(5).position(|window| window == b"b.png").unwrap();
+    bytes[second] = b'?';
+    write(folder.path(), "0.tar", &bytes);
+    let dataset = open(folder.path()).unwrap();
+    assert_eq!(keys(&dataset), ["a"]);
+    assert!(problems(&dataset)[0].contains("what follows is lost"), "{:?}", problems(&dataset));
+}
+
+#[test]
+fn files_that_are_no_tar_are_named_all_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "0.tar", b"");
+    write(folder.path(), "1.tar", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n");
+    write(folder.path(), "2.tar", &[0x1F, 0x8B, 8, 0]);
+    write(folder.path(), "3.tar", &[b'x'; 2000]);
+    write(folder.path(), "4.tar", &[b'x'; 20]);
+    let error = open(folder.path()).err().unwrap();
+    let text = error.to_string();
+    for part in ["0.tar has zero bytes", "1.tar is a Git LFS pointer", "gzip", "3.tar is not", "4.tar is not"] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+    assert!(!text.contains('\n'));
+}
+
+#[test]
+fn shards_without_a_usable_sample_are_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "0.tar", &tar(&[("a.txt", b"alone")]));
+    let error = open(folder.path()).err().unwrap().to_string();
+    assert!(error.contains("no usable sample in 1 shards") && error.contains("key a: no image"), "{error}");
+}
+
+#[test]
+fn captions_that_are_no_text_are_bad_samples() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = png(3, 3, 0);
+    let members: [(&str, &[u8]); 10] = [
+        ("a.png", &image),
+        ("a.txt", b"caf\xE9"),
+        ("b.png", &image),
+        ("b.txt", b""),
+        ("c.png", &image),
+        ("c.json", b"{"),
+        ("d.png", &image),
+        ("d.json", br#"{"caption": 3}"#),
+        ("e.png", &image),
+        ("e.txt", b" ...\n"),
+    ];
+    write(folder.path(), "0.tar", &tar(&members));
+    let dataset = open(folder.path()).unwrap();
+    assert!(matches!(dataset.read(0), Err(SampleError::CaptionNotUtf8(3))));
+    let report = verify(&dataset, Clean::Blip, |_, _| {});
+    let reasons: Vec<&str> = report.problems.iter().map(|problem| problem.reason.as_str()).collect();
+    assert_eq!(report.good, 0);
+    assert_eq!(reasons[0], "caption is not UTF-8 (byte 3)");
+    assert_eq!((reasons[1], reasons[4]), ("caption is empty", "caption is empty"));
+    assert!(reasons[2].starts_with("caption: not valid JSON"));
+    assert_eq!(reasons[3], "caption: the JSON has no text field \"caption\"");
+}
+
+#[test]
+fn the_caption_field_can_be_chosen() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "0.tar", &tar(&[("a.png", &png(3, 3, 0)), ("a.json", br#"{"text": "chosen"}"#)]));
+    let options = blip2_data::OpenOptions { caption_field: "text".to_owned(), ..options(folder.path()) };
+    let dataset = Dataset::open(&["0.tar".to_owned()], &options).unwrap();
+    assert_eq!(dataset.read(0).unwrap().caption, "chosen");
+}
+
+#[test]
+fn an_index_is_kept_and_a_changed_shard_is_noticed() {
+    let folder = fixture::shards(&[3], |_| false);
+    let index = folder.path().join("00.tar.idx");
+    let first = open(folder.path()).unwrap();
+    let written = fs::metadata(&index).unwrap().modified().unwrap();
+    let again = open(folder.path()).unwrap();
+    assert_eq!(fs::metadata(&index).unwrap().modified().unwrap(), written);
+    assert_eq!((first.len(), first.digest()), (again.len(), again.digest()));
+
+    write(folder.path(), "00.tar", &tar(&[("new.png", &png(3, 3, 0)), ("new.txt", b"new")]));
+    let changed = open(folder.path()).unwrap();
+    assert_eq!(keys(&changed), ["new"]);
+    assert_ne!(changed.digest(), first.digest());
+    // The set that was opened before does not read the new file by the old index.
+    assert!(matches!(first.read(0), Err(SampleError::ShardChanged(_))));
+}
+
+#[test]
+fn an_index_that_is_damaged_or_forged_is_not_believed() {
+    let folder = fixture::shards(&[2], |_| false);
+    let index = folder.path().join("00.tar.idx");
+    open(folder.path()).unwrap();
+    let good = fs::read_to_string(&index).unwrap();
+
+    fs::write(&index, "not an index").unwrap();
+    assert_eq!(open(folder.path()).unwrap().len(), 2);
+    assert_eq!(fs::read_to_string(&index).unwrap(), good);
+
+    // The body no longer is what the header's digest says.
+    fs::write(&index, good.replace("\"png\"", "\"jpg\"")).unwrap();
+    let dataset = open(folder.path()).unwrap();
+    assert!(dataset.key(0).unwrap_err().to_string().contains("digest"));
+
+    // Members far outside the file, under a digest that fits.
+    let (header, body) = good.split_once('\n').unwrap();
+    let mut forged: serde_json::Value = serde_json::from_str(body).unwrap();
+    forged["samples"][0]["image"][1] = serde_json::json!(u64::MAX);
+    let forged = forged.to_string();
+    let header = header
+        .replace(blake3::hash(body.as_bytes()).to_hex().as_str(), blake3::hash(forged.as_bytes()).to_hex().as_str());
+    fs::write(&index, format!("{header}\n{forged}")).unwrap();
+    assert!(open(folder.path()).unwrap().key(0).unwrap_err().to_string().contains("outside the shard"));
+
+    assert_eq!(reindex(&["*.tar".to_owned()], &options(folder.path())).unwrap().len(), 1);
+    assert_eq!(fs::read_to_string(&index).unwrap(), good);
+}
+
+#[test]
+fn an_index_goes_into_the_cache_when_it_cannot_lie_beside_its_shard() {
+    let folder = fixture::shards(&[3], |_| false);
+    let cache = tempfile::tempdir().unwrap();
+    // A folder of that name refuses the index even to root, whom a mode would not stop.
+    fs::create_dir(folder.path().join("00.tar.idx")).unwrap();
+    let error = open(folder.path()).err().unwrap();
+    assert!(matches!(error, DataError::IndexNotWritable { .. }), "{error}");
+
+    let options = blip2_data::OpenOptions { cache_dir: Some(cache.path().join("made")), ..options(folder.path()) };
+    for _ in 0..2 {
+        let dataset = Dataset::open(&["*.tar".to_owned()], &options).unwrap();
+        assert_eq!(dataset.len(), 3);
+    }
+    let kept: Vec<_> = fs::read_dir(cache.path().join("made")).unwrap().map(|entry| entry.unwrap()).collect();
+    assert_eq!(kept.len(), 1);
+    assert_eq!(kept[0].metadata().unwrap().permissions().mode() & 0o777, 0o644);
+}
+
+#[test]
+fn the_same_shards_elsewhere_have_the_same_digest() {
+    let (here, there) = (fixture::shards(&[2, 3], |_| false), fixture::shards(&[2, 3], |_| false));
+    assert_eq!(open(here.path()).unwrap().digest(), open(there.path()).unwrap().digest());
+    let other = fixture::shards(&[3, 2], |_| false);
+    assert_ne!(open(here.path()).unwrap().digest(), open(other.path()).unwrap().digest());
+}
+
+#[test]
+fn more_shards_than_stay_in_memory_are_read_all_the_same() {
+    let folder = fixture::shards(&[1; 80], |_| false);
+    let dataset = open(folder.path()).unwrap();
+    for index in (0..80).chain(0..80) {
+        assert_eq!(dataset.read(index).unwrap().key, format!("{index:04}"));
+    }
+    assert!(matches!(dataset.read(80), Err(SampleError::NoSuchSample(80))));
+    assert!(matches!(dataset.key(80), Err(DataError::OutOfRange { index: 80, len: 80 })));
+}
+
+#[test]
+fn statistics_count_what_is_there() {
+    let folder = fixture::shards(&[4, 6], |index| index == 3);
+    let found = stats(&open(folder.path()).unwrap(), |_, _| {});
+    assert_eq!((found.shards, found.samples, found.unreadable, found.problems), (2, 10, 1, 0));
+    assert_eq!(found.formats.get("PNG"), Some(&9));
+    assert_eq!((found.width.min, found.width.max, found.height.median), (9, 9, 7));
+    assert_eq!((found.caption_words.min, found.caption_words.max), (3, 7));
+}
