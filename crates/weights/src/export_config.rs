@@ -1,0 +1,150 @@
+//! The JSON files of an export.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+use tch::Kind;
+
+use crate::directory::Part;
+use crate::error::WeightsError;
+use crate::export::{Export, ExportTask};
+use crate::json_file::{describe, read_error};
+use crate::staging::write_file;
+
+/// The `config.json` key by which an export knows its own kind, so as never to overwrite anything else.
+pub(crate) const PRODUCER_KEY: &str = "exported_by";
+pub(crate) const PRODUCER: &str = concat!("blip2 ", env!("CARGO_PKG_VERSION"));
+
+/// How pictures become pixels: resize, scale to `[0, 1]`, normalise.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ImagePreprocessing {
+    /// Side of the square in pixels.
+    pub size: u32,
+    /// Mean of each of red, green, blue.
+    pub mean: [f64; 3],
+    /// Standard deviation of each.
+    pub std: [f64; 3],
+}
+
+/// `config.json`.
+pub(crate) fn model_config(export: &Export) -> Result<Value, WeightsError> {
+    let vision = export.vision.part(Part::Vision)?;
+    let origin = export.vision.path().join("config.json");
+    let blocks = unsigned_in(&origin, vision.config, "num_hidden_layers")?;
+    if export.vision_depth == 0 || export.vision_depth > blocks {
+        return Err(WeightsError::Key {
+            path: origin,
+            key: "num_hidden_layers".into(),
+            expected: format!("at least {}, the depth in use", export.vision_depth.max(1)),
+            got: blocks.to_string(),
+        });
+    }
+    let mut vision_config = vision.config.clone();
+    vision_config["num_hidden_layers"] = json!(export.vision_depth);
+    let mut qformer = export.qformer_config.clone();
+    if let Some(qformer) = qformer.as_object_mut() {
+        qformer.insert("model_type".into(), json!("blip_2_qformer"));
+        qformer.insert("use_qformer_text_input".into(), json!(matches!(export.task, ExportTask::Stage1 { .. })));
+    }
+    let blip2_vit = vision_config.get("model_type").is_none_or(|t| t == "blip_2_vision_model");
+
+    let mut config = Map::new();
+    let mut set = |key: &str, value: Value| config.insert(key.into(), value);
+    set("model_type", json!("blip-2"));
+    set("vision_config", vision_config);
+    set("qformer_config", qformer);
+    set("num_query_tokens", json!(export.num_query_tokens));
+    if !blip2_vit {
+        // hidden_states[depth] as transformers counts them; no BLIP-2 class knows this key, for none has another tower.
+        set("vision_feature_layer", json!(export.vision_depth));
+    }
+    match &export.task {
+        ExportTask::Stage1 { image_text_hidden_size, decoder_start_token_id } => {
+            set("architectures", json!(["Blip2ForImageTextRetrieval"]));
+            set("image_text_hidden_size", json!(image_text_hidden_size));
+            set("image_token_index", Value::Null);
+            set("qformer_decoder_start_token_id", json!(decoder_start_token_id));
+        }
+        ExportTask::Stage2 { language, before_queries, image_token_index } => {
+            set("architectures", json!(["Blip2ForConditionalGeneration"]));
+            set("text_config", language.part(Part::Language)?.config.clone());
+            set("image_token_index", json!(image_token_index));
+            set("before_queries", json!(before_queries));
+        }
+    }
+    set(PRODUCER_KEY, json!(PRODUCER));
+    Ok(Value::Object(config))
+}
+
+/// The `dtype` key: what `transformers` loads the model in under `dtype="auto"`; it keeps the Q-Former in fp32 by itself.
+pub(crate) fn dtype_name(kind: Kind) -> Option<&'static str> {
+    match kind {
+        Kind::Float => Some("float32"),
+        Kind::Half => Some("float16"),
+        Kind::BFloat16 => Some("bfloat16"),
+        _ => None,
+    }
+}
+
+/// `preprocessor_config.json`, which `BlipImageProcessor` reads.
+pub(crate) fn preprocessor_config(image: &ImagePreprocessing) -> Value {
+    json!({
+        "image_processor_type": "BlipImageProcessor",
+        "processor_class": "Blip2Processor",
+        "do_convert_rgb": true,
+        "do_resize": true,
+        "size": {"height": image.size, "width": image.size},
+        "resample": 3,
+        "do_rescale": true,
+        "rescale_factor": 1.0 / 255.0,
+        "do_normalize": true,
+        "image_mean": image.mean,
+        "image_std": image.std,
+    })
+}
+
+/// `generation_config.json` for a language model whose directory has none.
+pub(crate) fn generation_config(text_config: &Value) -> Value {
+    let keys = ["bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"];
+    let ids = keys.iter().filter_map(|&key| {
+        let id = text_config.get(key).filter(|id| !id.is_null())?;
+        Some((key.to_string(), id.clone()))
+    });
+    Value::Object(ids.collect())
+}
+
+/// A count in the configuration at `origin`.
+pub(crate) fn unsigned_in(origin: &Path, section: &Value, key: &str) -> Result<usize, WeightsError> {
+    let value = section.get(key);
+    value.and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok()).ok_or_else(|| WeightsError::Key {
+        path: origin.to_path_buf(),
+        key: key.into(),
+        expected: "a count".into(),
+        got: describe(value),
+    })
+}
+
+/// Writes a value as indented JSON.
+pub(crate) fn write_json(path: &Path, value: &Value) -> Result<(), WeightsError> {
+    write_file(path, |file| {
+        let written = std::io::Write::write_all(file, format!("{value:#}\n").as_bytes());
+        written.map_err(|source| WeightsError::Write { path: path.to_path_buf(), source })
+    })
+}
+
+/// Copies those of `names` that exist from one directory to another.
+pub(crate) fn copy_present(from: &Path, to: &Path, names: &[&str]) -> Result<(), WeightsError> {
+    for name in names {
+        let source = from.join(name);
+        if source.is_file() {
+            let bytes = fs::read(&source).map_err(|error| read_error(&source, error))?;
+            let target = to.join(name);
+            write_file(&target, |file| {
+                let written = std::io::Write::write_all(file, &bytes);
+                written.map_err(|source| WeightsError::Write { path: target.clone(), source })
+            })?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! The weights of a directory: one safetensors file, or shards with an index, and the pre-training heads beside them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path, PathBuf};
+
+use blip2_torchx::params::{TensorInfo, TensorSource};
+use tch::Tensor;
+
+use crate::error::WeightsError;
+use crate::json_file::{describe, read_object};
+use crate::safetensors_file::SafetensorsFile;
+
+pub(crate) const WEIGHTS_FILE: &str = "model.safetensors";
+pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
+/// What stage 1 trains and `transformers` has no name for lies here, so that it finds no key that it does not know.
+pub(crate) const HEADS_FILE: &str = "pretraining_heads.safetensors";
+
+/// `model.safetensors`, or the shards of `model.safetensors.index.json`, with `pretraining_heads.safetensors` where it exists, as one
+/// source of tensors. A checkpoint's directory is read by this as well.
+pub struct SafetensorsDir {
+    path: PathBuf,
+    files: Vec<SafetensorsFile>,
+    /// Each tensor's file, as an index into `files`.
+    places: BTreeMap<String, usize>,
+}
+
+impl SafetensorsDir {
+    /// Opens and checks all files. As in `transformers`, a single file goes before an index.
+    ///
+    /// # Errors
+    /// No weights; an index and shards that disagree in either direction; a tensor in two files; whatever
+    /// [`SafetensorsFile::open`] finds.
+    pub fn open(path: &Path) -> Result<SafetensorsDir, WeightsError> {
+        let index = path.join(INDEX_FILE);
+        let mut files = if path.join(WEIGHTS_FILE).exists() {
+            vec![SafetensorsFile::open(&path.join(WEIGHTS_FILE))?]
+        } else if index.exists() {
+            open_shards(path, &index)?
+        } else if path.is_dir() {
+            return Err(WeightsError::NoWeights { path: path.to_path_buf(), hint: hint(path) });
+        } else {
+            return Err(WeightsError::NotFound { path: path.to_path_buf() });
+        };
+        if path.join(HEADS_FILE).exists() {
+            files.push(SafetensorsFile::open(&path.join(HEADS_FILE))?);
+        }
+        let mut places = BTreeMap::new();
+        for (place, file) in files.iter().enumerate() {
+            for name in file.stored().keys() {
+                if let Some(first) = places.insert(name.clone(), place) {
+                    return Err(WeightsError::RepeatedTensor {
+                        path: path.to_path_buf(),
+                        name: name.clone(),
+                        first: file_name(&files[first]),
+                        second: file_name(file),
+                    });
+                }
+            }
+        }
+        Ok(SafetensorsDir { path: path.to_path_buf(), files, places })
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its files, in the order of the index, the pre-training heads last.
+    pub fn files(&self) -> &[SafetensorsFile] {
+        &self.files
+    }
+
+    /// Whether it holds a tensor of that name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.places.contains_key(name)
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.places.keys().map(String::as_str)
+    }
+}
+
+impl TensorSource for SafetensorsDir {
+    fn origin(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn entries(&self) -> Vec<(String, TensorInfo)> {
+        self.files.iter().flat_map(TensorSource::entries).collect()
+    }
+
+    fn read(&self, name: &str) -> Result<Tensor, String> {
+        let place = self.places.get(name).ok_or("no such tensor")?;
+        self.files[*place].read(name)
+    }
+}
+
+fn open_shards(directory: &Path, index: &Path) -> Result<Vec<SafetensorsFile>, WeightsError> {
+    let mut shards: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    let value = read_object(index)?;
+    let key = |key: String, expected: &str, got| WeightsError::Key {
+        path: index.to_path_buf(),
+        key,
+        expected: expected.into(),
+        got: describe(got),
+    };
+    let map = value.get("weight_map").and_then(|m| m.as_object());
+    let map = map.ok_or_else(|| key("weight_map".into(), "an object", value.get("weight_map")))?;
+    for (name, shard) in map {
+        let shard = shard.as_str().ok_or_else(|| key(format!("weight_map.{name}"), "a file name", Some(shard)))?;
+        shards.entry(shard).or_default().insert(name);
+    }
+    let mut files = Vec::new();
+    for (shard, names) in shards {
+        // A name with separators could read any file of the machine.
+        let mut components = Path::new(shard).components();
+        if !matches!((components.next(), components.next()), (Some(Component::Normal(_)), None)) {
+            return Err(WeightsError::ShardName { index: index.to_path_buf(), shard: shard.into() });
+        }
+        let path = directory.join(shard);
+        if !path.exists() {
+            return Err(WeightsError::ShardMissing { index: index.to_path_buf(), shard: shard.into() });
+        }
+        let file = SafetensorsFile::open(&path)?;
+        let held: BTreeSet<&str> = file.stored().keys().map(String::as_str).collect();
+        let (index, shard) = (index.to_path_buf(), shard.to_string());
+        if let Some(name) = names.difference(&held).next() {
+            return Err(WeightsError::ShardLacks { index, name: name.to_string(), shard });
+        }
+        if let Some(name) = held.difference(&names).next() {
+            return Err(WeightsError::IndexLacks { index, name: name.to_string(), shard });
+        }
+        files.push(file);
+    }
+    Ok(files)
+}
+
+fn hint(directory: &Path) -> String {
+    let other = ["pytorch_model.bin", "pytorch_model.bin.index.json", "model.onnx", "tf_model.h5"];
+    match other.iter().find(|file| directory.join(file).exists()) {
+        Some(file) => format!("; {file} must first be saved as safetensors"),
+        None => String::new(),
+    }
+}
+
+fn file_name(file: &SafetensorsFile) -> String {
+    file.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
+}

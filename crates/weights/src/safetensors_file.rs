@@ -1,0 +1,89 @@
+//! One safetensors file, mapped into memory.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use blip2_torchx::mapped_file::MappedFile;
+use blip2_torchx::params::{TensorInfo, TensorSource};
+use tch::Tensor;
+
+use crate::error::WeightsError;
+use crate::header::{self, Header, Stored};
+use crate::json_file::{is_lfs_pointer, read_error};
+
+/// A safetensors file whose tensors are read from the mapping when asked for.
+pub struct SafetensorsFile {
+    path: PathBuf,
+    mapped: MappedFile,
+    header: Header,
+}
+
+impl SafetensorsFile {
+    /// Maps the file and checks its whole header: afterwards every tensor lies inside the file and has a dtype that libtorch knows.
+    ///
+    /// # Errors
+    /// No such file, a Git LFS pointer, a truncated file, a damaged or hostile header, an unsupported dtype.
+    pub fn open(path: &Path) -> Result<SafetensorsFile, WeightsError> {
+        let attributes = fs::metadata(path).map_err(|source| read_error(path, source))?;
+        if !attributes.is_file() {
+            return Err(WeightsError::NotAFile { path: path.to_path_buf() });
+        }
+        let problem = |problem| WeightsError::Header { path: path.to_path_buf(), problem };
+        if attributes.len() == 0 {
+            return Err(problem(crate::HeaderProblem::TooShort { got: 0 }));
+        }
+        let mapped = MappedFile::open(path)
+            .map_err(|error| WeightsError::Map { path: path.to_path_buf(), message: error.to_string() })?;
+        if is_lfs_pointer(&mapped) {
+            return Err(WeightsError::LfsPointer { path: path.to_path_buf() });
+        }
+        let header = header::parse(&mapped).map_err(problem)?;
+        for (name, stored) in &header.tensors {
+            if header::kind_of(stored.dtype).is_none() {
+                return Err(WeightsError::Dtype {
+                    path: path.to_path_buf(),
+                    name: name.clone(),
+                    dtype: stored.dtype.to_string(),
+                });
+            }
+        }
+        Ok(SafetensorsFile { path: path.to_path_buf(), mapped, header })
+    }
+
+    /// Where the file lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The strings that the file's writer left beside the tensors.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.header.metadata
+    }
+
+    pub(crate) fn stored(&self) -> &BTreeMap<String, Stored> {
+        &self.header.tensors
+    }
+}
+
+impl TensorSource for SafetensorsFile {
+    fn origin(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn entries(&self) -> Vec<(String, TensorInfo)> {
+        let tensors = self.header.tensors.iter();
+        tensors
+            .filter_map(|(name, stored)| {
+                let kind = header::kind_of(stored.dtype)?;
+                Some((name.clone(), TensorInfo { kind, shape: stored.shape.clone() }))
+            })
+            .collect()
+    }
+
+    fn read(&self, name: &str) -> Result<Tensor, String> {
+        let stored = self.header.tensors.get(name).ok_or("no such tensor")?;
+        let kind = header::kind_of(stored.dtype).ok_or("unsupported dtype")?;
+        self.mapped.tensor(stored.offset, stored.bytes, kind, &stored.shape).map_err(|error| error.to_string())
+    }
+}

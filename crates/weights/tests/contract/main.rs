@@ -1,0 +1,10 @@
+//! The crate's contract: files in, files out, and every way in which a file can be wrong.
+
+mod directories;
+mod exports;
+mod fixtures;
+mod hostile_files;
+mod inspection;
+mod load_plans;
+mod saving;
+mod shards;
