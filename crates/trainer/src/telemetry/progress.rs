@@ -16,7 +16,7 @@ const RATE_WINDOW_S: u64 = 60;
 
 /// Where progress is shown.
 pub enum Output {
-    /// A bar on the terminal of standard error.
+    /// A bar on standard error, for a terminal: elsewhere it shows nothing.
     Bar,
     /// A line every few seconds.
     Lines(Box<dyn Write + Send>),
@@ -124,7 +124,7 @@ impl Progress {
 
     pub(super) fn note(&mut self, line: &str) {
         match &mut self.sink {
-            Sink::Bar(bar) => bar.suspend(|| bar.println(line)),
+            Sink::Bar(bar) => bar.println(line),
             Sink::Lines { out, .. } => print(out, line),
             Sink::Hidden => {}
         }
@@ -259,6 +259,19 @@ mod tests {
         assert!(lines[0].ends_with("| loss_itc 2.000 (chance 2.773, floor 0.500) | loss_itg 7.000"), "{text}");
         assert_eq!(lines[1], "checkpoint written");
         assert!(lines[2].starts_with("step 100/100 (100.0%)"), "{text}");
+    }
+
+    #[test]
+    fn a_bar_takes_steps_records_and_notes() {
+        let mut progress = Progress::new(Output::Bar, 10, 2, shown());
+        progress.step(3);
+        progress.note("checkpoint written");
+        progress.record(&Record::new(4, [("loss_itc", 2.0)]));
+        progress.finish();
+        let Sink::Bar(bar) = &progress.sink else { panic!("expected a bar") };
+        assert_eq!((bar.position(), bar.length()), (4, Some(10)));
+        assert_eq!(bar.message(), "loss_itc 2.000 (chance 2.773, floor 0.500)");
+        assert!(bar.prefix().starts_with("step 4/10 (40.0%)"));
     }
 
     #[test]

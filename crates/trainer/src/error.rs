@@ -1,0 +1,37 @@
+//! What can stop a run, a replay or an evaluation.
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+/// Anything that stops the trainer.
+#[derive(Debug, Error)]
+#[allow(missing_docs)] // the variants say what their messages say
+pub enum Error {
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigErrors),
+    #[error(transparent)]
+    Data(#[from] blip2_data::DataError),
+    #[error(transparent)]
+    Text(#[from] blip2_data::TextError),
+    #[error(transparent)]
+    Weights(#[from] blip2_weights::WeightsError),
+    #[error(transparent)]
+    Load(#[from] blip2_torchx::params::LoadError),
+    #[error(transparent)]
+    Torch(#[from] blip2_torchx::Error),
+    #[error("{path}: {source}")]
+    Model { path: PathBuf, source: blip2_model::ConfigError },
+    #[error("{path}: {message}")]
+    File { path: PathBuf, message: String },
+    /// Parts that do not fit each other; the message names the keys.
+    #[error("{0}")]
+    Mismatch(String),
+}
+
+impl Error {
+    /// A file that cannot be used, with the reason.
+    pub fn file(path: impl Into<PathBuf>, message: impl std::fmt::Display) -> Error {
+        Error::File { path: path.into(), message: message.to_string() }
+    }
+}

@@ -1,0 +1,140 @@
+//! A whole BLIP-2 directory (an export, a golden case, a hub download) as models with their weights.
+
+use std::path::{Path, PathBuf};
+
+use blip2_data::TextEncoder;
+use blip2_model::language::LanguageModel;
+use blip2_model::{Blip2Config, Frozen, Stage1, Stage2};
+use blip2_torchx::params::{LoadPlan, ParamStore};
+use blip2_weights::{ModelDir, ModelKind, Part, plans};
+use tch::{Device, Kind};
+
+use crate::encoder::ImageEncoder;
+use crate::error::Error;
+use crate::task::stage1::Stage1Options;
+use crate::task::{Stage1Task, Stage2Task};
+
+/// An opened directory with its configuration.
+pub struct ModelFiles {
+    dir: ModelDir,
+    /// What `config.json` says.
+    pub config: Blip2Config,
+    /// Side of the images it takes, in pixels.
+    pub image_size: usize,
+}
+
+impl ModelFiles {
+    /// Opens a directory that holds a whole BLIP-2 model.
+    ///
+    /// # Errors
+    /// Files that are missing or damaged, a tower alone, values that no code of ours computes.
+    pub fn open(path: &Path) -> Result<ModelFiles, Error> {
+        let dir = ModelDir::open(path)?;
+        if let ModelKind::Tower(model_type) = dir.kind() {
+            let message = format!("model_type: expected a whole model, blip-2, got {model_type}; give an export's directory");
+            return Err(Error::file(path.join("config.json"), message));
+        }
+        let config = Blip2Config::from_json(dir.config()).map_err(|source| Error::Model { path: path.into(), source })?;
+        let image_size = preprocessor_size(path)?.unwrap_or(config.vision.image_size() as usize);
+        Ok(ModelFiles { dir, config, image_size })
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The frozen image encoder, stored in `kind`.
+    ///
+    /// # Errors
+    /// Tensors that are missing, unexpected or misshapen.
+    pub fn image_encoder(&self, device: Device, kind: Kind) -> Result<ImageEncoder, Error> {
+        let depth = self
+            .config
+            .vision
+            .depth(self.config.top.vision_feature_layer.or(Some(-1)))
+            .map_err(|source| Error::Model { path: self.path().into(), source })?;
+        load_image_encoder(&self.dir, &self.config.vision, depth, device, kind)
+    }
+
+    /// Stage 1 with its weights.
+    ///
+    /// # Errors
+    /// Tensors that are missing, unexpected or misshapen.
+    pub fn stage1_task(&self, device: Device, options: Stage1Options) -> Result<Stage1Task, Error> {
+        let params = ParamStore::trainable(device);
+        let model = Stage1::new(&params.root(), &self.config);
+        params.load(&self.dir.part(Part::QFormer)?.weights, &LoadPlan::exact())?;
+        Ok(Stage1Task { model, params, options })
+    }
+
+    /// Stage 2 with its weights, the language model stored in `kind`.
+    ///
+    /// # Errors
+    /// A stage-1 directory, tensors that are missing, unexpected or misshapen.
+    pub fn stage2_task(&self, device: Device, kind: Kind) -> Result<Stage2Task, Error> {
+        let Some(language_config) = &self.config.language else {
+            return Err(Error::file(
+                self.path().join("config.json"),
+                "architectures: expected Blip2ForConditionalGeneration (a stage-2 model), got Blip2ForImageTextRetrieval",
+            ));
+        };
+        let params = ParamStore::trainable(device);
+        let before = self.config.top.before_queries.clone().unwrap_or_default();
+        let model = Stage2::new(&params.root(), &self.config, language_config.hidden_size(), before);
+        params.load(&self.dir.part(Part::QFormer)?.weights, &LoadPlan::exact())?;
+        let language = load_language_model(&self.dir, device, kind)?;
+        Ok(Stage2Task { model, params, language, prompt_tokens: 0, vocabulary: language_config.vocab_size() as usize })
+    }
+
+    /// The tokenizer beside the weights.
+    ///
+    /// # Errors
+    /// A file that is missing or damaged.
+    pub fn tokenizer(&self, max_tokens: usize, add_special_tokens: bool) -> Result<TextEncoder, Error> {
+        let file: PathBuf = self.path().join("tokenizer.json");
+        Ok(TextEncoder::from_file(&file, max_tokens, add_special_tokens)?)
+    }
+}
+
+/// Builds and fills the first `depth` blocks of a tower.
+///
+/// # Errors
+/// Tensors that are missing, unexpected or misshapen.
+pub fn load_image_encoder(
+    dir: &ModelDir,
+    config: &blip2_model::vision::VisionConfig,
+    depth: i64,
+    device: Device,
+    kind: Kind,
+) -> Result<ImageEncoder, Error> {
+    let tower = Frozen::build(device, kind, |root| config.build(&root.pp("vision_model"), depth));
+    tower.params().load(&dir.part(Part::Vision)?.weights, &plans::vision_tower(depth as usize))?;
+    Ok(ImageEncoder::new(tower, config.normalisation()))
+}
+
+/// Builds and fills a language model.
+///
+/// # Errors
+/// A configuration that no code of ours computes, tensors that are missing, unexpected or misshapen.
+pub fn load_language_model(dir: &ModelDir, device: Device, kind: Kind) -> Result<Frozen<LanguageModel>, Error> {
+    let part = dir.part(Part::Language)?;
+    let config = blip2_model::language::LanguageConfig::from_json(part.config)
+        .map_err(|source| Error::Model { path: dir.path().into(), source })?;
+    let model = Frozen::build(device, kind, |root| config.build(&root.pp("language_model")));
+    model.params().load(&part.weights, &plans::language_model(plans::tied_head(part.config)))?;
+    Ok(model)
+}
+
+/// The side that `preprocessor_config.json` names, where there is one.
+fn preprocessor_size(dir: &Path) -> Result<Option<usize>, Error> {
+    let path = dir.join("preprocessor_config.json");
+    let Ok(text) = std::fs::read_to_string(&path) else { return Ok(None) };
+    let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| Error::file(&path, e))?;
+    let size = &json["size"];
+    let side = size.as_u64().or(size["height"].as_u64()).or(size["shortest_edge"].as_u64());
+    match side {
+        Some(side) if (1..=4096).contains(&side) => Ok(Some(side as usize)),
+        _ => Err(Error::file(&path, format!("size.height: expected 1 to 4096 pixels, got {size}"))),
+    }
+}

@@ -1,0 +1,185 @@
+//! One training step's forward and backward on a recorded batch, dropout off: parity with a reference, and the autopsy of a bad step.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use blip2_model::qformer::TextBatch;
+use blip2_torchx::params::TensorSource;
+use blip2_weights::{SafetensorsFile, save_safetensors};
+use tch::{Device, Kind, Tensor};
+
+use crate::batch::{Batch, Negatives, Share, Targets, TargetRule};
+use crate::config::{Precision, Stage};
+use crate::error::Error;
+use crate::model_files::ModelFiles;
+use crate::task::{Pass, Task};
+
+/// What `blip2 replay` is asked for.
+#[derive(Debug, Clone)]
+pub struct ReplayOptions {
+    /// Hugging Face directory of the whole model.
+    pub model: PathBuf,
+    /// Which stage's step.
+    pub stage: Stage,
+    /// The recorded batch.
+    pub batch: PathBuf,
+    /// Where losses and gradients go.
+    pub out: PathBuf,
+    /// Number format of the step.
+    pub precision: Precision,
+    /// Where to compute.
+    pub device: Device,
+}
+
+/// Runs the step and writes its output file; returns the scalar losses for a summary.
+///
+/// # Errors
+/// A model or batch file that does not fit, tensors that are missing.
+pub fn replay(options: &ReplayOptions) -> Result<Vec<(String, f64)>, Error> {
+    let kind = options.precision.kind();
+    let files = ModelFiles::open(&options.model)?;
+    let file = BatchFile::read(&options.batch, options.device)?;
+    let encoder = files.image_encoder(options.device, kind)?;
+    let features = encoder.features_of_normalised(&file.tensor("pixel_values")?);
+    let pass = Pass { autocast: options.precision.autocast(), dropout: 0.0, seed: 0 };
+    let mut out: BTreeMap<String, Tensor> = BTreeMap::new();
+    let params = match options.stage {
+        Stage::One => {
+            let task = files.stage1_task(options.device, Default::default())?;
+            let batch = file.stage1_batch(features, task.target_rule())?;
+            let losses = task.losses(&batch, &pass);
+            let loss = &losses.itc + &losses.itm + &losses.itg;
+            loss.backward();
+            for (name, tensor) in [
+                ("loss", loss),
+                ("loss_itc", losses.itc),
+                ("loss_itm", losses.itm),
+                ("loss_itg", losses.itg),
+                ("sim_i2t", losses.similarities.i2t),
+                ("sim_t2i", losses.similarities.t2i),
+                ("itm_logits", losses.itm_logits),
+            ] {
+                out.insert(name.into(), tensor.detach());
+            }
+            task.params
+        }
+        Stage::Two => {
+            let task = files.stage2_task(options.device, kind)?;
+            let batch = file.stage2_batch(features)?;
+            let losses = task.forward(&batch, &pass);
+            losses.total.backward();
+            out.insert("loss".into(), losses.total.detach());
+            task.params
+        }
+    };
+    let scalars = out.iter().filter(|(_, t)| t.dim() == 0).map(|(n, t)| (n.clone(), t.double_value(&[]))).collect();
+    for (name, tensor, _) in params.entries() {
+        let grad = tensor.grad();
+        let grad = if grad.defined() { grad } else { tensor.zeros_like() };
+        out.insert(format!("grad/{name}"), grad);
+    }
+    let entries: Vec<(String, Tensor)> =
+        out.into_iter().map(|(n, t)| (n, t.detach().to_kind(Kind::Float).to_device(Device::Cpu))).collect();
+    save_safetensors(&entries, &BTreeMap::new(), &options.out)?;
+    Ok(scalars)
+}
+
+/// A recorded batch.
+struct BatchFile {
+    path: PathBuf,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+impl BatchFile {
+    fn read(path: &Path, device: Device) -> Result<BatchFile, Error> {
+        let file = SafetensorsFile::open(path)?;
+        let mut tensors = BTreeMap::new();
+        for (name, _) in file.entries() {
+            let tensor = file.read(&name).map_err(|message| Error::file(path, message))?;
+            tensors.insert(name, tensor.to_device(device));
+        }
+        let file = BatchFile { path: path.to_path_buf(), tensors };
+        file.check()?;
+        Ok(file)
+    }
+
+    /// Shapes that agree, so that no later product panics.
+    fn check(&self) -> Result<(), Error> {
+        let expect = |name: &str, ok: bool, expected: &str| {
+            if ok {
+                return Ok(());
+            }
+            let got = self.tensors.get(name).map_or_else(|| "nothing".into(), |t| format!("{:?} {:?}", t.kind(), t.size()));
+            Err(Error::file(&self.path, format!("{name}: expected {expected}, got {got}")))
+        };
+        let shape = |name: &str| self.tensors.get(name).map(|t| (t.kind(), t.size()));
+        let pixels = shape("pixel_values");
+        let square = matches!(&pixels, Some((Kind::Float, s)) if s.len() == 4 && s[1] == 3 && s[2] == s[3] && s[0] > 0);
+        expect("pixel_values", square, "f32 [B, 3, S, S]")?;
+        let rows = pixels.map_or(0, |(_, s)| s[0]);
+        let matrix = |name: &str| matches!(shape(name), Some((Kind::Int64, s)) if s.len() == 2 && s[0] == rows && s[1] > 0);
+        expect("input_ids", matrix("input_ids"), &format!("i64 [{rows}, L]"))?;
+        let like_ids = shape("input_ids");
+        expect("attention_mask", shape("attention_mask") == like_ids, "the shape of input_ids, i64")?;
+        if self.tensors.contains_key("labels") {
+            expect("labels", matrix("labels"), &format!("i64 [{rows}, L]"))?;
+        }
+        for name in ["negative_image_index", "negative_text_index"] {
+            if let Some(t) = self.tensors.get(name) {
+                let fits = t.kind() == Kind::Int64
+                    && t.size() == [rows]
+                    && bool::try_from(t.ge(0).logical_and(&t.lt(rows)).all()).unwrap_or(false);
+                expect(name, fits, &format!("i64 [{rows}], each from 0 to {}", rows - 1))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn tensor(&self, name: &str) -> Result<Tensor, Error> {
+        self.tensors.get(name).map(Tensor::shallow_clone).ok_or_else(|| {
+            Error::file(&self.path, format!("{name}: missing; a batch file has pixel_values, input_ids, attention_mask"))
+        })
+    }
+
+    fn stage1_batch(&self, features: Tensor, rule: TargetRule) -> Result<Batch, Error> {
+        let mask = self.tensor("attention_mask")?;
+        // Padding beyond the longest text changes nothing but the time.
+        let longest = mask.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64).max().int64_value(&[]).max(1);
+        let text = TextBatch::new(self.tensor("input_ids")?, &mask).truncated(longest);
+        let labels = text.ids.masked_fill(&text.mask.logical_not(), -100);
+        let _ = labels.narrow(1, 0, rule.untargeted as i64).fill_(-100);
+        let given = (self.tensors.get("negative_image_index"), self.tensors.get("negative_text_index"));
+        let negatives = match given {
+            (Some(image), Some(text)) => Negatives::Given(image.shallow_clone(), text.shallow_clone()),
+            _ => {
+                let uniform = || Tensor::rand([mask.size()[0]], (Kind::Float, mask.device()));
+                Negatives::Sample(uniform(), uniform())
+            }
+        };
+        self.batch(features, text, Targets::from_labels(&labels), negatives)
+    }
+
+    fn stage2_batch(&self, features: Tensor) -> Result<Batch, Error> {
+        let text = TextBatch::new(self.tensor("input_ids")?, &self.tensor("attention_mask")?);
+        let none = || Tensor::zeros([0], (Kind::Float, features.device()));
+        let negatives = Negatives::Sample(none(), none());
+        let targets = Targets::from_labels(&self.tensor("labels")?);
+        self.batch(features, text, targets, negatives)
+    }
+
+    fn batch(&self, features: Tensor, text: TextBatch, targets: Targets, negatives: Negatives) -> Result<Batch, Error> {
+        if targets.count == 0 {
+            return Err(Error::file(&self.path, "no token is a target: expected at least one label other than -100"));
+        }
+        let rows = Tensor::arange(text.batch(), (Kind::Int64, features.device()));
+        Ok(Batch {
+            features,
+            text,
+            targets,
+            image_ids: rows.shallow_clone(),
+            positions: rows,
+            negatives,
+            share: Share::WHOLE,
+        })
+    }
+}
