@@ -38,39 +38,20 @@ pub struct CaptionSummary {
 ///
 /// # Errors
 /// The two slices have different lengths.
-pub fn summarize_captions<C, R>(
-    captions: &[C],
-    references: &[R],
-) -> Result<CaptionSummary, CaptionError>
+pub fn summarize_captions<C, R>(captions: &[C], references: &[R]) -> Result<CaptionSummary, CaptionError>
 where
     C: AsRef<str>,
     R: AsRef<str>,
 {
     if captions.len() != references.len() {
-        return Err(CaptionError::Count {
-            captions: captions.len(),
-            references: references.len(),
-        });
+        return Err(CaptionError::Count { captions: captions.len(), references: references.len() });
     }
-    let pairs = || {
-        captions
-            .iter()
-            .map(AsRef::as_ref)
-            .zip(references.iter().map(AsRef::as_ref))
-    };
-    let overlap: f64 = pairs()
-        .map(|(caption, reference)| word_overlap(caption, reference))
-        .sum();
+    let pairs = || captions.iter().map(AsRef::as_ref).zip(references.iter().map(AsRef::as_ref));
+    let overlap: f64 = pairs().map(|(caption, reference)| word_overlap(caption, reference)).sum();
     Ok(CaptionSummary {
         captions: captions.len(),
-        distinct: captions
-            .iter()
-            .map(AsRef::as_ref)
-            .collect::<HashSet<&str>>()
-            .len(),
-        exact: pairs()
-            .filter(|(caption, reference)| caption == reference)
-            .count(),
+        distinct: captions.iter().map(AsRef::as_ref).collect::<HashSet<&str>>().len(),
+        exact: pairs().filter(|(caption, reference)| caption == reference).count(),
         word_overlap: overlap / captions.len().max(1) as f64,
     })
 }
@@ -93,10 +74,7 @@ mod tests {
         let said = ["red apple", "red apple", "a green pear tree"];
         let truth = ["red apple", "red cherry", "pear tree"];
         let summary = summarize_captions(&said, &truth).unwrap();
-        assert_eq!(
-            (summary.captions, summary.distinct, summary.exact),
-            (3, 2, 1)
-        );
+        assert_eq!((summary.captions, summary.distinct, summary.exact), (3, 2, 1));
         assert!((summary.word_overlap - (1.0 + 0.5 + 1.0) / 3.0).abs() < 1e-12);
     }
 
@@ -116,9 +94,6 @@ mod tests {
     #[test]
     fn different_lengths_are_an_error() {
         let error = summarize_captions(&["a"], &["a", "b"]).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "captions: expected one reference for each of 1 captions, got 2"
-        );
+        assert_eq!(error.to_string(), "captions: expected one reference for each of 1 captions, got 2");
     }
 }

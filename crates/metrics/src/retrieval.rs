@@ -27,9 +27,7 @@ pub enum RetrievalError {
         got: usize,
     },
     /// An image or a text that nothing in the other set matches can never be found.
-    #[error(
-        "retrieval: {kind} {index} has id {id}, which no {other} has; keep only pairs that are complete"
-    )]
+    #[error("retrieval: {kind} {index} has id {id}, which no {other} has; keep only pairs that are complete")]
     NoMatch {
         /// `image` or `text`: what the query is.
         kind: &'static str,
@@ -75,28 +73,18 @@ pub fn recall_at(
 ) -> Result<Vec<Recall>, RetrievalError> {
     let (images, texts) = (image_ids.len(), text_ids.len());
     if images.checked_mul(texts) != Some(similarity.len()) {
-        return Err(RetrievalError::Shape {
-            images,
-            texts,
-            got: similarity.len(),
-        });
+        return Err(RetrievalError::Shape { images, texts, got: similarity.len() });
     }
     require_matches("image", image_ids, "text", text_ids)?;
     require_matches("text", text_ids, "image", image_ids)?;
 
-    let image_ranks: Vec<usize> = (0..images)
-        .map(|i| rank(image_ids[i], text_ids, |t| similarity[i * texts + t]))
-        .collect();
-    let text_ranks: Vec<usize> = (0..texts)
-        .map(|t| rank(text_ids[t], image_ids, |i| similarity[i * texts + t]))
-        .collect();
+    let image_ranks: Vec<usize> =
+        (0..images).map(|i| rank(image_ids[i], text_ids, |t| similarity[i * texts + t])).collect();
+    let text_ranks: Vec<usize> =
+        (0..texts).map(|t| rank(text_ids[t], image_ids, |i| similarity[i * texts + t])).collect();
     Ok(ks
         .iter()
-        .map(|&k| Recall {
-            k,
-            image_to_text: share_below(&image_ranks, k),
-            text_to_image: share_below(&text_ranks, k),
-        })
+        .map(|&k| Recall { k, image_to_text: share_below(&image_ranks, k), text_to_image: share_below(&text_ranks, k) })
         .collect())
 }
 
@@ -108,11 +96,7 @@ fn rank(query: u64, candidates: &[u64], similarity: impl Fn(usize) -> f32) -> us
         .filter(|&(_, &id)| id == query)
         .map(|(c, _)| similarity(c))
         .fold(f32::NAN, f32::max);
-    candidates
-        .iter()
-        .enumerate()
-        .filter(|&(c, &id)| id != query && !behind(similarity(c), best_right))
-        .count()
+    candidates.iter().enumerate().filter(|&(c, &id)| id != query && !behind(similarity(c), best_right)).count()
 }
 
 /// Whether a wrong candidate is surely less similar than the right one; with a NaN on either side it is not.
@@ -132,12 +116,7 @@ fn require_matches(
 ) -> Result<(), RetrievalError> {
     let known: HashSet<u64> = candidates.iter().copied().collect();
     match queries.iter().position(|id| !known.contains(id)) {
-        Some(index) => Err(RetrievalError::NoMatch {
-            kind,
-            index,
-            id: queries[index],
-            other,
-        }),
+        Some(index) => Err(RetrievalError::NoMatch { kind, index, id: queries[index], other }),
         None => Ok(()),
     }
 }
@@ -157,14 +136,7 @@ mod tests {
         let s = [0.9, 0.1, 0.5, 0.6, 0.2, 0.1, 0.4, 0.3, 0.2];
         let ids = [7, 8, 9];
         let third = 1.0 / 3.0;
-        assert_eq!(
-            recall(1, &s, &ids),
-            Recall {
-                k: 1,
-                image_to_text: third,
-                text_to_image: third
-            }
-        );
+        assert_eq!(recall(1, &s, &ids), Recall { k: 1, image_to_text: third, text_to_image: third });
         assert_eq!(recall(2, &s, &ids).image_to_text, 2.0 * third);
         assert_eq!(recall(3, &s, &ids).mean(), 1.0);
     }
@@ -180,10 +152,7 @@ mod tests {
         let mut s = [0.0f32; 4];
         s[0] = f32::NAN;
         assert_eq!(recall(1, &s, &[0, 1]).image_to_text, 0.0);
-        assert_eq!(
-            recall(1, &[1.0, f32::NAN, 0.0, 1.0], &[0, 1]).image_to_text,
-            0.5
-        );
+        assert_eq!(recall(1, &[1.0, f32::NAN, 0.0, 1.0], &[0, 1]).image_to_text, 0.5);
     }
 
     #[test]
@@ -199,29 +168,16 @@ mod tests {
     #[test]
     fn wrong_sizes_and_incomplete_pairs_are_errors() {
         let shape = recall_at(&[1], &[0.0; 3], &[1, 2], &[1, 2]).unwrap_err();
-        assert_eq!(
-            shape.to_string(),
-            "retrieval: expected 2 x 2 = 4 similarities, got 3"
-        );
+        assert_eq!(shape.to_string(), "retrieval: expected 2 x 2 = 4 similarities, got 3");
         let lonely = recall_at(&[1], &[0.0; 2], &[1, 2], &[1]).unwrap_err();
-        assert_eq!(
-            lonely,
-            RetrievalError::NoMatch {
-                kind: "image",
-                index: 1,
-                id: 2,
-                other: "text"
-            }
-        );
+        assert_eq!(lonely, RetrievalError::NoMatch { kind: "image", index: 1, id: 2, other: "text" });
     }
 
     /// Sorts all candidates, wrong ones first among equals, and looks for a right one among the first k kinds of answer.
     fn naive(k: usize, query: u64, candidates: &[u64], scores: &[f32]) -> bool {
         let mut order: Vec<usize> = (0..candidates.len()).collect();
         order.sort_by(|&a, &b| {
-            scores[b]
-                .total_cmp(&scores[a])
-                .then((candidates[a] == query).cmp(&(candidates[b] == query)))
+            scores[b].total_cmp(&scores[a]).then((candidates[a] == query).cmp(&(candidates[b] == query)))
         });
         order.iter().take(k).any(|&c| candidates[c] == query)
     }
