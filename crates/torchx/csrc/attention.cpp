@@ -8,6 +8,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <cmath>
+#include <optional>
 #include <vector>
 
 using torch::autograd::AutogradContext;
@@ -25,13 +26,13 @@ struct NoAutocast : c10::impl::ExcludeDispatchKeyGuard {
 };
 
 struct DropoutAttention : torch::autograd::Function<DropoutAttention> {
-  // allowed: bool [B, H, N, M] (expanded), or undefined.
+  // allowed: bool [B, H, N, M], expanded.
   static at::Tensor forward(
       AutogradContext* ctx,
       const at::Tensor& q,
       const at::Tensor& k,
       const at::Tensor& v,
-      const at::Tensor& allowed,
+      const std::optional<at::Tensor>& allowed,
       double p,
       int64_t site,
       const at::Tensor& rows) {
@@ -44,11 +45,11 @@ struct DropoutAttention : torch::autograd::Function<DropoutAttention> {
     torchx::SoftmaxArgs args{};
     args.scores = probabilities.mutable_data_ptr();
     args.dropped = dropped.mutable_data_ptr();
-    if (allowed.defined()) {
-      args.allowed = reinterpret_cast<const uint8_t*>(allowed.const_data_ptr<bool>());
-      args.allowed_stride_sample = allowed.stride(0);
-      args.allowed_stride_head = allowed.stride(1);
-      args.allowed_stride_query = allowed.stride(2);
+    if (allowed) {
+      args.allowed = reinterpret_cast<const uint8_t*>(allowed->const_data_ptr<bool>());
+      args.allowed_stride_sample = allowed->stride(0);
+      args.allowed_stride_head = allowed->stride(1);
+      args.allowed_stride_query = allowed->stride(2);
     }
     args.heads = heads;
     args.queries = queries;
@@ -116,7 +117,7 @@ extern "C" int torchx_dropout_attention(
         torchx::is_fusable(*q) && k->scalar_type() == q->scalar_type() && v->scalar_type() == q->scalar_type(),
         "attention takes q, k, v of one dtype, fp32 or bf16, got ", q->scalar_type(), ", ", k->scalar_type(), ", ", v->scalar_type());
     torchx::check_rows(*rows, q->size(0));
-    at::Tensor expanded;
+    std::optional<at::Tensor> expanded;
     if (allowed != nullptr) {
       TORCH_CHECK(allowed->scalar_type() == at::kBool, "attention's mask must be bool, got ", allowed->scalar_type());
       const auto keys = k->size(2);

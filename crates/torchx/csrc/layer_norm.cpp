@@ -7,6 +7,7 @@
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <optional>
 #include <vector>
 
 using torch::autograd::AutogradContext;
@@ -37,7 +38,8 @@ struct DropoutAddLayerNorm : torch::autograd::Function<DropoutAddLayerNorm> {
       double eps,
       double p,
       int64_t site,
-      const at::Tensor& rows) {
+      const std::optional<at::Tensor>& rows_in) {
+    const auto rows = rows_in.value_or(at::Tensor());
     const auto x = x_in.contiguous(), residual = residual_in.contiguous();
     const Shape shape(x);
     auto y = at::empty_like(x);
@@ -128,7 +130,7 @@ extern "C" int torchx_dropout_add_layer_norm(
       TORCH_CHECK(
           vector->dim() == 1 && vector->size(0) == x->size(-1) && vector->scalar_type() == at::kFloat,
           "layer norm's weight and bias must be fp32 of shape [", x->size(-1), "], got ", vector->scalar_type(), " ", vector->sizes());
-    at::Tensor keys;
+    std::optional<at::Tensor> keys;
     if (p > 0) {
       TORCH_CHECK(rows != nullptr, "dropout needs a key");
       torchx::check_rows(*rows, x->size(0));
