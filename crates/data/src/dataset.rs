@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -67,6 +67,9 @@ struct Slot {
     /// Filled by the first who needs it, without holding up those who need other shards.
     loaded: Arc<Mutex<Option<Arc<Loaded>>>>,
 }
+
+/// The longest image or caption that is read.
+pub(crate) const MAX_MEMBER_BYTES: u64 = 1 << 29;
 
 /// Enough for eight lanes with windows of eight shards.
 const KEEP_LOADED: usize = 64;
@@ -183,8 +186,12 @@ impl Dataset {
         let loaded = self.load(shard).map_err(|error| SampleError::ShardChanged(error.to_string()))?;
         let sample = &loaded.index.samples[at];
         let read = |member: &Member| {
+            if member.bytes > MAX_MEMBER_BYTES {
+                return Err(SampleError::MemberTooLarge { bytes: member.bytes });
+            }
             let mut bytes = vec![0; member.bytes as usize];
-            loaded.file.read_exact_at(&mut bytes, member.offset).map(|()| bytes)
+            loaded.file.read_exact_at(&mut bytes, member.offset)?;
+            Ok(bytes)
         };
         Ok(RawSample {
             shard: self.shards[shard].name(),
@@ -265,8 +272,8 @@ pub fn reindex(patterns: &[String], options: &OpenOptions) -> Result<Vec<Indexed
     let done = AtomicUsize::new(0);
     let results: Vec<Result<IndexedShard, DataError>> = paths
         .par_iter()
-        .map(|path: &PathBuf| {
-            let shard = IndexedShard::rebuild(Path::new(path), options.cache_dir.as_deref());
+        .map(|path| {
+            let shard = IndexedShard::rebuild(path, options.cache_dir.as_deref());
             let done = done.fetch_add(1, Ordering::Relaxed) + 1;
             if let Some(progress) = &options.progress {
                 progress(done, paths.len());

@@ -116,14 +116,14 @@ pub enum DataError {
         end: u64,
     },
     /// Every sample of a window is bad.
-    #[error(
-        "none of the {samples} samples around stream position {position} can be read; see quarantine.jsonl for the reasons"
-    )]
+    #[error("none of the {samples} samples around stream position {position} can be read; the last: {last}")]
     WindowUnreadable {
         /// The position that needed a sample.
         position: u64,
         /// How many samples its window holds.
         samples: u64,
+        /// Shard, key and reason of the last one.
+        last: String,
     },
     /// More samples fail than the run allows.
     #[error(
@@ -216,6 +216,12 @@ pub enum SampleError {
     /// The sample's index is out of range.
     #[error("no such sample: {0}")]
     NoSuchSample(u64),
+    /// A member larger than any image or caption that would be used.
+    #[error("a member of {bytes} bytes; at most {max} are read", max = crate::dataset::MAX_MEMBER_BYTES)]
+    MemberTooLarge {
+        /// Its length.
+        bytes: u64,
+    },
     /// The image cannot be decoded.
     #[error("image: {0}")]
     Image(#[from] DecodeError),

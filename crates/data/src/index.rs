@@ -140,14 +140,14 @@ impl IndexedShard {
     /// When the shard is no readable tar file, or its index can be written nowhere.
     pub fn open(path: &Path, cache_dir: Option<&Path>) -> Result<IndexedShard, DataError> {
         let stamp = Stamp::of(path).map_err(DataError::io(path))?;
-        let mut places = vec![beside(path)];
-        places.extend(cache_dir.map(|dir| cached(path, dir)));
-        for index_path in &places {
-            if let Some(header) = read_header(index_path).filter(|header| header.fits(&stamp)) {
-                return Ok(Self::at(path, index_path, header));
+        let places = [Some(beside(path)), cache_dir.map(|dir| cached(path, dir))];
+        for index_path in places.into_iter().flatten() {
+            if let Some(header) = read_header(&index_path).filter(|header| header.fits(&stamp)) {
+                let path = path.to_owned();
+                return Ok(IndexedShard { path, index_path, header });
             }
         }
-        Self::build(path, &places)
+        Self::rebuild(path, cache_dir)
     }
 
     /// Builds the index of the shard at `path` anew and writes it beside the shard, or into `cache_dir` when that
@@ -156,31 +156,17 @@ impl IndexedShard {
     /// # Errors
     /// As [`IndexedShard::open`].
     pub fn rebuild(path: &Path, cache_dir: Option<&Path>) -> Result<IndexedShard, DataError> {
-        let mut places = vec![beside(path)];
-        places.extend(cache_dir.map(|dir| cached(path, dir)));
-        Self::build(path, &places)
-    }
-
-    fn build(path: &Path, places: &[PathBuf]) -> Result<IndexedShard, DataError> {
         // The stamp is taken before the scan: a shard that changes meanwhile does not fit its index.
         let stamp = Stamp::of(path).map_err(DataError::io(path))?;
-        let index = scan(path)?;
-        let (header, file) = encode(&index, &stamp);
-        let mut refusal = None;
-        for index_path in places {
-            match write(index_path, &file) {
-                Ok(()) => return Ok(Self::at(path, index_path, header)),
-                Err(source) => {
-                    refusal =
-                        Some(DataError::IndexNotWritable { shard: path.to_owned(), path: index_path.clone(), source });
-                }
-            }
+        let (header, file) = encode(&scan(path)?, &stamp);
+        let write = |index_path: PathBuf| match atomic::write(&index_path, |out| out.write_all(&file)) {
+            Ok(()) => Ok(IndexedShard { path: path.to_owned(), index_path, header: header.clone() }),
+            Err(source) => Err(DataError::IndexNotWritable { shard: path.to_owned(), path: index_path, source }),
+        };
+        match (write(beside(path)), cache_dir) {
+            (Err(_), Some(dir)) => write(cached(path, dir)),
+            (result, _) => result,
         }
-        Err(refusal.unwrap_or(DataError::Many(Vec::new())))
-    }
-
-    fn at(path: &Path, index_path: &Path, header: IndexHeader) -> IndexedShard {
-        IndexedShard { path: path.to_owned(), index_path: index_path.to_owned(), header }
     }
 
     /// The shard's file name.
@@ -270,8 +256,4 @@ fn encode(index: &Index, stamp: &Stamp) -> (IndexHeader, Vec<u8>) {
     };
     let file = format!("{}\n{body}", serde_json::json!(header));
     (header, file.into_bytes())
-}
-
-fn write(path: &Path, file: &[u8]) -> io::Result<()> {
-    atomic::write(path, |out| out.write_all(file))
 }

@@ -231,13 +231,18 @@ impl Loader {
                 found,
                 window: BAD_WINDOW,
                 max_fraction: self.options.max_bad_fraction,
-                last: self.quarantined.last().map_or("none".to_owned(), Quarantined::to_string),
+                last: self.last_quarantined(),
             });
         }
         slot.sample.ok_or_else(|| DataError::WindowUnreadable {
             position: slot.position,
             samples: 1 + self.stream.order.window(slot.position).count() as u64,
+            last: self.last_quarantined(),
         })
+    }
+
+    fn last_quarantined(&self) -> String {
+        self.quarantined.last().map_or("reported before".to_owned(), Quarantined::to_string)
     }
 }
 
@@ -260,13 +265,13 @@ impl LoaderOptions {
             demand(value > 0, option, "at least 1", value.to_string());
         }
         let batch = self.global_batch.max(1);
-        let divides = self.world > 0 && batch % self.world == 0;
+        let divides = self.world > 0 && batch.is_multiple_of(self.world);
         demand(divides, "world", &format!("a divisor of the global batch {batch}"), self.world.to_string());
         demand(self.rank < self.world, "rank", &format!("below world {}", self.world), self.rank.to_string());
         for (option, position) in [("start", Some(self.start)), ("end", self.end)] {
             let position = position.unwrap_or(0);
             let expected = format!("a multiple of the global batch {batch}");
-            demand(position % batch as u64 == 0, option, &expected, position.to_string());
+            demand(position.is_multiple_of(batch as u64), option, &expected, position.to_string());
         }
         let fraction = self.max_bad_fraction;
         demand((0.0..=1.0).contains(&fraction), "max_bad_fraction", "0 to 1", fraction.to_string());

@@ -104,7 +104,7 @@ impl Order {
                 return Err(OrderError::Zero(name));
             }
         }
-        if global_batch % lanes != 0 {
+        if !global_batch.is_multiple_of(lanes) {
             return Err(OrderError::Lanes { lanes, global_batch });
         }
         let mut samples = 0;

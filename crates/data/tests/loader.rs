@@ -138,7 +138,8 @@ fn a_window_without_a_readable_sample_is_an_error() {
     let folder = shards(&[3], |_| true);
     let dataset = open(folder.path());
     let error = loader(&dataset, loader_options()).next_batch().unwrap_err();
-    assert!(matches!(error, DataError::WindowUnreadable { position: 0, samples: 3 }), "{error}");
+    assert!(matches!(error, DataError::WindowUnreadable { position: 0, samples: 3, .. }), "{error}");
+    assert!(error.to_string().contains("damaged PNG"), "{error}");
 }
 
 #[test]

@@ -114,10 +114,7 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage, DecodeError> {
 pub fn inspect(bytes: &[u8]) -> Result<(ImageFormat, usize, usize), DecodeError> {
     let format = ImageFormat::of(bytes)?;
     let (width, height) = match format {
-        ImageFormat::Jpeg => {
-            let (_, width, height) = jpeg(bytes)?;
-            (width, height)
-        }
+        ImageFormat::Jpeg => jpeg_dimensions(&jpeg(bytes)?)?,
         ImageFormat::Png => dimensions(&png(bytes)?),
         ImageFormat::WebP => dimensions(&webp(bytes)?),
     };
@@ -136,8 +133,7 @@ fn check_size(width: usize, height: usize) -> Result<(), DecodeError> {
 }
 
 /// A JPEG decoder that has read its headers.
-fn jpeg(bytes: &[u8]) -> Result<(JpegDecoder<ZCursor<&[u8]>>, usize, usize), DecodeError> {
-    let damaged = |error| ImageFormat::Jpeg.damaged(error);
+fn jpeg(bytes: &[u8]) -> Result<JpegDecoder<ZCursor<&[u8]>>, DecodeError> {
     // Strict, since otherwise a cut file is filled up with grey. Our own limits speak, not the decoder's.
     let options = DecoderOptions::default()
         .set_strict_mode(true)
@@ -145,18 +141,22 @@ fn jpeg(bytes: &[u8]) -> Result<(JpegDecoder<ZCursor<&[u8]>>, usize, usize), Dec
         .set_max_height(usize::from(u16::MAX))
         .jpeg_set_out_colorspace(ColorSpace::RGB);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
-    decoder.decode_headers().map_err(|error| damaged(error.to_string()))?;
-    let (width, height) = decoder.dimensions().ok_or_else(|| damaged("no frame header".to_owned()))?;
-    Ok((decoder, width, height))
+    decoder.decode_headers().map_err(|error| ImageFormat::Jpeg.damaged(error))?;
+    Ok(decoder)
+}
+
+fn jpeg_dimensions(decoder: &JpegDecoder<ZCursor<&[u8]>>) -> Result<(usize, usize), DecodeError> {
+    decoder.dimensions().ok_or_else(|| ImageFormat::Jpeg.damaged("no frame header"))
 }
 
 fn decode_jpeg(bytes: &[u8]) -> Result<RgbImage, DecodeError> {
-    let damaged = |error| ImageFormat::Jpeg.damaged(error);
-    let (mut decoder, width, height) = jpeg(bytes)?;
+    let mut decoder = jpeg(bytes)?;
+    let (width, height) = jpeg_dimensions(&decoder)?;
     check_size(width, height)?;
-    let data = decoder.decode().map_err(|error| damaged(error.to_string()))?;
+    let data = decoder.decode().map_err(|error| ImageFormat::Jpeg.damaged(error))?;
     if data.len() != width * height * 3 {
-        return Err(damaged(format!("{} bytes for {width} x {height} pixels", data.len())));
+        let reason = format!("{} bytes for {width} x {height} pixels", data.len());
+        return Err(ImageFormat::Jpeg.damaged(reason));
     }
     Ok(RgbImage { width, height, data })
 }

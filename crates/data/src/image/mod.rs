@@ -6,7 +6,7 @@ mod transform;
 pub use decode::{DecodeError, ImageFormat, MAX_PIXELS, MAX_SIDE, decode, inspect};
 pub use transform::{Augment, evaluate_transform, train_transform};
 
-/// An image in memory.
+/// An image in memory. `data` holds three bytes for each of the `width` times `height` pixels, at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RgbImage {
     /// Pixels a row.

@@ -39,6 +39,9 @@ struct Crop {
 ///
 /// # Shapes
 /// Returns `[3, size, size]`.
+///
+/// # Panics
+/// When `size` is zero or the image does not hold what its sides say.
 pub fn evaluate_transform(image: &RgbImage, size: usize) -> Vec<u8> {
     let whole = Crop { left: 0, top: 0, width: image.width, height: image.height };
     to_planes(&resize(image, whole, size), size, false)
@@ -49,6 +52,9 @@ pub fn evaluate_transform(image: &RgbImage, size: usize) -> Vec<u8> {
 ///
 /// # Shapes
 /// Returns `[3, size, size]`.
+///
+/// # Panics
+/// When `size` is zero or the image does not hold what its sides say.
 pub fn train_transform(image: &RgbImage, size: usize, seed: u64, position: u64) -> Vec<u8> {
     let mut rng = KeyedRng::new(key(seed, &[AUGMENT, position]));
     let crop = random_crop(image.width, image.height, &mut rng);
