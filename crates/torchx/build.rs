@@ -3,8 +3,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-const AVX512: [&str; 5] =
-    ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"];
+const AVX512: [&str; 5] = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"];
 
 fn main() {
     println!("cargo:rerun-if-changed=csrc");
@@ -55,13 +54,7 @@ fn sources(dir: &str) -> Vec<PathBuf> {
 /// Optimised in every profile: the tests run tensors of real sizes.
 fn cpp() -> cc::Build {
     let mut build = cc::Build::new();
-    build
-        .cpp(true)
-        .std("c++17")
-        .opt_level(2)
-        .debug(false)
-        .define("_GLIBCXX_USE_CXX11_ABI", "1")
-        .include("csrc");
+    build.cpp(true).std("c++17").opt_level(2).debug(false).define("_GLIBCXX_USE_CXX11_ABI", "1").include("csrc");
     build
 }
 

@@ -71,10 +71,7 @@ impl AdamW {
     ///
     /// The tensors share memory with the optimizer.
     pub fn state(&self) -> Vec<(String, Tensor)> {
-        let mut state: Vec<_> = self
-            .slots()
-            .map(|(key, tensor)| (key, tensor.shallow_clone()))
-            .collect();
+        let mut state: Vec<_> = self.slots().map(|(key, tensor)| (key, tensor.shallow_clone())).collect();
         state.sort_by(|a, b| a.0.cmp(&b.0));
         state
     }
@@ -89,11 +86,9 @@ impl AdamW {
         for (key, slot) in self.slots() {
             match get(&key) {
                 None => problems.push(StateProblem::Missing { key }),
-                Some(saved) if saved.size() != slot.size() => problems.push(StateProblem::Shape {
-                    key,
-                    expected: slot.size(),
-                    got: saved.size(),
-                }),
+                Some(saved) if saved.size() != slot.size() => {
+                    problems.push(StateProblem::Shape { key, expected: slot.size(), got: saved.size() })
+                }
                 Some(saved) => copies.push((slot.shallow_clone(), saved)),
             }
         }

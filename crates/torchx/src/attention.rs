@@ -18,14 +18,7 @@ use crate::ffi;
 ///
 /// # Panics
 /// Where shapes or dtypes do not fit, with `p` outside [0, 1] or `key.rows` not of length B.
-pub fn attention(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    mask: Option<&Tensor>,
-    p: f64,
-    key: Option<DropoutKey>,
-) -> Tensor {
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, p: f64, key: Option<DropoutKey>) -> Tensor {
     match (q.device(), q.kind(), key.filter(|_| p > 0.0)) {
         (Device::Cpu, Kind::Float | Kind::BFloat16, Some(key)) => fused(q, k, v, mask, p, key),
         (_, _, key) => {

@@ -33,19 +33,10 @@ impl Scope {
             Some(Kind::BFloat16) => 15,
             Some(other) => panic!("autocast to {other:?}; only Half and BFloat16 are reduced precisions"),
         };
-        let mut scope = Scope {
-            cuda: i32::from(cuda_index(device).is_some()),
-            previous_enabled: 0,
-            previous_kind: 0,
-        };
+        let mut scope = Scope { cuda: i32::from(cuda_index(device).is_some()), previous_enabled: 0, previous_kind: 0 };
         // SAFETY: both out pointers are live for the call.
         let code = unsafe {
-            ffi::torchx_autocast_enter(
-                scope.cuda,
-                kind,
-                &mut scope.previous_enabled,
-                &mut scope.previous_kind,
-            )
+            ffi::torchx_autocast_enter(scope.cuda, kind, &mut scope.previous_enabled, &mut scope.previous_kind)
         };
         ffi::expect(ffi::check("autocast", code));
         scope

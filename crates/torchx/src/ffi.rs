@@ -25,12 +25,8 @@ unsafe extern "C" {
     ) -> c_int;
     pub fn torchx_memory_reset_peak(cuda_index: c_int) -> c_int;
     pub fn torchx_memory_empty_cache() -> c_int;
-    pub fn torchx_empty_pinned(
-        shape: *const i64,
-        dims: usize,
-        like: *const C_tensor,
-        out: *mut *mut C_tensor,
-    ) -> c_int;
+    pub fn torchx_empty_pinned(shape: *const i64, dims: usize, like: *const C_tensor, out: *mut *mut C_tensor)
+    -> c_int;
     pub fn torchx_sdpa_get() -> c_int;
     pub fn torchx_sdpa_set(bits: c_int);
 
@@ -40,22 +36,10 @@ unsafe extern "C" {
         previous_enabled: *mut c_int,
         previous_kind: *mut c_int,
     ) -> c_int;
-    pub fn torchx_autocast_exit(
-        cuda: c_int,
-        previous_enabled: c_int,
-        previous_kind: c_int,
-    ) -> c_int;
+    pub fn torchx_autocast_exit(cuda: c_int, previous_enabled: c_int, previous_kind: c_int) -> c_int;
 
-    pub fn torchx_foreach_norm(
-        tensors: *const *const C_tensor,
-        count: usize,
-        out: *mut *mut C_tensor,
-    ) -> c_int;
-    pub fn torchx_foreach_mul_(
-        tensors: *const *const C_tensor,
-        count: usize,
-        factor: *const C_tensor,
-    ) -> c_int;
+    pub fn torchx_foreach_norm(tensors: *const *const C_tensor, count: usize, out: *mut *mut C_tensor) -> c_int;
+    pub fn torchx_foreach_mul_(tensors: *const *const C_tensor, count: usize, factor: *const C_tensor) -> c_int;
     pub fn torchx_foreach_unscale_(
         grads: *const *const C_tensor,
         count: usize,
@@ -117,17 +101,11 @@ pub fn check(op: &'static str, code: c_int) -> Result<(), Error> {
     }
     // SAFETY: the pointer is a NUL-terminated string owned by this thread until its next failing call.
     let text = unsafe { CStr::from_ptr(torchx_last_error()) }.to_string_lossy();
-    Err(Error::Torch {
-        op,
-        message: text.lines().next().unwrap_or_default().to_owned(),
-    })
+    Err(Error::Torch { op, message: text.lines().next().unwrap_or_default().to_owned() })
 }
 
 /// Runs a shim function that hands out a new tensor.
-pub fn new_tensor(
-    op: &'static str,
-    call: impl FnOnce(*mut *mut C_tensor) -> c_int,
-) -> Result<Tensor, Error> {
+pub fn new_tensor(op: &'static str, call: impl FnOnce(*mut *mut C_tensor) -> c_int) -> Result<Tensor, Error> {
     let mut out = ptr::null_mut();
     check(op, call(&mut out))?;
     // SAFETY: on success `out` is a heap-allocated at::Tensor that nobody else owns.

@@ -34,8 +34,7 @@ pub fn mul_(tensors: &[Tensor], factor: &Tensor) {
 pub fn unscale_(grads: &[Tensor], found_inf: &Tensor, inv_scale: &Tensor) {
     let list = ffi::pointers(grads);
     // SAFETY: the pointers are live tensors for the call.
-    let code = unsafe {
-        ffi::torchx_foreach_unscale_(list.as_ptr(), list.len(), found_inf.as_ptr(), inv_scale.as_ptr())
-    };
+    let code =
+        unsafe { ffi::torchx_foreach_unscale_(list.as_ptr(), list.len(), found_inf.as_ptr(), inv_scale.as_ptr()) };
     ffi::expect(ffi::check("foreach unscale_", code));
 }

@@ -38,17 +38,9 @@ impl MappedFile {
     /// # Errors
     /// [`Error::TensorOutOfFile`] where the bytes lie outside the file or are not as many as the shape needs.
     pub fn tensor(&self, offset: usize, len: usize, kind: Kind, shape: &[i64]) -> Result<Tensor, Error> {
-        let out_of_file = || Error::TensorOutOfFile {
-            offset,
-            len,
-            file_len: self.map.len(),
-            kind,
-            shape: shape.to_vec(),
-        };
-        let bytes = offset
-            .checked_add(len)
-            .and_then(|end| self.map.get(offset..end))
-            .ok_or_else(out_of_file)?;
+        let out_of_file =
+            || Error::TensorOutOfFile { offset, len, file_len: self.map.len(), kind, shape: shape.to_vec() };
+        let bytes = offset.checked_add(len).and_then(|end| self.map.get(offset..end)).ok_or_else(out_of_file)?;
         if byte_len(kind, shape) != Some(len) {
             return Err(out_of_file());
         }
@@ -72,7 +64,5 @@ impl Deref for MappedFile {
 
 /// Bytes of a tensor; none where the shape is negative or the product does not fit.
 fn byte_len(kind: Kind, shape: &[i64]) -> Option<usize> {
-    shape.iter().try_fold(kind.elt_size_in_bytes(), |product, &dim| {
-        product.checked_mul(usize::try_from(dim).ok()?)
-    })
+    shape.iter().try_fold(kind.elt_size_in_bytes(), |product, &dim| product.checked_mul(usize::try_from(dim).ok()?))
 }

@@ -44,8 +44,5 @@ pub fn to_device<T: Element>(data: &[T], shape: &[i64], device: Device) -> Resul
 
 fn torch_error(error: &tch::TchError) -> Error {
     let text = error.to_string();
-    Error::Torch {
-        op: "copy to device",
-        message: text.lines().next().unwrap_or_default().to_owned(),
-    }
+    Error::Torch { op: "copy to device", message: text.lines().next().unwrap_or_default().to_owned() }
 }

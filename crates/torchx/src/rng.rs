@@ -19,10 +19,7 @@ pub fn state(device: Device) -> Result<Vec<u8>, Error> {
 }
 
 fn bytes(state: &Tensor) -> Result<Vec<u8>, Error> {
-    Vec::<u8>::try_from(state).map_err(|error| Error::Torch {
-        op: "read generator state",
-        message: error.to_string(),
-    })
+    Vec::<u8>::try_from(state).map_err(|error| Error::Torch { op: "read generator state", message: error.to_string() })
 }
 
 /// Sets a device's default generator to what [`state`] gave.
@@ -32,7 +29,5 @@ fn bytes(state: &Tensor) -> Result<Vec<u8>, Error> {
 pub fn set_state(device: Device, state: &[u8]) -> Result<(), Error> {
     let index = cuda_index(device).unwrap_or(-1);
     // SAFETY: the shim copies `state.len()` bytes out of the slice.
-    ffi::check("set generator state", unsafe {
-        ffi::torchx_rng_set(index, state.as_ptr(), state.len())
-    })
+    ffi::check("set generator state", unsafe { ffi::torchx_rng_set(index, state.as_ptr(), state.len()) })
 }

@@ -20,12 +20,7 @@ impl Backends {
     pub fn get() -> Self {
         // SAFETY: reads process-wide flags.
         let bits = unsafe { ffi::torchx_sdpa_get() };
-        Self {
-            flash: bits & 1 != 0,
-            efficient: bits & 2 != 0,
-            math: bits & 4 != 0,
-            cudnn: bits & 8 != 0,
-        }
+        Self { flash: bits & 1 != 0, efficient: bits & 2 != 0, math: bits & 4 != 0, cudnn: bits & 8 != 0 }
     }
 
     /// Puts these switches in force.

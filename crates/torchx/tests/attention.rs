@@ -1,8 +1,8 @@
 //! Attention with keyed dropout against composed operators that use the op's own mask.
 
+use blip2_torchx::autocast;
 use blip2_torchx::dropout::{DropoutKey, attention};
 use blip2_torchx::isa::Isa;
-use blip2_torchx::autocast;
 use tch::{Device, Kind, Tensor};
 
 const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
@@ -69,7 +69,8 @@ fn relative(a: &Tensor, b: &Tensor) -> f64 {
 
 /// Masks of every shape that broadcasts; column 0 is always allowed.
 fn masks(dims: Dims) -> Vec<Option<Tensor>> {
-    let shapes = [[dims.b, 1, 1, dims.m], [1, 1, dims.n, dims.m], [dims.b, 1, dims.n, dims.m], [dims.b, dims.h, dims.n, dims.m]];
+    let shapes =
+        [[dims.b, 1, 1, dims.m], [1, 1, dims.n, dims.m], [dims.b, 1, dims.n, dims.m], [dims.b, dims.h, dims.n, dims.m]];
     let random = shapes.into_iter().map(|shape| {
         let mask = Tensor::rand(shape, CPU).gt(0.4);
         let _ = mask.narrow(3, 0, 1).fill_(1);
@@ -89,7 +90,8 @@ fn values_and_gradients_agree_with_the_composed_operators() {
         let upstream = Tensor::randn([dims.b, dims.h, n, dims.d], CPU);
         for mask in masks(dims) {
             let mask = mask.as_ref();
-            let (y, grads) = run(&inputs, dims, Kind::Float, &upstream, |q, k, v| attention(q, k, v, mask, 0.2, Some(key)));
+            let (y, grads) =
+                run(&inputs, dims, Kind::Float, &upstream, |q, k, v| attention(q, k, v, mask, 0.2, Some(key)));
             let (exact, exact_grads) =
                 run(&inputs, dims, Kind::Double, &upstream, |q, k, v| composed(q, k, v, mask, &factors));
             assert!(relative(&y, &exact) < 2e-6, "{n}x{m}: {}", relative(&y, &exact));
@@ -122,7 +124,10 @@ fn gradients_are_those_of_finite_differences() {
             };
             let slope = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
             let got = grad.reshape([-1]).double_value(&[i]);
-            assert!((slope - got).abs() < 1e-2 * (1.0 + slope.abs()), "input {which} element {i}: {slope} against {got}");
+            assert!(
+                (slope - got).abs() < 1e-2 * (1.0 + slope.abs()),
+                "input {which} element {i}: {slope} against {got}"
+            );
         }
     }
 }

@@ -51,10 +51,8 @@ fn gradients_come_back_in_fp32_and_equal_the_bf16_product() {
     let w = Tensor::rand([8, 8], (Kind::Float, Device::Cpu)).set_requires_grad(true);
     let y = autocast(Device::Cpu, Some(Kind::BFloat16), || x.matmul(&w));
     y.to_kind(Kind::Float).sum(Kind::Float).backward();
-    let expected = x
-        .to_kind(Kind::BFloat16)
-        .transpose(0, 1)
-        .matmul(&Tensor::ones([4, 8], (Kind::BFloat16, Device::Cpu)));
+    let expected =
+        x.to_kind(Kind::BFloat16).transpose(0, 1).matmul(&Tensor::ones([4, 8], (Kind::BFloat16, Device::Cpu)));
     assert_eq!(w.grad().kind(), Kind::Float);
     assert!(w.grad().allclose(&expected.to_kind(Kind::Float), 1e-6, 1e-6, false));
 }

@@ -22,11 +22,7 @@ impl Case {
             Tensor::rand([columns], CPU) + 0.5,
             Tensor::randn([columns], CPU),
         ];
-        Self {
-            inputs,
-            rows: Tensor::arange(shape[0], (Kind::Int64, Device::Cpu)),
-            upstream: Tensor::randn(shape, CPU),
-        }
+        Self { inputs, rows: Tensor::arange(shape[0], (Kind::Int64, Device::Cpu)), upstream: Tensor::randn(shape, CPU) }
     }
 
     /// The result and the gradients of x, residual, weight and bias.
@@ -70,7 +66,9 @@ fn fp32_agrees_with_the_composed_operators_to_rounding() {
             // fp64 is composed and shares the mask: what differs is rounding alone.
             let (exact, exact_grads) = case.to_kind(Kind::Double).run([Kind::Double; 2], |i, key| composed(i, p, key));
             assert!(relative(&y, &exact) < 1e-6, "{shape:?} p {p}: {}", relative(&y, &exact));
-            for (name, (got, expected)) in ["x", "residual", "weight", "bias"].iter().zip(grads.iter().zip(&exact_grads)) {
+            for (name, (got, expected)) in
+                ["x", "residual", "weight", "bias"].iter().zip(grads.iter().zip(&exact_grads))
+            {
                 let difference = relative(got, expected);
                 assert!(difference < 2e-6, "{shape:?} p {p} grad {name}: {difference}");
             }
@@ -121,7 +119,10 @@ fn gradients_are_those_of_finite_differences() {
             };
             let slope = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
             let got = grad.reshape([-1]).double_value(&[i]);
-            assert!((slope - got).abs() < 2e-2 * (1.0 + slope.abs()), "input {which} element {i}: {slope} against {got}");
+            assert!(
+                (slope - got).abs() < 2e-2 * (1.0 + slope.abs()),
+                "input {which} element {i}: {slope} against {got}"
+            );
         }
     }
 }

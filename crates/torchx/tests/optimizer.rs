@@ -71,10 +71,7 @@ fn reference_step(p: &Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor, t: i32
 fn adamw_follows_the_algorithm_with_and_without_decay() {
     let params = [Tensor::randn([4, 6], CPU), Tensor::randn([6], CPU)].map(|t| t.set_requires_grad(true));
     let mut optimizer = AdamW::new(
-        vec![
-            ("weight".into(), params[0].shallow_clone(), true),
-            ("bias".into(), params[1].shallow_clone(), false),
-        ],
+        vec![("weight".into(), params[0].shallow_clone(), true), ("bias".into(), params[1].shallow_clone(), false)],
         CFG,
     );
     let mut expected = params.each_ref().map(|p| p.detach().to_kind(Kind::Double));

@@ -9,6 +9,7 @@ namespace TORCHX_ISA {
 struct U64 {
   NativeU64 v[kParts];
 };
+constexpr Iota<uint64_t, 8, 0, 8> kBlockNumbers;
 
 // The low halves' product; high halves are ignored.
 TORCHX_INLINE NativeU64 multiply_low_halves(NativeU64 a, NativeU64 b) {
@@ -34,9 +35,8 @@ struct Group {
     constexpr int kBlocks = kWidth / 2;
     U64 c0, c1, c2, c3;
     TORCHX_EACH {
-      NativeU64 block;
-      for (int j = 0; j < kBlocks; ++j) block[j] = static_cast<uint64_t>(group) * 8 + i * kBlocks + j;
-      c0.v[i] = block;
+      __builtin_memcpy(&c0.v[i], kBlockNumbers.lanes + i * kBlocks, sizeof c0.v[i]);
+      c0.v[i] += static_cast<uint64_t>(group) * 8;
       c1.v[i] = NativeU64{} + line;
       c2.v[i] = NativeU64{} + row;
       c3.v[i] = NativeU64{} + (row >> 32);

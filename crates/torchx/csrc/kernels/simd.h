@@ -69,30 +69,46 @@ TORCHX_INLINE F select(Mask m, F a, F b) {
 }
 TORCHX_INLINE F max(F a, F b) { return select(a < b, b, a); }
 
+// first, first + 1, ... modulo `wrap`, as a constant in memory: built lane by lane it costs more than what it is used for.
+template <class Lane, int kCount, int kFirst, int kWrap>
+struct Iota {
+  alignas(64) Lane lanes[kCount];
+
+  constexpr Iota() : lanes{} {
+    for (int i = 0; i < kCount; ++i) lanes[i] = static_cast<Lane>((kFirst + i) % kWrap);
+  }
+};
+constexpr Iota<int32_t, kLanes, 0, kLanes> kLaneNumbers;
+
 // Lanes below `count`.
 TORCHX_INLINE Mask first_lanes(int64_t count) {
   Mask r;
   TORCHX_EACH {
     NativeI lane;
-    for (int j = 0; j < kWidth; ++j) lane[j] = i * kWidth + j;
+    __builtin_memcpy(&lane, kLaneNumbers.lanes + i * kWidth, sizeof lane);
     r.v[i] = lane < static_cast<int32_t>(count);
   }
   return r;
 }
 
+// Lane i becomes op(lane i, lane i + distance), then the same for half the distance, down to 1.
+template <int kDistance, class Op>
+TORCHX_INLINE NativeF fold(NativeF v, Op op) {
+  if constexpr (kDistance > 0) {
+    static constexpr Iota<int32_t, kWidth, kDistance, kWidth> order;
+    NativeI rotated;
+    __builtin_memcpy(&rotated, order.lanes, sizeof rotated);
+    return fold<kDistance / 2>(op(v, __builtin_shuffle(v, rotated)), op);
+  }
+  return v;
+}
+
+// Lanes 8 apart, then 4, 2, 1: the same tree for every width.
 template <class Op>
 TORCHX_INLINE float reduce(F a, Op op) {
-  // Lanes 8 apart, then 4, 2, 1: the same tree for every width.
   for (int half = kParts / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) a.v[i] = op(a.v[i], a.v[i + half]);
-  NativeF v = a.v[0];
-#pragma GCC unroll 4
-  for (int distance = kWidth / 2; distance > 0; distance /= 2) {
-    NativeI order;
-    for (int j = 0; j < kWidth; ++j) order[j] = (j + distance) % kWidth;
-    v = op(v, __builtin_shuffle(v, order));
-  }
-  return v[0];
+  return fold<kWidth / 2>(a.v[0], op)[0];
 }
 TORCHX_INLINE float sum(F a) {
   return reduce(a, [](NativeF x, NativeF y) __attribute__((always_inline)) { return x + y; });
