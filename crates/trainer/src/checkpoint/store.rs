@@ -66,6 +66,11 @@ impl CheckpointStore {
         Ok(Self { folder: folder.to_path_buf(), keep: keep.max(1), best })
     }
 
+    /// The folder as a reader sees it whose run may be training at this moment: nothing is made or cleaned up.
+    pub fn read_only(folder: &Path, best: Option<BestMetric>) -> Self {
+        Self { folder: folder.to_path_buf(), keep: usize::MAX, best }
+    }
+
     /// Steps of all checkpoints, oldest first, damaged ones included.
     ///
     /// # Errors
@@ -95,6 +100,25 @@ impl CheckpointStore {
             }
         }
         Ok(Newest { checkpoint: None, rejected })
+    }
+
+    /// The best checkpoint where one is and is whole, else the newest that is whole.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn preferred(&self) -> Result<Newest, CheckpointError> {
+        let Some(best) = self.best_of(&self.steps()?) else { return self.newest() };
+        let path = self.path(best);
+        match Checkpoint::open(&path) {
+            Ok(checkpoint) => Ok(Newest { checkpoint: Some(checkpoint), rejected: Vec::new() }),
+            Err(reason) => {
+                let mut newest = self.newest()?;
+                if !newest.rejected.iter().any(|rejected| rejected.path == path) {
+                    newest.rejected.insert(0, Rejected { path, reason });
+                }
+                Ok(newest)
+            }
+        }
     }
 
     /// Renames every checkpoint after `step` to `step_...superseded`, so that a run that goes on from `step` neither

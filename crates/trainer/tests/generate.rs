@@ -1,0 +1,150 @@
+//! Generation from image files equals `transformers`' on the golden case: greedy and beams, batched, fp32.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use blip2_trainer::captioner::{Caption, CaptionOptions, Captioner, Decoding};
+use serde_json::{Value, json};
+use tch::Device;
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/stage2_llama")
+}
+
+struct Case {
+    images: Vec<PathBuf>,
+    prompts: Vec<String>,
+    max_new_tokens: usize,
+    min_new_tokens: usize,
+    length_penalty: f64,
+    outputs: Value,
+}
+
+fn case() -> Case {
+    let json: Value = serde_json::from_slice(&fs::read(golden().join("generate.json")).unwrap()).unwrap();
+    let texts = |key: &str| json[key].as_array().unwrap().iter().map(|v| v.as_str().unwrap().to_string());
+    Case {
+        images: texts("images").map(|name| golden().join(name)).collect(),
+        prompts: texts("prompts").collect(),
+        max_new_tokens: json["max_new_tokens"].as_u64().unwrap() as usize,
+        min_new_tokens: json["min_new_tokens"].as_u64().unwrap() as usize,
+        length_penalty: json["length_penalty"].as_f64().unwrap(),
+        outputs: json["outputs"].clone(),
+    }
+}
+
+fn captions(captioner: &Captioner, images: &[PathBuf], prompts: &[String], options: &CaptionOptions) -> Vec<Caption> {
+    captioner.caption(images, prompts, options).unwrap().flat_map(Result::unwrap).collect()
+}
+
+impl Case {
+    fn options(&self, decoding: Decoding) -> CaptionOptions {
+        CaptionOptions { max_new_tokens: self.max_new_tokens, min_new_tokens: self.min_new_tokens, decoding }
+    }
+
+    fn check(&self, output: &str, decoding: Decoding) {
+        let captioner = Captioner::open(&golden(), Device::Cpu, None).unwrap();
+        let options = self.options(decoding);
+        let got = captions(&captioner, &self.images, &self.prompts, &options);
+        let expected = self.outputs[output].as_array().unwrap();
+        assert_eq!(got.len(), expected.len());
+        for ((caption, ids), prompt) in got.iter().zip(expected).zip(&self.prompts) {
+            let until_eos: Vec<&Value> = ids.as_array().unwrap().iter().take_while(|&id| id != &json!(3)).collect();
+            assert_eq!(json!(caption.ids), json!(until_eos), "{}", caption.image.display());
+            let words: Vec<String> = caption.ids.iter().map(|id| format!("t{id}")).collect();
+            assert_eq!(caption.text, words.join(" "));
+            // Alone, without the others' padding, it is the same.
+            let alone = captions(&captioner, &[caption.image.clone()], std::slice::from_ref(prompt), &options);
+            assert_eq!(alone[0].ids, caption.ids);
+        }
+    }
+}
+
+#[test]
+fn greedy_ids_equal_transformers() {
+    case().check("beams_1", Decoding::Greedy);
+}
+
+#[test]
+fn beam_ids_equal_transformers() {
+    let case = case();
+    case.check("beams_3", Decoding::Beam { beams: 3, length_penalty: case.length_penalty });
+}
+
+#[test]
+fn prompts_of_different_lengths_share_a_batch() {
+    let case = case();
+    let captioner = Captioner::open(&golden(), Device::Cpu, None).unwrap();
+    let options = case.options(Decoding::Greedy);
+    let prompts: Vec<String> = (0..case.images.len()).map(|i| vec!["t7"; i].join(" ")).collect();
+    let together = captions(&captioner, &case.images, &prompts, &options);
+    for (i, caption) in together.iter().enumerate() {
+        let alone = captions(&captioner, &case.images[i..=i], &prompts[i..=i], &options);
+        assert_eq!(alone[0].ids, caption.ids, "prompt of {i} words");
+    }
+}
+
+#[test]
+fn sampling_is_a_function_of_the_seed() {
+    let case = case();
+    let captioner = Captioner::open(&golden(), Device::Cpu, None).unwrap();
+    // More than one batch.
+    let images: Vec<PathBuf> = case.images.iter().cycle().take(20).cloned().collect();
+    let draw = |seed| {
+        let options = case.options(Decoding::Nucleus { top_p: 0.95, temperature: 2.0, seed });
+        captions(&captioner, &images, &[], &options).into_iter().map(|c| c.ids).collect::<Vec<_>>()
+    };
+    assert_eq!(draw(1), draw(1));
+    assert_ne!(draw(1), draw(2));
+    assert_ne!(draw(1)[0], draw(1)[18], "the same image in another batch is another draw");
+}
+
+#[test]
+fn a_number_of_prompts_that_fits_nothing_is_refused() {
+    let case = case();
+    let captioner = Captioner::open(&golden(), Device::Cpu, None).unwrap();
+    let error = captioner.caption(&case.images, &case.prompts[..2], &case.options(Decoding::Greedy)).err().unwrap();
+    assert_eq!(error.to_string(), "prompts: expected none, one, or one for each of the 6 images, got 2");
+}
+
+/// A copy of the golden model with one JSON file rewritten.
+fn changed(name: &str, change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"] {
+        fs::copy(golden().join(file), folder.path().join(file)).unwrap();
+    }
+    let path = folder.path().join(name);
+    let mut json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    change(&mut json);
+    fs::write(path, json.to_string()).unwrap();
+    folder
+}
+
+#[test]
+fn tokens_outside_the_vocabulary_are_refused() {
+    for (file, key, value) in
+        [("config.json", "before_queries", json!([2, 120])), ("generation_config.json", "eos_token_id", json!([3, -1]))]
+    {
+        let folder = changed(file, |json| json[key] = value);
+        let error = Captioner::open(folder.path(), Device::Cpu, None).err().unwrap().to_string();
+        assert!(error.contains(&format!("{key}: expected ids below the vocabulary's size of 120, got ")), "{error}");
+    }
+}
+
+#[test]
+fn the_key_before_queries_decides_what_an_empty_prompt_is() {
+    let case = case();
+    let options = case.options(Decoding::Greedy);
+    let ids = |dir: &Path, prompt: &str| {
+        let captioner = Captioner::open(dir, Device::Cpu, None).unwrap();
+        captions(&captioner, &case.images, &[prompt.to_string()], &options)
+            .into_iter()
+            .map(|c| c.ids)
+            .collect::<Vec<_>>()
+    };
+    // transformers puts BOS (here t2) behind the queries; with the key nothing stands there.
+    assert_eq!(ids(&golden(), ""), ids(&golden(), "t2"));
+    let ours = changed("config.json", |json| json["before_queries"] = json!([]));
+    assert_ne!(ids(ours.path(), ""), ids(ours.path(), "t2"));
+    assert_eq!(ids(ours.path(), "t2"), ids(&golden(), "t2"));
+}
