@@ -112,19 +112,22 @@ extern "C" int torchx_dropout_attention(
   return guarded([&] {
     TORCH_CHECK(
         q->dim() == 4 && k->dim() == 4 && v->dim() == 4 && q->size(2) < 65536,
-        "attention takes q, k, v of shape [B, H, N, D] with N below 65536, got ", q->sizes(), ", ", k->sizes(), ", ", v->sizes());
+        "attention takes q, k, v of shape [B, H, N, D] with N below 65536, got ",
+        q->sizes(), ", ", k->sizes(), ", ", v->sizes());
     TORCH_CHECK(
         torchx::is_fusable(*q) && k->scalar_type() == q->scalar_type() && v->scalar_type() == q->scalar_type(),
-        "attention takes q, k, v of one dtype, fp32 or bf16, got ", q->scalar_type(), ", ", k->scalar_type(), ", ", v->scalar_type());
+        "attention takes q, k, v of one dtype, fp32 or bf16, got ",
+        q->scalar_type(), ", ", k->scalar_type(), ", ", v->scalar_type());
     torchx::check_rows(*rows, q->size(0));
     std::optional<at::Tensor> expanded;
     if (allowed != nullptr) {
       TORCH_CHECK(allowed->scalar_type() == at::kBool, "attention's mask must be bool, got ", allowed->scalar_type());
-      const auto keys = k->size(2);
-      auto dense = allowed->size(-1) == keys ? *allowed : allowed->expand({-1, -1, -1, keys});
+      const auto length = k->size(2);
+      auto dense = allowed->size(-1) == length ? *allowed : allowed->expand({-1, -1, -1, length});
       if (dense.stride(-1) != 1) dense = dense.contiguous();
-      expanded = dense.expand({q->size(0), q->size(1), q->size(2), keys});
+      expanded = dense.expand({q->size(0), q->size(1), q->size(2), length});
     }
-    *out = new at::Tensor(DropoutAttention::apply(*q, *k, *v, expanded, p, static_cast<int64_t>(site), rows->contiguous()));
+    const auto keys = rows->contiguous();
+    *out = new at::Tensor(DropoutAttention::apply(*q, *k, *v, expanded, p, static_cast<int64_t>(site), keys));
   });
 }

@@ -20,7 +20,9 @@ at::Tensor masked(const at::Tensor& input, double p, uint64_t site, const at::Te
       x.const_data_ptr(), y.mutable_data_ptr(), lines, columns, torchx::make_mask(p, site, rows)};
   const auto kernel = torchx::kernels().dropout[torchx::dtype_of(x)];
   const int64_t groups = x.numel() / columns * (torchx::padded(columns) / torchx::kGroup);
-  at::parallel_for(0, groups, torchx::grain(torchx::kGroup), [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  at::parallel_for(0, groups, torchx::grain(torchx::kGroup), [&](int64_t begin, int64_t end) {
+    kernel(args, begin, end);
+  });
   return y;
 }
 
@@ -48,7 +50,8 @@ extern "C" int torchx_dropout(const at::Tensor* x, double p, uint64_t site, cons
   return guarded([&] {
     TORCH_CHECK(
         x->dim() >= 2 && torchx::is_fusable(*x),
-        "keyed dropout takes fp32 or bf16 of two or more dimensions on the CPU, got ", x->scalar_type(), " ", x->sizes());
+        "keyed dropout takes fp32 or bf16 of two or more dimensions on the CPU, got ",
+        x->scalar_type(), " ", x->sizes());
     torchx::check_rows(*rows, x->size(0));
     *out = new at::Tensor(Dropout::apply(*x, p, static_cast<int64_t>(site), rows->contiguous()));
   });

@@ -5,6 +5,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
 #include <cmath>
 
 namespace torchx {
@@ -32,6 +33,8 @@ inline Dtype dtype_of(const at::Tensor& x) { return x.scalar_type() == at::kFloa
 // Kernels are launched for ranges of at least about this many elements.
 constexpr int64_t kGrainElements = 16384;
 
-inline int64_t grain(int64_t elements_per_item) { return std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, elements_per_item)); }
+inline int64_t grain(int64_t elements_per_item) {
+  return std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, elements_per_item));
+}
 
 }  // namespace torchx

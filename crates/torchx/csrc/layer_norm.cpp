@@ -71,7 +71,8 @@ struct DropoutAddLayerNorm : torch::autograd::Function<DropoutAddLayerNorm> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     TORCH_CHECK(!at::GradMode::is_enabled(), "dropout_add_layer_norm has no second derivative");
     const auto saved = ctx->get_saved_variables();
-    const auto &x = saved[0], &residual = saved[1], &weight = saved[2], &mean = saved[3], &rstd = saved[4], &rows = saved[5];
+    const auto &x = saved[0], &residual = saved[1], &weight = saved[2];
+    const auto &mean = saved[3], &rstd = saved[4], &rows = saved[5];
     const auto grad_y = grads[0].contiguous();
     const Shape shape(x);
     auto grad_x = at::empty_like(x), grad_residual = at::empty_like(residual);
@@ -90,7 +91,8 @@ struct DropoutAddLayerNorm : torch::autograd::Function<DropoutAddLayerNorm> {
         grad_residual.mutable_data_ptr(),
         shape.lines,
         shape.columns,
-        torchx::make_mask(ctx->saved_data["p"].toDouble(), static_cast<uint64_t>(ctx->saved_data["site"].toInt()), rows)};
+        torchx::make_mask(
+            ctx->saved_data["p"].toDouble(), static_cast<uint64_t>(ctx->saved_data["site"].toInt()), rows)};
     const auto kernel = torchx::kernels().layer_norm_backward[torchx::dtype_of(x)][torchx::dtype_of(residual)];
     at::parallel_for(0, blocks, torchx::grain(kBlockLines * shape.columns), [&](int64_t begin, int64_t end) {
       auto scratch = shape.scratch();
@@ -122,14 +124,17 @@ extern "C" int torchx_dropout_add_layer_norm(
   return guarded([&] {
     TORCH_CHECK(
         torchx::is_fusable(*x) && torchx::is_fusable(*residual),
-        "dropout_add_layer_norm takes fp32 or bf16 on the CPU, got ", x->scalar_type(), " and ", residual->scalar_type());
+        "dropout_add_layer_norm takes fp32 or bf16 on the CPU, got ",
+        x->scalar_type(), " and ", residual->scalar_type());
     TORCH_CHECK(
         x->dim() >= 2 && x->numel() > 0 && x->sizes() == residual->sizes(),
-        "dropout_add_layer_norm takes two tensors of one shape, of two or more dimensions, got ", x->sizes(), " and ", residual->sizes());
+        "dropout_add_layer_norm takes two tensors of one shape, of two or more dimensions, got ",
+        x->sizes(), " and ", residual->sizes());
     for (const at::Tensor* vector : {weight, bias})
       TORCH_CHECK(
           vector->dim() == 1 && vector->size(0) == x->size(-1) && vector->scalar_type() == at::kFloat,
-          "layer norm's weight and bias must be fp32 of shape [", x->size(-1), "], got ", vector->scalar_type(), " ", vector->sizes());
+          "layer norm's weight and bias must be fp32 of shape [",
+          x->size(-1), "], got ", vector->scalar_type(), " ", vector->sizes());
     std::optional<at::Tensor> keys;
     if (p > 0) {
       TORCH_CHECK(rows != nullptr, "dropout needs a key");

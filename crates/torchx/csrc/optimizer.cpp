@@ -82,7 +82,8 @@ int torchx_adamw_step(
       at::_foreach_add_(s, 1);
     }
     at::_fused_adamw_(
-        p, g, m, v, {}, s, lr, beta1, beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false, to_optional(grad_scale), skip);
+        p, g, m, v, /*max_exp_avg_sqs=*/{}, s, lr, beta1, beta2, weight_decay, eps, /*amsgrad=*/false,
+        /*maximize=*/false, to_optional(grad_scale), skip);
   });
 }
 

@@ -51,7 +51,7 @@ impl AdamW {
     /// the device, step counters included, without the host knowing.
     ///
     /// # Shapes
-    /// grad_scale, found_inf: [] or [1], fp32, on the parameters' device.
+    /// grad_scale, found_inf: `[]` or `[1]`, fp32, on the parameters' device.
     pub fn step(&mut self, lr: f64, grad_scale: Option<&Tensor>, found_inf: Option<&Tensor>) {
         self.decayed.step(&self.cfg, self.cfg.weight_decay, lr, grad_scale, found_inf);
         self.undecayed.step(&self.cfg, 0.0, lr, grad_scale, found_inf);

@@ -14,7 +14,7 @@ use crate::ffi;
 ///
 /// # Shapes
 /// q: [B, H, N, D]; k, v: [B, H, M, D], all possibly views with strides; mask: bool, broadcastable to [B, H, N, M], true
-/// where a query may attend; key.rows: [B]; returns: [B, H, N, D].
+/// where a query may attend; key.rows: `[B]`; returns: [B, H, N, D].
 ///
 /// # Panics
 /// Where shapes or dtypes do not fit, with `p` outside [0, 1] or `key.rows` not of length B.

@@ -27,7 +27,7 @@ pub struct DropoutKey<'a> {
     /// Each sample's own stream, made from its position in the training stream.
     ///
     /// # Shapes
-    /// [R] int64 on the CPU, R being the first dimension of what is dropped.
+    /// `[R]` int64 on the CPU, R being the first dimension of what is dropped.
     pub rows: &'a Tensor,
 }
 

@@ -7,7 +7,7 @@ use crate::ffi;
 /// The 2-norm of all elements of all tensors, accumulated in fp32, on their device.
 ///
 /// # Shapes
-/// tensors: any, on one device; returns: [] fp32 (zero on the CPU for an empty list).
+/// tensors: any, on one device; returns: `[]` fp32 (zero on the CPU for an empty list).
 pub fn norm(tensors: &[Tensor]) -> Tensor {
     let list = ffi::pointers(tensors);
     // SAFETY: the pointers are live tensors for the call.
@@ -19,7 +19,7 @@ pub fn norm(tensors: &[Tensor]) -> Tensor {
 /// Multiplies every tensor in place by one factor that stays on the device.
 ///
 /// # Shapes
-/// tensors: any; factor: [].
+/// tensors: any; factor: `[]`.
 pub fn mul_(tensors: &[Tensor], factor: &Tensor) {
     let list = ffi::pointers(tensors);
     // SAFETY: the pointers are live tensors for the call.
@@ -30,7 +30,7 @@ pub fn mul_(tensors: &[Tensor], factor: &Tensor) {
 /// Multiplies gradients in place by `inv_scale` and sets `found_inf` to 1 where any of them is not finite.
 ///
 /// # Shapes
-/// grads: any; found_inf, inv_scale: [] or [1], fp32, on the gradients' device.
+/// grads: any; found_inf, inv_scale: `[]` or `[1]`, fp32, on the gradients' device.
 pub fn unscale_(grads: &[Tensor], found_inf: &Tensor, inv_scale: &Tensor) {
     let list = ffi::pointers(grads);
     // SAFETY: the pointers are live tensors for the call.

@@ -44,7 +44,7 @@ impl GradScaler {
     /// The factor as it stands, on the device.
     ///
     /// # Shapes
-    /// [] fp32, a copy.
+    /// `[]` fp32, a copy.
     pub fn current_scale(&self) -> Tensor {
         self.scale.copy()
     }
@@ -52,7 +52,7 @@ impl GradScaler {
     /// What the gradients must be multiplied by, for [`crate::foreach::unscale_`].
     ///
     /// # Shapes
-    /// [] fp32.
+    /// `[]` fp32.
     pub fn inv_scale(&self) -> Tensor {
         // In fp64, as a scale of 2^-n has an exact reciprocal in both, and others round once.
         self.scale.to_kind(Kind::Double).reciprocal().to_kind(Kind::Float)
@@ -61,7 +61,7 @@ impl GradScaler {
     /// Adapts the scale to whether this step's gradients overflowed.
     ///
     /// # Shapes
-    /// found_inf: [] or [1] fp32, on the scaler's device.
+    /// found_inf: `[]` or `[1]` fp32, on the scaler's device.
     pub fn update(&mut self, found_inf: &Tensor) {
         if !self.enabled {
             return;

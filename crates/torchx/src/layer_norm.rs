@@ -13,7 +13,7 @@ use crate::ffi;
 /// composed.
 ///
 /// # Shapes
-/// x, residual: [R, ..., D], each fp32 or bf16; weight, bias: [D]; returns: [R, ..., D].
+/// x, residual: [R, ..., D], each fp32 or bf16; weight, bias: `[D]`; returns: [R, ..., D].
 ///
 /// # Panics
 /// Where the shapes differ, with `p` outside [0, 1] or `key.rows` not of length R.

@@ -27,7 +27,8 @@ fn correlation(a: &Tensor, b: &Tensor) -> f64 {
 
 #[test]
 fn the_first_block_is_philox_4x32_10_with_its_published_answer() {
-    // Random123's known answers for counter and key of all zeros. An element's 16 bits are the number of thresholds it survives.
+    // Random123's known answer for counter and key of all zeros. An element's 16 bits are the number of thresholds that
+    // it survives.
     let zero = rows(0..1);
     let mut bits = vec![0u32; 64];
     for step in (0..16).rev() {
