@@ -88,7 +88,9 @@ pub fn export_model(
     let language = match (&model.language, &config.model.language) {
         (None, _) => None,
         (Some(language), Some(LanguageConfig { weights, .. })) => {
-            Some((ModelDir::open(weights)?, image_token(tokenizer, language.vocab_size())?))
+            let dir = ModelDir::open(weights)?;
+            let image_token = image_token(&dir, tokenizer, language.vocab_size())?;
+            Some((dir, image_token))
         }
         (Some(_), None) => {
             let message = "model.language: missing, but the checkpoint is of stage 2";
@@ -128,10 +130,12 @@ fn trained(model: &ModelDir) -> Result<Vec<(String, Tensor)>, Error> {
     weights.entries().into_iter().map(read).collect()
 }
 
-/// The id that `transformers`' `Blip2Processor` gives to `<image>`: the tokenizer's own, else the first behind its last token. `None` where
-/// the model's vocabulary has no row for it.
-fn image_token(tokenizer: &Path, vocabulary: i64) -> Result<Option<i64>, Error> {
+/// The id whose places `transformers` fills with the queries: that of the BLIP-2 model which the language model comes from, else the one that
+/// `Blip2Processor` gives to `<image>`, which is the tokenizer's own or the first behind its last token. `None` where the model's vocabulary
+/// has no row for it.
+fn image_token(language: &ModelDir, tokenizer: &Path, vocabulary: i64) -> Result<Option<i64>, Error> {
     let tokenizer = TextEncoder::from_file(tokenizer.join("tokenizer.json"), usize::MAX, false)?;
-    let id = tokenizer.token_id("<image>").map_or(tokenizer.vocab_size() as i64, i64::from);
-    Ok((id < vocabulary).then_some(id))
+    let id = language.config().get("image_token_index").and_then(Value::as_i64);
+    let id = id.or_else(|| tokenizer.token_id("<image>").map(i64::from)).unwrap_or(tokenizer.vocab_size() as i64);
+    Ok((0..vocabulary).contains(&id).then_some(id))
 }

@@ -72,15 +72,7 @@ pub fn inspect(path: &Path) -> Result<Inspection, WeightsError> {
     };
     if !attributes.is_dir() {
         found.add(&SafetensorsFile::open(path)?);
-    } else if path.join("config.json").exists() {
-        let model = ModelDir::open(path)?;
-        found.contents = match model.kind() {
-            ModelKind::WholeBlip2 => Contents::Blip2Directory,
-            ModelKind::Tower(_) => Contents::TowerDirectory,
-        };
-        found.add_scalars(model.config());
-        model.weights().files().iter().for_each(|file| found.add(file));
-    } else {
+    } else if path.join("state.json").exists() || !path.join("config.json").exists() {
         found.contents = Contents::Checkpoint;
         SafetensorsDir::open(path)?.files().iter().for_each(|file| found.add(file));
         let (optimizer, state) = (path.join("optimizer.safetensors"), path.join("state.json"));
@@ -90,6 +82,14 @@ pub fn inspect(path: &Path) -> Result<Inspection, WeightsError> {
         if state.exists() {
             found.add_scalars(&read_object(&state)?);
         }
+    } else {
+        let model = ModelDir::open(path)?;
+        found.contents = match model.kind() {
+            ModelKind::WholeBlip2 => Contents::Blip2Directory,
+            ModelKind::Tower(_) => Contents::TowerDirectory,
+        };
+        found.add_scalars(model.config());
+        model.weights().files().iter().for_each(|file| found.add(file));
     }
     Ok(found)
 }

@@ -31,6 +31,7 @@ fn a_checkpoint_with_its_optimizer_and_state() {
     save("model.safetensors", &[("qformer.a", &[2, 3])]);
     save("optimizer.safetensors", &[("exp_avg/qformer.a", &[2, 3]), ("exp_avg_sq/qformer.a", &[2, 3])]);
     fs::write(path.join("state.json"), json!({"step": 1000, "rng": {"cpu": "x"}}).to_string()).unwrap();
+    fs::write(path.join("config.json"), json!({"model_type": "blip-2"}).to_string()).unwrap();
     let found = inspect(path).unwrap();
     assert_eq!(found.contents, Contents::Checkpoint);
     assert_eq!(found.metadata, BTreeMap::from([("step".to_string(), "1000".to_string())]));

@@ -1,0 +1,79 @@
+//! `evaluate`: a run's model on its held-out set.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use blip2_trainer::config::Config;
+use blip2_trainer::evaluate::{EvaluationTask, Report, evaluate_run};
+use clap::{Args, ValueEnum};
+
+use crate::output::{print, print_json, say};
+
+const EXAMPLES: &str = "\
+Examples:
+  blip2 evaluate --config runs/stage1/config.yaml --task retrieval
+  blip2 evaluate --config stage2.yaml --task caption --json
+
+The run's best checkpoint by checkpoint.best is measured on data.val, else its newest.";
+
+/// Measure a run's model on its held-out set
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct EvaluateArguments {
+    /// Configuration file of the run
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// What to measure
+    #[arg(long, value_name = "TASK")]
+    task: TaskArgument,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum TaskArgument {
+    /// Recall at 1, 5 and 10 from image to text and from text to image (a stage-1 run)
+    Retrieval,
+    /// Captions beside the true ones, and the loss (a stage-2 run)
+    Caption,
+}
+
+impl EvaluateArguments {
+    pub(crate) fn run(self) -> Result<()> {
+        let config = Config::load(&self.config, &[])?;
+        let task = match self.task {
+            TaskArgument::Retrieval => EvaluationTask::Retrieval,
+            TaskArgument::Caption => EvaluationTask::Captions,
+        };
+        let found = evaluate_run(&config, task)?;
+        for rejected in &found.rejected {
+            say(&format!("warning: not taken: {}", rejected.reason));
+        }
+        if self.json {
+            return print_json(&found.report);
+        }
+        print(format_args!("{}: step {}\n{}", config.run_folder().display(), found.step, text(&found.report)))
+    }
+}
+
+fn text(report: &Report) -> String {
+    let mut lines = Vec::new();
+    match report {
+        Report::Retrieval { images, recall } => {
+            lines.push(format!("recall over {images} images   image to text   text to image"));
+            for r in recall {
+                let (i2t, t2i) = (100.0 * r.image_to_text, 100.0 * r.text_to_image);
+                lines.push(format!("  at {:<3}{:>25.1} %{:>14.1} %", r.k, i2t, t2i));
+            }
+        }
+        Report::Captions { images, loss, distinct, exact, word_overlap, captions } => {
+            lines.extend(captions.iter().map(|pair| format!("{} -> {}", pair.truth, pair.caption)));
+            let shared = 100.0 * word_overlap;
+            lines.push(format!(
+                "{images} images: loss {loss:.3}; {distinct} different captions, {exact} word for word, {shared:.0} % of the true words"
+            ));
+        }
+    }
+    lines.join("\n")
+}

@@ -1,0 +1,44 @@
+//! The commands, one file each: parse, resolve, run.
+
+mod bench;
+mod evaluate;
+mod export;
+mod generate;
+mod inspect;
+mod replay;
+mod shards;
+pub(crate) mod train;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+/// A command with its arguments.
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    Train(train::TrainArguments),
+    Export(export::ExportArguments),
+    Generate(generate::GenerateArguments),
+    Evaluate(evaluate::EvaluateArguments),
+    #[command(subcommand)]
+    Shards(shards::ShardsCommand),
+    Inspect(inspect::InspectArguments),
+    Replay(replay::ReplayArguments),
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
+}
+
+impl Command {
+    /// Does it.
+    pub(crate) fn run(self) -> Result<()> {
+        match self {
+            Command::Train(arguments) => arguments.run(),
+            Command::Export(arguments) => arguments.run(),
+            Command::Generate(arguments) => arguments.run(),
+            Command::Evaluate(arguments) => arguments.run(),
+            Command::Shards(command) => command.run(),
+            Command::Inspect(arguments) => arguments.run(),
+            Command::Replay(arguments) => arguments.run(),
+            Command::Bench(command) => command.run(),
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! `train`: the stages that configuration files describe, one after the other.
+
+use std::convert::Infallible;
+use std::io::{self, IsTerminal};
+use std::path::PathBuf;
+
+use anyhow::Result;
+use blip2_trainer::telemetry::Output;
+use blip2_trainer::train::{self, Finished, Resume, TrainRequest};
+use clap::Args;
+
+use crate::launch;
+use crate::output::{UsageError, print, say};
+
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  train --config stage1.yaml                                       one stage; the same command goes on after an interruption
+  train --config stage1.yaml --config stage2.yaml                  two stages; a finished one is skipped
+  train --config stage1.yaml --set optimizer.lr=2e-4 --set run.name=lr2e-4
+  train --config stage1.yaml --dry-run                             is everything there and does it fit?
+  train --config stage1.yaml --resume runs/stage1/checkpoints/step_00001000";
+
+/// Train the stages that configuration files describe, one after the other
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct TrainArguments {
+    /// Configuration file of one stage; give it once for each stage
+    #[arg(long = "config", value_name = "FILE", required = true)]
+    configs: Vec<PathBuf>,
+    /// Overrides a key in every file, as optimizer.lr=2e-4
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// auto: go on where the run was; never: refuse a folder that holds a run; else a checkpoint to go on from
+    #[arg(long, value_name = "auto|never|PATH", default_value = "auto", value_parser = resume)]
+    resume: Resume,
+    /// Check configuration, weights and data, run one batch through, write nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+fn resume(text: &str) -> Result<Resume, Infallible> {
+    Ok(match text {
+        "auto" => Resume::Auto,
+        "never" => Resume::Never,
+        path => Resume::Path(path.into()),
+    })
+}
+
+impl TrainArguments {
+    pub(crate) fn run(self) -> Result<()> {
+        if matches!(self.resume, Resume::Path(_)) && self.configs.len() > 1 {
+            let message = "--resume PATH: expected a single --config, since a checkpoint belongs to one stage";
+            return Err(UsageError(message.into()).into());
+        }
+        launch::require_single_process("train")?;
+        let request = TrainRequest {
+            configs: self.configs,
+            sets: self.sets,
+            resume: self.resume,
+            dry_run: self.dry_run,
+            output: progress,
+            say,
+            git_commit: option_env!("BLIP2_GIT_COMMIT").map(str::to_owned),
+        };
+        match train::run(&request)? {
+            Finished::Done => Ok(()),
+            Finished::Interrupted { folder, step } => {
+                let folder = folder.display();
+                print(format_args!(
+                    "stopped after step {step}, checkpoint written to {folder}; the same command goes on from there"
+                ))
+            }
+        }
+    }
+}
+
+fn progress() -> Output {
+    if io::stderr().is_terminal() { Output::Bar } else { Output::Lines(Box::new(io::stderr())) }
+}

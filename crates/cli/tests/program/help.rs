@@ -1,0 +1,61 @@
+//! `--help` and wrong command lines.
+
+use crate::{blip2, run_program};
+
+const COMMANDS: [&[&str]; 12] = [
+    &["train"],
+    &["export"],
+    &["generate"],
+    &["evaluate"],
+    &["shards", "pack"],
+    &["shards", "index"],
+    &["shards", "verify"],
+    &["shards", "stats"],
+    &["inspect"],
+    &["replay"],
+    &["bench", "step"],
+    &[],
+];
+
+#[test]
+fn every_command_explains_itself_with_examples() {
+    for command in COMMANDS {
+        let help = blip2(command.iter().chain(&["--help"])).success();
+        assert!(help.contains("Usage: blip2"), "{command:?}: {help}");
+        let (_, examples) = help.split_once("Examples:\n").unwrap_or_else(|| panic!("{command:?} has no examples"));
+        let example =
+            if *command == ["train"] { "train --config".into() } else { format!("blip2 {}", command.join(" ")) };
+        assert!(examples.contains(&example), "{command:?}: {examples}");
+    }
+}
+
+#[test]
+fn train_is_blip2_train() {
+    let options = |help: String| {
+        help.split_once("Options:").unwrap().1.replace("  -V, --version\n          Print version\n\n", "")
+    };
+    let alone = options(run_program(env!("CARGO_BIN_EXE_train"), ["--help"]).success());
+    let below = options(blip2(["train", "--help"]).success());
+    for option in ["--config", "--set", "--resume", "--dry-run"] {
+        assert!(alone.contains(option) && below.contains(option), "{option}");
+    }
+}
+
+#[test]
+fn a_wrong_command_line_ends_with_2() {
+    let wrong: [&[&str]; 8] = [
+        &["no-such-command"],
+        &["train"],
+        &["generate", "--model", "m", "--image", "a", "--top-p", "1.5"],
+        &["generate", "--model", "m", "--image", "a", "--num-beams", "0"],
+        &["generate", "--model", "m", "--image", "a", "--num-beams", "3", "--seed", "1"],
+        &["generate", "--model", "m", "--image", "a", "--prompt", "x", "--prompt", "y"],
+        &["train", "--config", "a", "--config", "b", "--resume", "c"],
+        &["replay", "--model", "m", "--task", "stage3", "--batch", "b", "--out", "o"],
+    ];
+    for arguments in wrong {
+        let ended = blip2(arguments);
+        assert_eq!(ended.code, Some(2), "{arguments:?}: {}", ended.stderr);
+        assert!(ended.stderr.starts_with("error: ") && ended.stdout.is_empty(), "{arguments:?}: {}", ended.stderr);
+    }
+}

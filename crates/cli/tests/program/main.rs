@@ -1,0 +1,63 @@
+//! The programs as their users meet them: arguments in; exit code, standard output and standard error out.
+
+mod bad_input;
+mod help;
+mod models;
+mod shards;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// What a program did.
+struct Ended {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+fn run_program(program: &str, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Ended {
+    // A backtrace is noise to whoever has set this variable.
+    let output = Command::new(program).args(arguments).env("RUST_BACKTRACE", "1").output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+fn blip2<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Ended {
+    run_program(env!("CARGO_BIN_EXE_blip2"), arguments)
+}
+
+impl Ended {
+    /// Standard output of a success.
+    fn success(self) -> String {
+        assert_eq!(self.code, Some(0), "{}", self.stderr);
+        self.stdout
+    }
+
+    /// The message of a failure: one line, no panic, nothing on standard output.
+    fn failure(self) -> String {
+        assert_eq!(self.code, Some(1), "{}{}", self.stdout, self.stderr);
+        assert_eq!(self.stdout, "");
+        let message = self.stderr.trim_end_matches('\n').to_string();
+        assert!(message.starts_with("error: ") && message.lines().count() == 1, "{message}");
+        for noise in ["panicked", "a defect of this program", "backtrace", "frame #"] {
+            assert!(!message.contains(noise), "{message}");
+        }
+        message
+    }
+}
+
+fn golden(case: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(case)
+}
+
+/// A copy of a golden case's model, to be damaged.
+fn copied(case: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(golden(case)).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    folder
+}

@@ -1,0 +1,130 @@
+//! `blip2 evaluate`: a run's model on its held-out set.
+
+use blip2_metrics::{Recall, summarize_captions};
+use blip2_torchx::params::LoadPlan;
+use blip2_weights::SafetensorsDir;
+use serde::Serialize;
+
+use crate::assembly::Assembly;
+use crate::checkpoint::{CheckpointStore, Rejected};
+use crate::config::{Config, Stage};
+use crate::error::Error;
+use crate::evaluation::{Evaluation, HeldOutSet};
+use crate::task::Pass;
+use crate::train::select_device;
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EvaluationTask {
+    /// Recall in both directions by stage 1's contrastive similarity.
+    Retrieval,
+    /// Stage 2's captions beside the true ones.
+    Captions,
+}
+
+/// What was measured on a run's held-out set.
+#[derive(Debug)]
+pub struct RunReport {
+    /// Steps of the checkpoint that was taken.
+    pub step: u64,
+    /// Better or newer checkpoints that are damaged.
+    pub rejected: Vec<Rejected>,
+    /// The figures.
+    pub report: Report,
+}
+
+/// Figures of a held-out set.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum Report {
+    /// Of [`EvaluationTask::Retrieval`].
+    Retrieval {
+        /// Pictures, as many as texts.
+        images: usize,
+        /// By rank.
+        recall: Vec<Recall>,
+    },
+    /// Of [`EvaluationTask::Captions`].
+    Captions {
+        /// Pictures.
+        images: usize,
+        /// Mean language-modelling loss of the true captions.
+        loss: f64,
+        /// Captions that differ from each other.
+        distinct: usize,
+        /// Captions that are the true one.
+        exact: usize,
+        /// Mean share of a true caption's words that are in the model's.
+        word_overlap: f64,
+        /// Every caption.
+        captions: Vec<CaptionPair>,
+    },
+}
+
+/// A true caption and the model's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CaptionPair {
+    /// The picture's index in the set.
+    pub index: u64,
+    /// Its caption.
+    pub truth: String,
+    /// What the model says.
+    pub caption: String,
+}
+
+/// Measures the run that `config` names: its best checkpoint by `checkpoint.best`, else its newest, on `data.val`.
+///
+/// # Errors
+/// A task of the other stage, no held-out set, no checkpoint that is whole; whatever building the model or reading the set finds.
+pub fn evaluate_run(config: &Config, task: EvaluationTask) -> Result<RunReport, Error> {
+    check_stage(config, task)?;
+    let folder = config.run_folder();
+    let found = CheckpointStore::read_only(&folder.join("checkpoints"), config.checkpoint.best).preferred()?;
+    let none = || Error::file(&folder, "expected a run with a whole checkpoint, found none; train it first");
+    let checkpoint = found.checkpoint.ok_or_else(none)?;
+    let assembly = Assembly::build(config, select_device(config)?)?;
+    assembly.task.params().load(&SafetensorsDir::open(checkpoint.path())?, &LoadPlan::exact())?;
+    let set = HeldOutSet::open(config, &assembly.encoder, &assembly.text)?;
+    let none = || Error::Mismatch("data.val: expected shards to evaluate on, got nothing; set data.val.shards".into());
+    let mut set = set.ok_or_else(none)?;
+    (set.captions, set.retrieval) = (usize::MAX, true);
+    let pass = Pass { autocast: config.run.precision.autocast(), dropout: 0.0, seed: config.run.seed };
+    let mut held_out = set.pass(&assembly.encoder, &assembly.text, assembly.task.target_rule())?;
+    let evaluation = assembly.task.evaluate(&mut held_out, &pass)?;
+    Ok(RunReport { step: checkpoint.step(), rejected: found.rejected, report: report(task, evaluation)? })
+}
+
+fn check_stage(config: &Config, task: EvaluationTask) -> Result<(), Error> {
+    let (name, stage) = match task {
+        EvaluationTask::Retrieval => ("retrieval", Stage::One),
+        EvaluationTask::Captions => ("caption", Stage::Two),
+    };
+    if config.task.stage == stage {
+        return Ok(());
+    }
+    let got = config.task.stage;
+    Err(Error::Mismatch(format!(
+        "task.stage: expected {stage} to evaluate {name}, got {got}; give the config of a stage-{stage} run"
+    )))
+}
+
+fn report(task: EvaluationTask, evaluation: Evaluation) -> Result<Report, Error> {
+    let images = evaluation.samples;
+    if task == EvaluationTask::Retrieval {
+        return Ok(Report::Retrieval { images, recall: evaluation.recall });
+    }
+    let loss = evaluation.get("val_loss").unwrap_or(f64::NAN);
+    let (said, truth): (Vec<&str>, Vec<&str>) =
+        evaluation.texts.iter().map(|t| (t.said.as_str(), t.truth.as_str())).unzip();
+    let summary = summarize_captions(&said, &truth).map_err(|error| Error::Mismatch(error.to_string()))?;
+    let captions =
+        evaluation.texts.into_iter().map(|t| CaptionPair { index: t.index, truth: t.truth, caption: t.said });
+    Ok(Report::Captions {
+        images,
+        loss,
+        distinct: summary.distinct,
+        exact: summary.exact,
+        word_overlap: summary.word_overlap,
+        captions: captions.collect(),
+    })
+}

@@ -1,0 +1,183 @@
+//! An export is the run's checkpoint with its frozen towers, in a directory that works alone.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use blip2_torchx::params::TensorSource;
+use blip2_trainer::Error;
+use blip2_trainer::captioner::{CaptionOptions, Captioner, Decoding};
+use blip2_trainer::checkpoint::{CheckpointError, CheckpointStore, Metric};
+use blip2_trainer::config::{BestMetric, Precision, Stage};
+use blip2_trainer::export::export_checkpoint;
+use blip2_trainer::replay::{ReplayOptions, replay};
+use blip2_weights::{ModelDir, Part, save_safetensors};
+use serde_json::{Value, json};
+use tch::{Device, Tensor};
+
+fn golden(case: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(case)
+}
+
+/// A run whose checkpoints hold a golden case's trained half; its towers are the golden case's.
+struct RunOf {
+    folder: tempfile::TempDir,
+    case: PathBuf,
+}
+
+impl RunOf {
+    fn new(case: &str, stage: u8, more: &str) -> RunOf {
+        let run = RunOf { folder: tempfile::tempdir().unwrap(), case: golden(case) };
+        let case = run.case.display();
+        let language = if stage == 2 { format!(", language: {{weights: {case}}}") } else { String::new() };
+        let yaml = format!(
+            "run: {{dir: {}, name: run}}\ntask: {{stage: {stage}}}\n\
+             model: {{vision: {{weights: {case}}}, qformer: {{init: {case}, query_tokens: 8}}{language}}}\n\
+             data: {{train: [{{shards: s.tar}}], image: {{size: 32}}}}\n{more}",
+            run.folder.path().display()
+        );
+        fs::create_dir_all(run.path().join("tokenizer")).unwrap();
+        fs::write(run.path().join("config.yaml"), yaml).unwrap();
+        let tokenizer = golden("stage2_llama").join("tokenizer.json");
+        fs::copy(tokenizer, run.path().join("tokenizer/tokenizer.json")).unwrap();
+        run
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("run")
+    }
+
+    fn out(&self) -> PathBuf {
+        self.folder.path().join("out")
+    }
+
+    fn step(&self, step: u64) -> PathBuf {
+        self.path().join(format!("checkpoints/step_{step:08}"))
+    }
+
+    /// Writes a checkpoint in which every trained tensor is the golden one plus `shift`.
+    fn checkpoint(&self, step: u64, metric: Option<f64>, shift: f64) {
+        let model = ModelDir::open(&self.case).unwrap();
+        let part = model.part(Part::QFormer).unwrap().weights;
+        let trained: Vec<(String, Tensor)> =
+            part.entries().into_iter().map(|(name, _)| (name.clone(), part.read(&name).unwrap() + shift)).collect();
+        let file = self.folder.path().join("trained.safetensors");
+        save_safetensors(&trained, &Default::default(), &file).unwrap();
+        let mut config = model.config().clone();
+        if config.get("text_config").is_some() {
+            config["before_queries"] = json!([2]);
+        }
+        let metric = metric.map(|value| Metric { name: BestMetric::ValLoss.as_str().into(), value });
+        let store = CheckpointStore::open(&self.path().join("checkpoints"), 10, None).unwrap();
+        let write = |folder: &mut blip2_trainer::checkpoint::CheckpointFolder| -> Result<(), CheckpointError> {
+            folder.file("model.safetensors", |out| out.write_all(&fs::read(&file)?))?;
+            folder.file("config.json", |out| out.write_all(config.to_string().as_bytes()))
+        };
+        store.write(step, metric, write).unwrap();
+    }
+}
+
+fn read_json(path: PathBuf) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn stage_2_captions_as_the_model_it_came_from() {
+    let run = RunOf::new("stage2_llama", 2, "");
+    run.checkpoint(10, None, 0.0);
+    let exported = export_checkpoint(&run.path(), &run.out()).unwrap();
+    assert_eq!((exported.step, exported.rejected.len()), (10, 0));
+
+    let config = read_json(run.out().join("config.json"));
+    assert_eq!(config["before_queries"], json!([2]));
+    assert_eq!(config["image_token_index"], read_json(golden("stage2_llama").join("config.json"))["image_token_index"]);
+    let size = &read_json(run.out().join("preprocessor_config.json"))["size"];
+    assert_eq!(size, &json!({"height": 32, "width": 32}));
+
+    // The same weights with the same tokens in front, put together by hand.
+    let by_hand = tempfile::tempdir().unwrap();
+    for file in ["model.safetensors", "tokenizer.json", "generation_config.json"] {
+        fs::copy(golden("stage2_llama").join(file), by_hand.path().join(file)).unwrap();
+    }
+    let mut config = read_json(golden("stage2_llama").join("config.json"));
+    config["before_queries"] = json!([2]);
+    fs::write(by_hand.path().join("config.json"), config.to_string()).unwrap();
+    let images: Vec<PathBuf> = (0..6).map(|i| golden("stage2_llama").join(format!("image_{i}.png"))).collect();
+    let options = CaptionOptions { max_new_tokens: 8, min_new_tokens: 0, decoding: Decoding::Greedy };
+    let captions = |dir: &Path| -> Vec<_> {
+        let captioner = Captioner::open(dir, Device::Cpu, None).unwrap();
+        captioner.caption(&images, &[], &options).unwrap().flat_map(Result::unwrap).collect()
+    };
+    assert_eq!(captions(&run.out()), captions(by_hand.path()));
+}
+
+#[test]
+fn stage_1_replays_as_the_model_it_came_from() {
+    let run = RunOf::new("stage1", 1, "");
+    run.checkpoint(10, None, 0.0);
+    export_checkpoint(&run.path(), &run.out()).unwrap();
+    let losses = |model: PathBuf| {
+        replay(&ReplayOptions {
+            model,
+            stage: Stage::One,
+            batch: golden("stage1").join("batch.safetensors"),
+            out: run.folder.path().join("replay.safetensors"),
+            precision: Precision::Fp32,
+            device: Device::Cpu,
+        })
+        .unwrap()
+    };
+    assert_eq!(losses(run.out()), losses(golden("stage1")));
+}
+
+#[test]
+fn the_newest_checkpoint_is_taken_and_the_best_where_one_is_asked_for() {
+    let newest = |more: &str| {
+        let run = RunOf::new("stage2_llama", 2, more);
+        run.checkpoint(10, Some(1.0), 0.0);
+        run.checkpoint(20, Some(0.5), 0.01);
+        run.checkpoint(30, Some(0.7), 0.02);
+        let step = export_checkpoint(&run.path(), &run.out()).unwrap().step;
+        (run, step)
+    };
+    assert_eq!(newest("").1, 30);
+    let (run, step) = newest("checkpoint: {best: val_loss}\n");
+    assert_eq!(step, 20);
+    assert_eq!(export_checkpoint(&run.step(10), &run.out()).unwrap().step, 10);
+    let exported = ModelDir::open(&run.out()).unwrap();
+    let golden = ModelDir::open(&golden("stage2_llama")).unwrap();
+    assert!(exported.weights().read("query_tokens").unwrap().equal(&golden.weights().read("query_tokens").unwrap()));
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over_and_told() {
+    let run = RunOf::new("stage2_llama", 2, "checkpoint: {best: val_loss}\n");
+    run.checkpoint(10, None, 0.0);
+    run.checkpoint(20, Some(0.5), 0.0);
+    let file = run.step(20).join("model.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let exported = export_checkpoint(&run.path(), &run.out()).unwrap();
+    assert_eq!((exported.step, exported.rejected.len()), (10, 1));
+    assert_eq!(exported.rejected[0].path, run.step(20).canonicalize().unwrap());
+    let error = export_checkpoint(&run.step(20), &run.out()).unwrap_err();
+    assert!(matches!(error, Error::Checkpoint(CheckpointError::Damaged { .. })), "{error}");
+}
+
+#[test]
+fn a_checkpoint_that_is_being_written_is_left_alone() {
+    let run = RunOf::new("stage2_llama", 2, "");
+    run.checkpoint(10, None, 0.0);
+    let writing = run.path().join("checkpoints/.writing-step_00000020");
+    fs::create_dir(&writing).unwrap();
+    assert_eq!(export_checkpoint(&run.path(), &run.out()).unwrap().step, 10);
+    assert!(writing.exists());
+}
+
+#[test]
+fn a_run_without_a_checkpoint_is_told() {
+    let run = RunOf::new("stage2_llama", 2, "");
+    fs::create_dir(run.path().join("checkpoints")).unwrap();
+    let message = export_checkpoint(&run.path(), &run.out()).unwrap_err().to_string();
+    assert!(message.ends_with("this run has no checkpoint yet"), "{message}");
+}
