@@ -4,6 +4,7 @@ mod bad_input;
 mod help;
 mod models;
 mod shards;
+mod training;
 
 use std::ffi::OsStr;
 use std::fs;
