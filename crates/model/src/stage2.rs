@@ -62,7 +62,7 @@ impl Stage2 {
         language.logits(&predicting.index_select(0, labelled))
     }
 
-    /// New token ids for each image behind its prompt of token ids.
+    /// New token ids for each image behind its prompt of token ids, fp32 in the Q-Former.
     ///
     /// # Shapes
     /// `features [B, N, width]`; one prompt an image, possibly empty.
@@ -73,20 +73,30 @@ impl Stage2 {
         language: &LanguageModel,
         options: &GenerateOptions,
     ) -> Vec<Vec<i64>> {
+        let soft = tch::no_grad(|| self.soft_prompt(features, language, &Dropout::off()));
+        Stage2::continue_prompts(&soft, prompts, language, options)
+    }
+
+    /// New token ids for each image behind its soft prompt and its prompt of token ids.
+    ///
+    /// # Shapes
+    /// `soft [B, P, hidden]` from [`Stage2::soft_prompt`]; one prompt an image, possibly empty.
+    pub fn continue_prompts(
+        soft: &Tensor,
+        prompts: &[Vec<i64>],
+        language: &LanguageModel,
+        options: &GenerateOptions,
+    ) -> Vec<Vec<i64>> {
         tch::no_grad(|| {
-            let soft = self.soft_prompt(features, language, &Dropout::off());
-            let prefixes: Vec<Tensor> = prompts
-                .iter()
-                .enumerate()
-                .map(|(i, ids)| {
-                    let soft = soft.get(i as i64);
-                    if ids.is_empty() {
-                        return soft;
-                    }
-                    let text = language.embed(&Tensor::from_slice(ids).to_device(features.device()));
-                    Tensor::cat(&[soft, text.to_kind(language.kind())], 0)
-                })
-                .collect();
+            let prefix = |(image, ids): (usize, &Vec<i64>)| {
+                let soft = soft.get(image as i64);
+                if ids.is_empty() {
+                    return soft;
+                }
+                let text = language.embed(&Tensor::from_slice(ids).to_device(soft.device()));
+                Tensor::cat(&[soft, text], 0)
+            };
+            let prefixes: Vec<Tensor> = prompts.iter().enumerate().map(prefix).collect();
             generate(language, &prefixes, options)
         })
     }

@@ -37,9 +37,20 @@ impl ImageEncoder {
     /// # Errors
     /// When the device refuses.
     pub fn features(&self, pixels: &[u8], batch: usize, size: usize) -> Result<Tensor, Error> {
+        Ok(self.features_of_normalised(&self.normalise(pixels, batch, size)?))
+    }
+
+    /// Pixels as the tower takes them: on the device, scaled to [0, 1], normalised by channel.
+    ///
+    /// # Shapes
+    /// `pixels u8 [B, 3, S, S]`, flat `-> f32 [B, 3, S, S]`.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub fn normalise(&self, pixels: &[u8], batch: usize, size: usize) -> Result<Tensor, Error> {
         let shape = [batch as i64, 3, size as i64, size as i64];
         let pixels = to_device(pixels, &shape, self.device())?.to_kind(Kind::Float) / 255.0;
-        Ok(self.features_of_normalised(&((pixels - &self.mean) / &self.std)))
+        Ok((pixels - &self.mean) / &self.std)
     }
 
     /// Features of pixels that are already normalised, `f32 [B, 3, S, S] -> f32 [B, N, width]`.

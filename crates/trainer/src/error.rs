@@ -20,10 +20,19 @@ pub enum Error {
     Load(#[from] blip2_torchx::params::LoadError),
     #[error(transparent)]
     Torch(#[from] blip2_torchx::Error),
+    #[error(transparent)]
+    RunFolder(#[from] crate::run_folder::RunFolderError),
+    #[error(transparent)]
+    Checkpoint(#[from] crate::checkpoint::CheckpointError),
+    #[error(transparent)]
+    Telemetry(#[from] crate::telemetry::TelemetryError),
     #[error("{path}: {source}")]
     Model { path: PathBuf, source: blip2_model::ConfigError },
     #[error("{path}: {message}")]
     File { path: PathBuf, message: String },
+    /// Non-finite steps, one after the other.
+    #[error("{steps} steps in a row were not finite, the last at step {step}; batches and weights are in {folder}: look with `blip2 replay`, then lower optimizer.lr, set optimizer.clip_norm or use run.precision: fp32")]
+    NotFinite { steps: u64, step: u64, folder: PathBuf },
     /// Parts that do not fit each other; the message names the keys.
     #[error("{0}")]
     Mismatch(String),

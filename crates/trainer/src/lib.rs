@@ -1,18 +1,38 @@
 //! Configuration, training loop, checkpoints, telemetry and evaluation.
 
+pub mod assembly;
 mod atomic_file;
+mod bad_step;
 pub mod batch;
+pub mod bench;
+pub mod captioner;
 pub mod checkpoint;
 pub mod config;
+pub mod data;
+pub mod device;
 pub mod encoder;
 pub mod error;
+pub mod evaluate;
+pub mod evaluation;
+pub mod export;
+pub mod features;
 pub mod model_files;
 mod precision;
 pub mod replay;
+pub mod run;
 pub mod run_folder;
 pub mod schedule;
+pub mod shards;
 pub mod signals;
-pub mod telemetry;
+pub mod snapshot;
+pub mod step;
 pub mod task;
+pub mod telemetry;
+pub mod text;
+pub mod train;
 
+pub use blip2_weights::{Inspection, inspect};
 pub use error::Error;
+
+/// The libtorch that this program is built for.
+pub const LIBTORCH_VERSION: &str = "2.11.0";

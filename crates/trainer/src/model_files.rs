@@ -84,7 +84,14 @@ impl ModelFiles {
         let model = Stage2::new(&params.root(), &self.config, language_config.hidden_size(), before);
         params.load(&self.dir.part(Part::QFormer)?.weights, &LoadPlan::exact())?;
         let language = load_language_model(&self.dir, device, kind)?;
-        Ok(Stage2Task { model, params, language, prompt_tokens: 0, vocabulary: language_config.vocab_size() as usize })
+        Ok(Stage2Task {
+            model,
+            params,
+            language,
+            prompt_tokens: 0,
+            vocabulary: language_config.vocab_size() as usize,
+            end_tokens: language_config.eos_token_ids(),
+        })
     }
 
     /// The tokenizer beside the weights.

@@ -185,6 +185,28 @@ impl RunFolder {
         self.path.join("export")
     }
 
+    /// Where the tokenizer's files are kept, so that a checkpoint of this run can be exported.
+    pub fn tokenizer(&self) -> PathBuf {
+        self.path.join("tokenizer")
+    }
+
+    /// Keeps a copy of the tokenizer's files of a model directory.
+    ///
+    /// # Errors
+    /// A file cannot be read or written.
+    pub fn keep_tokenizer(&self, from: &Path) -> Result<(), RunFolderError> {
+        let to = self.tokenizer();
+        fs::create_dir_all(&to).map_err(io_error(&to))?;
+        for name in blip2_weights::TOKENIZER_FILES {
+            let source = from.join(name);
+            if source.exists() && !to.join(name).exists() {
+                let bytes = fs::read(&source).map_err(io_error(&source))?;
+                atomic_file::write(&to.join(name), &bytes).map_err(io_error(&to))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Writes down that the run is done with this many steps.
     ///
     /// # Errors

@@ -70,13 +70,13 @@ fn tensorboard_reads_scalars_texts_and_images_of_a_resumed_run() {
     for step in [20, 40, 60] {
         first.record(&Record::new(step, [("loss/itc", step as f64), ("lr", 0.5)])).unwrap();
     }
-    first.finish().unwrap();
+    first.sync().unwrap();
     // The run was killed after step 60 and goes on from its checkpoint at step 40.
     let mut second = open(40);
     second.record(&Record::new(60, [("loss/itc", 0.25)])).unwrap();
     second.text(60, "captions", "a red *apple*").unwrap();
     second.image(60, "samples", PNG.to_vec(), 1, 1).unwrap();
-    second.finish().unwrap();
+    second.sync().unwrap();
 
     let read = read_back(&folder.path().join("tensorboard"));
     assert_eq!(read["scalars"]["loss/itc"], json!([[20, 20.0], [40, 40.0], [60, 0.25]]));

@@ -24,7 +24,8 @@ use crate::staging::{write_directory, write_file};
 /// Above this the weights are cut into shards, as `transformers` does.
 pub const DEFAULT_MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
-const TOKENIZER_FILES: [&str; 8] = [
+/// The files that a tokenizer may consist of.
+pub const TOKENIZER_FILES: [&str; 8] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",

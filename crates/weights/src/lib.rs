@@ -22,7 +22,7 @@ mod staging;
 
 pub use directory::{ModelDir, ModelKind, Part, PartSource, PartView};
 pub use error::{HeaderProblem, WeightsError};
-pub use export::{DEFAULT_MAX_SHARD_BYTES, Export, ExportTask};
+pub use export::{DEFAULT_MAX_SHARD_BYTES, Export, ExportTask, TOKENIZER_FILES};
 pub use export_config::ImagePreprocessing;
 pub use inspect::{Contents, Inspection, TensorGroup, inspect};
 pub use load_report::LoadTable;

@@ -6,7 +6,10 @@ pub mod stage2;
 use blip2_torchx::params::ParamStore;
 use tch::{Kind, Tensor};
 
-use crate::batch::{Batch, TargetRule};
+pub use crate::batch::TargetRule;
+use crate::batch::Batch;
+use crate::error::Error;
+pub use crate::evaluation::{Evaluation, HeldOut};
 pub use stage1::Stage1Task;
 pub use stage2::Stage2Task;
 
@@ -52,4 +55,10 @@ pub trait Task {
 
     /// Chance and floor of a loss for batches of this many samples.
     fn reference(&self, metric: &str, batch: usize) -> Option<Reference>;
+
+    /// What the stage measures on held-out data, dropout off.
+    ///
+    /// # Errors
+    /// When held-out samples cannot be read.
+    fn evaluate(&self, held_out: &mut HeldOut, pass: &Pass) -> Result<Evaluation, Error>;
 }

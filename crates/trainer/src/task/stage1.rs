@@ -6,8 +6,10 @@ use blip2_torchx::autocast::autocast;
 use blip2_torchx::params::ParamStore;
 use tch::{Kind, Tensor};
 
-use super::{Losses, Pass, Reference, Task};
-use crate::batch::{Batch, Negatives, TargetRule};
+use super::{Evaluation, HeldOut, Losses, Pass, Reference, TargetRule, Task};
+use crate::batch::{Batch, Negatives};
+use crate::error::Error;
+use crate::evaluation::{Means, SampleText};
 
 /// The weights and constants of stage 1's losses.
 #[derive(Debug, Clone, Copy)]
@@ -144,5 +146,47 @@ impl Task for Stage1Task {
             "loss_itg" => Some(Reference { chance: vocabulary.ln(), floor: smoothed_floor(vocabulary, smoothing) }),
             _ => None,
         }
+    }
+
+    /// Losses, and recall by ITC similarity over all of the set.
+    fn evaluate(&self, held_out: &mut HeldOut, pass: &Pass) -> Result<Evaluation, Error> {
+        tch::no_grad(|| {
+            let pass = Pass { dropout: 0.0, ..*pass };
+            let mut means = Means::default();
+            let (mut images, mut texts, mut captions, mut indices, mut ids) = (vec![], vec![], vec![], vec![], vec![]);
+            while let Some(batch) = held_out.next_batch() {
+                let (batch, host) = batch?;
+                // A batch of one has no negative.
+                if host.size > 1 {
+                    means.add(&self.forward(&batch, &pass).metrics, host.size);
+                }
+                let device = batch.features.device();
+                autocast(device, pass.autocast, || {
+                    images.push(self.model.embed_images(&batch.features));
+                    texts.push(self.model.embed_texts(&batch.text));
+                });
+                captions.extend(host.captions);
+                indices.extend(host.sample_index);
+                ids.extend(host.image_id);
+            }
+            let mut evaluation = Evaluation { samples: captions.len(), scalars: means.finish(), ..Default::default() };
+            if images.is_empty() || !held_out.retrieval() {
+                return Ok(evaluation);
+            }
+            let texts = Tensor::cat(&texts, 0);
+            let rows: Vec<Tensor> = images.iter().map(|images| itc::best_query(images, &texts)).collect();
+            let similarity = Tensor::cat(&rows, 0);
+            evaluation.add_recall(&similarity, &ids)?;
+            let best = similarity.argmax(1, false);
+            for row in 0..held_out.captions().min(captions.len()) {
+                let found = best.int64_value(&[row as i64]) as usize;
+                evaluation.texts.push(SampleText {
+                    index: indices[row],
+                    truth: captions[row].clone(),
+                    said: captions[found].clone(),
+                });
+            }
+            Ok(evaluation)
+        })
     }
 }

@@ -1,14 +1,19 @@
 //! Stage 2: the language-modelling loss through a frozen decoder (BLIP-2, section 3.3).
 
 use blip2_losses::{itg, lm};
-use blip2_model::language::LanguageModel;
-use blip2_model::{Frozen, Stage2};
+use blip2_model::language::{Decoding, GenerateOptions, LanguageModel};
+use blip2_model::{Dropout, Frozen, Stage2};
 use blip2_torchx::autocast::autocast;
 use blip2_torchx::params::ParamStore;
 use tch::Tensor;
 
-use super::{Losses, Pass, Reference, Task};
-use crate::batch::{Batch, TargetRule};
+use super::{Evaluation, HeldOut, Losses, Pass, Reference, TargetRule, Task};
+use crate::batch::Batch;
+use crate::error::Error;
+use crate::evaluation::{Means, SampleText};
+
+/// Sample captions of an evaluation are no longer.
+const MAX_SAMPLE_TOKENS: usize = 30;
 
 /// The model of stage 2 with its loss.
 pub struct Stage2Task {
@@ -22,6 +27,8 @@ pub struct Stage2Task {
     pub prompt_tokens: usize,
     /// Size of the vocabulary.
     pub vocabulary: usize,
+    /// Tokens that end a caption.
+    pub end_tokens: Vec<i64>,
 }
 
 impl Stage2Task {
@@ -58,5 +65,46 @@ impl Task for Stage2Task {
 
     fn reference(&self, metric: &str, _batch: usize) -> Option<Reference> {
         (metric == "loss_lm").then(|| Reference { chance: lm::chance(self.vocabulary), floor: 0.0 })
+    }
+    /// The loss, and greedy captions of the first pictures.
+    fn evaluate(&self, held_out: &mut HeldOut, pass: &Pass) -> Result<Evaluation, Error> {
+        tch::no_grad(|| {
+            let pass = Pass { dropout: 0.0, ..*pass };
+            let options = GenerateOptions {
+                max_new_tokens: MAX_SAMPLE_TOKENS,
+                min_new_tokens: 1,
+                eos: self.end_tokens.clone(),
+                decoding: Decoding::Greedy,
+            };
+            let mut means = Means::default();
+            let mut evaluation = Evaluation::default();
+            while let Some(batch) = held_out.next_batch() {
+                let (batch, host) = batch?;
+                means.add(&self.forward(&batch, &pass).metrics, host.size);
+                evaluation.samples += host.size;
+                let wanted = held_out.captions().saturating_sub(evaluation.texts.len()).min(host.size);
+                if wanted == 0 {
+                    continue;
+                }
+                let features = batch.features.narrow(0, 0, wanted as i64);
+                let prompt = Vec::<i64>::try_from(batch.text.ids.get(0).narrow(0, 0, self.prompt_tokens as i64));
+                let prompts = vec![prompt.map_err(|e| Error::Mismatch(e.to_string()))?; wanted];
+                let device = features.device();
+                let ids = autocast(device, pass.autocast, || {
+                    let soft = self.model.soft_prompt(&features, &self.language, &Dropout::off());
+                    autocast(device, None, || Stage2::continue_prompts(&soft, &prompts, &self.language, &options))
+                });
+                for (row, ids) in ids.iter().enumerate() {
+                    let ids: Vec<u32> = ids.iter().map(|&id| id as u32).collect();
+                    evaluation.texts.push(SampleText {
+                        index: host.sample_index[row],
+                        truth: host.captions[row].clone(),
+                        said: held_out.text().encoder.decode(&ids)?.trim().to_string(),
+                    });
+                }
+            }
+            evaluation.scalars = means.finish();
+            Ok(evaluation)
+        })
     }
 }

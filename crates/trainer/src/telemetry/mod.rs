@@ -118,7 +118,7 @@ impl Telemetry {
     ///
     /// # Errors
     /// A file cannot be written.
-    pub fn finish(mut self) -> Result<(), TelemetryError> {
+    pub fn sync(&mut self) -> Result<(), TelemetryError> {
         self.progress.finish();
         self.jsonl.sync()?;
         self.events.sync()
@@ -149,7 +149,7 @@ mod tests {
         drop(first);
         let mut second = Telemetry::open(plan(20)).unwrap();
         second.record(&record(30, 0.5)).unwrap();
-        second.finish().unwrap();
+        second.sync().unwrap();
         let lines = fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
         assert_eq!(lines, "{\"step\":10,\"loss\":1.0}\n{\"step\":20,\"loss\":1.0}\n{\"step\":30,\"loss\":0.5}\n");
         assert_eq!(fs::read_dir(folder.path().join("tensorboard")).unwrap().count(), 2);

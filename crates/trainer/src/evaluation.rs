@@ -1,0 +1,235 @@
+//! Held-out measurements: the stream of batches that a task's evaluation reads, and what it reports.
+
+use std::sync::Arc;
+
+use blip2_data::{Clean, Dataset, EvalOptions, EvalReader, HostBatch};
+use blip2_metrics::{Recall, recall_at};
+use tch::{Kind, Tensor};
+
+use crate::batch::{Batch, Share};
+use crate::config::{Config, FeatureCache};
+use crate::encoder::ImageEncoder;
+use crate::error::Error;
+use crate::features::{Features, FillOptions, MemoryCache};
+use crate::task::TargetRule;
+use crate::text::TextFrame;
+
+/// Recall is measured at these ranks.
+pub const RECALL_RANKS: [usize; 3] = [1, 5, 10];
+
+/// A held-out set with all that turns it into batches.
+pub struct HeldOutSet {
+    dataset: Arc<Dataset>,
+    cache: Option<MemoryCache>,
+    batch: usize,
+    threads: usize,
+    image_size: usize,
+    clean: Clean,
+    seed: u64,
+    /// How many sample captions are wanted.
+    pub captions: usize,
+    /// Whether retrieval is measured.
+    pub retrieval: bool,
+}
+
+/// One pass over the held-out set.
+pub struct HeldOut<'a> {
+    reader: EvalReader,
+    features: Features<'a>,
+    encoder: &'a ImageEncoder,
+    text: &'a TextFrame,
+    rule: TargetRule,
+    set: &'a HeldOutSet,
+}
+
+/// What was measured.
+#[derive(Debug, Default)]
+pub struct Evaluation {
+    /// Named values: `val_loss`, `val_loss_itc`, .., `retrieval_r1`, ...
+    pub scalars: Vec<(String, f64)>,
+    /// Recall in both directions, where retrieval was measured.
+    pub recall: Vec<Recall>,
+    /// Held-out samples.
+    pub samples: usize,
+    /// Sample texts beside the truth: captions, or what was retrieved.
+    pub texts: Vec<SampleText>,
+}
+
+/// A held-out picture's text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SampleText {
+    /// The picture's index in the set.
+    pub index: u64,
+    /// Its caption.
+    pub truth: String,
+    /// What the model says of it.
+    pub said: String,
+}
+
+impl HeldOutSet {
+    /// Opens the set that `config` names and fills its memory cache where the run has one.
+    ///
+    /// # Errors
+    /// When the shards cannot be read or hold no usable sample.
+    pub fn open(config: &Config, encoder: &ImageEncoder, text: &TextFrame) -> Result<Option<HeldOutSet>, Error> {
+        let Some(val) = &config.data.val else { return Ok(None) };
+        let dataset = Arc::new(Dataset::open(std::slice::from_ref(&val.shards), &crate::data::open_options(None))?);
+        let threads = crate::data::threads(&config.data.loader.threads);
+        let (image_size, clean) = (config.data.image.size, crate::data::clean(config.data.text.clean));
+        let cache = match config.data.feature_cache {
+            FeatureCache::Memory => {
+                let options = FillOptions { image_size, threads, clean };
+                Some(MemoryCache::fill(&dataset, &text.encoder, encoder, &options, &mut |_, _| {})?)
+            }
+            _ => None,
+        };
+        Ok(Some(HeldOutSet {
+            dataset,
+            cache,
+            batch: config.micro_batch().min(MAX_BATCH),
+            threads,
+            image_size,
+            clean,
+            seed: config.run.seed,
+            captions: config.eval.captions,
+            retrieval: config.eval.retrieval,
+        }))
+    }
+
+    /// Begins a pass.
+    ///
+    /// # Errors
+    /// When threads cannot be started.
+    pub fn pass<'a>(&'a self, encoder: &'a ImageEncoder, text: &'a TextFrame, rule: TargetRule) -> Result<HeldOut<'a>, Error> {
+        let features = self.cache.as_ref().map_or(Features::Encode(encoder), Features::Memory);
+        let options = EvalOptions {
+            range: 0..self.dataset.len(),
+            batch: self.batch,
+            threads: self.threads,
+            prefetch: 2,
+            image_size: self.image_size,
+            pixels: features.needs_pixels(),
+            clean: self.clean,
+            pad_id: text.pad_id,
+            pad_to_multiple: 1,
+        };
+        let reader = EvalReader::new(self.dataset.clone(), text.encoder.clone(), options)?;
+        Ok(HeldOut { reader, features, encoder, text, rule, set: self })
+    }
+
+    /// A PNG with the pictures of these samples side by side, with its width and height.
+    ///
+    /// # Errors
+    /// When a picture can no longer be read.
+    pub fn contact_sheet(&self, indices: &[u64]) -> Result<(Vec<u8>, u32, u32), Error> {
+        const SIDE: usize = 112;
+        let width = (indices.len() * SIDE).max(1) as u32;
+        let mut sheet = image::RgbImage::new(width, SIDE as u32);
+        for (column, &index) in indices.iter().enumerate() {
+            let raw = self.dataset.read(index).map_err(|e| Error::Mismatch(e.to_string()))?;
+            let picture = blip2_data::decode(&raw.image).map_err(|e| Error::Mismatch(e.to_string()))?;
+            let planes = blip2_data::evaluate_transform(&picture, SIDE);
+            for (at, pixel) in (0..SIDE * SIDE).enumerate() {
+                let rgb = [0, 1, 2].map(|c| planes[c * SIDE * SIDE + pixel]);
+                let (x, y) = ((column * SIDE + at % SIDE) as u32, (at / SIDE) as u32);
+                sheet.put_pixel(x, y, image::Rgb(rgb));
+            }
+        }
+        let mut png = Vec::new();
+        let written = sheet.write_to(&mut std::io::Cursor::new(&mut png), image::ImageFormat::Png);
+        written.map_err(|e| Error::Mismatch(format!("contact sheet: {e}")))?;
+        Ok((png, width, SIDE as u32))
+    }
+}
+
+/// Evaluation batches are no larger: the loss is a mean over batches, and memory is for training.
+const MAX_BATCH: usize = 256;
+
+impl HeldOut<'_> {
+    /// The next batch: as tensors, and as the host has it (without what stands around the captions).
+    ///
+    /// # Errors
+    /// When samples cannot be read or the device refuses.
+    pub fn next_batch(&mut self) -> Option<Result<(Batch, HostBatch), Error>> {
+        let host = match self.reader.next()? {
+            Ok(host) => host,
+            Err(error) => return Some(Err(error.into())),
+        };
+        let make = || {
+            let features = self.features.of(&host, self.encoder)?;
+            let framed = self.text.frame(host.clone());
+            Batch::new(&framed, features, self.rule, Share::WHOLE, self.set.seed)
+        };
+        Some(make().map(|batch| (batch, host)))
+    }
+
+    /// How many sample captions are wanted.
+    pub fn captions(&self) -> usize {
+        self.set.captions
+    }
+
+    /// Whether retrieval is to be measured.
+    pub fn retrieval(&self) -> bool {
+        self.set.retrieval
+    }
+
+    /// The tokenizer, to read generated ids.
+    pub fn text(&self) -> &TextFrame {
+        self.text
+    }
+}
+
+/// Means of metrics over batches, weighted by samples.
+#[derive(Debug, Default)]
+pub struct Means {
+    sums: Vec<(&'static str, f64)>,
+    samples: f64,
+}
+
+impl Means {
+    /// Adds a batch of this many samples.
+    pub fn add(&mut self, metrics: &[(&'static str, Tensor)], samples: usize) {
+        if self.sums.is_empty() {
+            self.sums = metrics.iter().map(|(name, _)| (*name, 0.0)).collect();
+        }
+        for ((_, sum), (_, value)) in self.sums.iter_mut().zip(metrics) {
+            *sum += value.double_value(&[]) * samples as f64;
+        }
+        self.samples += samples as f64;
+    }
+
+    /// The means, each name with `val_` in front.
+    pub fn finish(self) -> Vec<(String, f64)> {
+        self.sums.into_iter().map(|(name, sum)| (format!("val_{name}"), sum / self.samples)).collect()
+    }
+}
+
+impl Evaluation {
+    /// Measures recall from similarities `[images, texts]` of a set in which image and text i belong together.
+    ///
+    /// # Errors
+    /// Never for square matrices; the metric's own error otherwise.
+    pub fn add_recall(&mut self, similarity: &Tensor, image_ids: &[u64]) -> Result<(), Error> {
+        let flat = Vec::<f32>::try_from(similarity.to_kind(Kind::Float).to_device(tch::Device::Cpu).flatten(0, 1));
+        let flat = flat.map_err(|e| Error::Mismatch(e.to_string()))?;
+        self.recall = recall_at(&RECALL_RANKS, &flat, image_ids, image_ids).map_err(|e| Error::Mismatch(e.to_string()))?;
+        for recall in &self.recall {
+            let k = recall.k;
+            self.scalars.push((format!("retrieval_i2t_r{k}"), recall.image_to_text));
+            self.scalars.push((format!("retrieval_t2i_r{k}"), recall.text_to_image));
+            self.scalars.push((format!("retrieval_r{k}"), recall.mean()));
+        }
+        Ok(())
+    }
+
+    /// The value of a scalar.
+    pub fn get(&self, name: &str) -> Option<f64> {
+        self.scalars.iter().find(|(n, _)| n == name).map(|(_, v)| *v)
+    }
+
+    /// The sample texts as a Markdown table.
+    pub fn markdown(&self) -> String {
+        let row = |s: &SampleText| format!("| {} | {} | {} |\n", s.index, s.truth, s.said);
+        format!("| picture | truth | model |\n|---|---|---|\n{}", self.texts.iter().map(row).collect::<String>())
+    }
+}

@@ -1,0 +1,121 @@
+//! Image features of a batch: computed by the frozen encoder, or kept in memory after the first time.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use blip2_data::{Clean, Dataset, EvalOptions, EvalReader, HostBatch, Quarantined, TextEncoder};
+use tch::{Kind, Tensor, no_grad};
+
+use crate::encoder::ImageEncoder;
+use crate::error::Error;
+
+/// Images encoded at once when a memory cache is filled.
+const ENCODE_BATCH: usize = 32;
+
+/// Where features come from.
+pub enum Features<'a> {
+    /// From the batch's pixels.
+    Encode(&'a ImageEncoder),
+    /// From memory, by the sample's index.
+    Memory(&'a MemoryCache),
+}
+
+impl Features<'_> {
+    /// Features of a batch, on the encoder's device, `[B, N, width]`.
+    ///
+    /// # Errors
+    /// When the device refuses, or the batch lacks what is needed.
+    pub fn of(&self, batch: &HostBatch, encoder: &ImageEncoder) -> Result<Tensor, Error> {
+        match self {
+            Features::Encode(encoder) => {
+                let pixels = batch.pixels.as_deref().ok_or_else(|| Error::Mismatch("a batch without pixels".into()))?;
+                encoder.features(pixels, batch.size, batch.image_size)
+            }
+            Features::Memory(cache) => Ok(cache.rows(&batch.sample_index)?.to_device(encoder.device())),
+        }
+    }
+
+    /// Whether the loader has to decode images.
+    pub fn needs_pixels(&self) -> bool {
+        matches!(self, Features::Encode(_))
+    }
+}
+
+/// Features of every sample of a set under the evaluation transform, in bf16 on the host.
+pub struct MemoryCache {
+    /// `[samples that could be read, N, width]`
+    features: Tensor,
+    rows: BTreeMap<u64, i64>,
+    /// Samples whose image could not be read.
+    pub quarantined: Vec<Quarantined>,
+}
+
+/// How a cache is filled.
+pub struct FillOptions {
+    /// Side of the images in pixels.
+    pub image_size: usize,
+    /// Decoding threads.
+    pub threads: usize,
+    /// How captions are cleaned; an empty caption makes a sample unusable.
+    pub clean: Clean,
+}
+
+impl MemoryCache {
+    /// Encodes the whole set once. `progress` hears of `(done, all)`.
+    ///
+    /// # Errors
+    /// When the set cannot be read or holds no usable image.
+    pub fn fill(
+        dataset: &Arc<Dataset>,
+        text: &Arc<TextEncoder>,
+        encoder: &ImageEncoder,
+        options: &FillOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<MemoryCache, Error> {
+        let all = dataset.len();
+        let mut reader = EvalReader::new(
+            dataset.clone(),
+            text.clone(),
+            EvalOptions {
+                range: 0..all,
+                batch: ENCODE_BATCH,
+                threads: options.threads,
+                prefetch: 2,
+                image_size: options.image_size,
+                pixels: true,
+                clean: options.clean,
+                pad_id: 0,
+                pad_to_multiple: 1,
+            },
+        )?;
+        let (mut store, mut rows, mut done): (Option<Tensor>, _, i64) = (None, BTreeMap::new(), 0);
+        while let Some(batch) = reader.next() {
+            let batch = batch?;
+            let features = Features::Encode(encoder).of(&batch, encoder)?;
+            let shape = features.size();
+            // One allocation of the whole set: stacking pieces at the end would need it twice.
+            let store = store.get_or_insert_with(|| {
+                Tensor::empty([all as i64, shape[1], shape[2]], (Kind::BFloat16, tch::Device::Cpu))
+            });
+            no_grad(|| store.narrow(0, done, batch.size as i64).copy_(&features));
+            rows.extend(batch.sample_index.iter().copied().zip(done..));
+            done += batch.size as i64;
+            progress(batch.sample_index.last().map_or(0, |i| i + 1), all);
+        }
+        let quarantined = reader.take_quarantined();
+        let store = store.ok_or_else(|| Error::Mismatch("no image of the set can be read".into()))?;
+        Ok(MemoryCache { features: store.narrow(0, 0, done), rows, quarantined })
+    }
+
+    /// Features of samples by index, `f32 [B, N, width]`.
+    fn rows(&self, indices: &[u64]) -> Result<Tensor, Error> {
+        let rows: Option<Vec<i64>> = indices.iter().map(|i| self.rows.get(i).copied()).collect();
+        let rows = rows.ok_or_else(|| Error::Mismatch("a sample without cached features".into()))?;
+        Ok(self.features.index_select(0, &Tensor::from_slice(&rows)).to_kind(Kind::Float))
+    }
+
+    /// Bytes it takes.
+    pub fn bytes(&self) -> u64 {
+        self.features.numel() as u64 * 2
+    }
+}
