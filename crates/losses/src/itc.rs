@@ -101,7 +101,8 @@ mod tests {
     #[test]
     fn without_repeated_images_it_is_pytorch_s_smoothed_cross_entropy() {
         tch::manual_seed(0);
-        let (i2t, t2i) = (Tensor::randn([5, 9], (Kind::Float, Device::Cpu)), Tensor::randn([5, 9], (Kind::Float, Device::Cpu)));
+        let (i2t, t2i) =
+            (Tensor::randn([5, 9], (Kind::Float, Device::Cpu)), Tensor::randn([5, 9], (Kind::Float, Device::Cpu)));
         let targets = Tensor::from_slice(&[2i64, 3, 4, 5, 6]);
         let ids = Tensor::arange(9, (Kind::Int64, Device::Cpu));
         let same = same_image_columns(&ids.narrow(0, 2, 5), &ids, &targets);

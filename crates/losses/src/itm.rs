@@ -25,14 +25,21 @@ pub const PRIOR: f64 = 0.636_514_168_294_813;
 /// # Differs from the reference
 /// LAVIS draws by `multinomial`, row by row; the distribution is the same, the random stream is not. A row whose every other column shows
 /// its own image takes any column but its own.
-pub fn sample_negatives(similarity: &Tensor, excluded: &Tensor, targets: &Tensor, uniform: &Tensor, weight_floor: f64) -> Tensor {
+pub fn sample_negatives(
+    similarity: &Tensor,
+    excluded: &Tensor,
+    targets: &Tensor,
+    uniform: &Tensor,
+    weight_floor: f64,
+) -> Tensor {
     tch::no_grad(|| {
         let columns = Tensor::arange(similarity.size()[1], (Kind::Int64, similarity.device()));
         let own = targets.unsqueeze(1).eq_tensor(&columns.unsqueeze(0));
         let excluded = excluded.logical_or(&own);
         let hopeless = excluded.all_dim(1, true);
         let excluded = excluded.logical_and(&hopeless.logical_not()).logical_or(&own);
-        let weights = similarity.detach().to_kind(Kind::Float).masked_fill(&excluded, f64::NEG_INFINITY).softmax(-1, Kind::Float);
+        let weights =
+            similarity.detach().to_kind(Kind::Float).masked_fill(&excluded, f64::NEG_INFINITY).softmax(-1, Kind::Float);
         let weights = (weights + weight_floor).masked_fill(&excluded, 0.0);
         let cumulative = weights.cumsum(-1, Kind::Float);
         let total = cumulative.narrow(1, cumulative.size()[1] - 1, 1);
@@ -126,7 +133,13 @@ mod tests {
         let ids = Tensor::from_slice(&[5i64, 5]);
         let targets = Tensor::from_slice(&[0i64, 1]);
         let same = crate::itc::same_image_columns(&ids, &ids, &targets);
-        let drawn = sample_negatives(&Tensor::zeros([2, 2], (Kind::Float, Device::Cpu)), &same, &targets, &Tensor::from_slice(&[0f32, 0.5]), 0.0);
+        let drawn = sample_negatives(
+            &Tensor::zeros([2, 2], (Kind::Float, Device::Cpu)),
+            &same,
+            &targets,
+            &Tensor::from_slice(&[0f32, 0.5]),
+            0.0,
+        );
         assert_eq!(ints(&drawn), [1, 0]);
     }
 
@@ -134,7 +147,8 @@ mod tests {
     fn the_floor_gives_every_other_column_a_chance() {
         let similarity = Tensor::from_slice(&[0f32, 1000., 0., 0.]).view([1, 4]);
         let targets = Tensor::from_slice(&[0i64]);
-        let draw = |u: f32| ints(&sample_negatives(&similarity, &none(1, 4), &targets, &Tensor::from_slice(&[u]), 0.25))[0];
+        let draw =
+            |u: f32| ints(&sample_negatives(&similarity, &none(1, 4), &targets, &Tensor::from_slice(&[u]), 0.25))[0];
         assert_eq!([draw(0.0), draw(0.7), draw(0.75), draw(0.9)], [1, 1, 2, 3]);
     }
 }

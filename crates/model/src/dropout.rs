@@ -91,7 +91,7 @@ impl Dropout {
     pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, keys: &RowKeys) -> Tensor {
         match self.next(keys) {
             Some((p, key)) => attention(q, k, v, mask, p, Some(key)),
-            None => attend(q, k, v, mask, false),
+            None => attend(q, k, v, mask),
         }
     }
 

@@ -1,7 +1,8 @@
 //! The layers that every tower is made of.
 
+use blip2_torchx::dropout::attention;
 use blip2_torchx::params::{Init, Scope};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// `y = x W^T + b`.
 ///
@@ -96,6 +97,16 @@ pub fn merge_heads(x: &Tensor) -> Tensor {
 ///
 /// # Shapes
 /// `q [B, H, N, D]`, `k, v [B, H, M, D]`; `mask` is boolean (true = may attend) and broadcasts to `[B, H, N, M]`.
-pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, causal: bool) -> Tensor {
-    Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, causal, None, false)
+pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {
+    attention(q, k, v, mask, 0.0, None)
+}
+
+/// Attention of each row to itself and the rows before it: `q, k, v [B, H, N, D]`.
+pub fn attend_causally(q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+    if q.device() == Device::Cpu && q.kind() == Kind::BFloat16 {
+        let rows = q.size()[2];
+        let mask = Tensor::ones([1, 1, rows, rows], (Kind::Bool, q.device())).tril(0);
+        return attend(q, k, v, Some(&mask));
+    }
+    Tensor::scaled_dot_product_attention(q, k, v, None::<&Tensor>, 0.0, true, None, false)
 }

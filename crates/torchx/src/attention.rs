@@ -7,8 +7,9 @@ use crate::ffi;
 
 /// `dropout(softmax(q k^T / sqrt(D))) v`, differentiable once where it drops.
 ///
-/// Without dropout and on CUDA it is libtorch's own attention. On the CPU with dropout it is two matrix products around
-/// one fused pass of scale, mask, softmax and dropout, and four around one backward. The mask of query `n` of head `h`
+/// On CUDA, and in fp32 without dropout, it is libtorch's own attention. On the CPU with dropout, and in bf16 always
+/// (libtorch's kernel takes twice the time there), it is two matrix products around one fused pass of scale, mask,
+/// softmax and dropout, and four around one backward. The mask of query `n` of head `h`
 /// is that of line `65536 h + n` in [`crate::dropout`], so it does not depend on how many queries or keys there are.
 /// The dtypes of q, k and v decide on the CPU, not autocast. No query may be left without a key.
 ///
@@ -21,6 +22,10 @@ use crate::ffi;
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, p: f64, key: Option<DropoutKey>) -> Tensor {
     match (q.device(), q.kind(), key.filter(|_| p > 0.0)) {
         (Device::Cpu, Kind::Float | Kind::BFloat16, Some(key)) => fused(q, k, v, mask, p, key),
+        (Device::Cpu, Kind::BFloat16, None) => {
+            let rows = Tensor::zeros([q.size()[0]], (Kind::Int64, Device::Cpu));
+            fused(q, k, v, mask, 0.0, DropoutKey { site: 0, rows: &rows })
+        }
         (_, _, key) => {
             let p = key.map_or(0.0, |_| p);
             Tensor::scaled_dot_product_attention(q, k, v, mask, p, false, None, false)

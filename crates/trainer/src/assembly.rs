@@ -142,23 +142,26 @@ fn build_stage1(config: &Config, init: &Init, model_json: &Value, device: Device
         itm_weight_floor: config.task.itm_weight_floor,
     };
     let text = TextFrame::plain(Arc::new(encoder), i64::from(pad));
-    Ok(Built {
-        task: Box::new(Stage1Task { model, params, options }),
-        text,
-        tokenizer: init.tokenizer.clone(),
-        report,
-    })
+    Ok(Built { task: Box::new(Stage1Task { model, params, options }), text, tokenizer: init.tokenizer.clone(), report })
 }
 
 fn build_stage2(config: &Config, init: &Init, model_json: &mut Value, device: Device) -> Result<Built, Error> {
-    let language = config.model.language.as_ref().ok_or_else(|| Error::Mismatch("model.language: missing; stage 2 needs one".into()))?;
+    let language = config
+        .model
+        .language
+        .as_ref()
+        .ok_or_else(|| Error::Mismatch("model.language: missing; stage 2 needs one".into()))?;
     if language.prefix == Prefix::Split {
         return Err(Error::Mismatch(
-            "model.language.prefix: expected none for a decoder-only model, got split, which is for encoder-decoders".into(),
+            "model.language.prefix: expected none for a decoder-only model, got split, which is for encoder-decoders"
+                .into(),
         ));
     }
     if language.dropout > 0.0 {
-        return Err(Error::Mismatch(format!("model.language.dropout: expected 0 for the Llama family, got {}", language.dropout)));
+        return Err(Error::Mismatch(format!(
+            "model.language.dropout: expected 0 for the Llama family, got {}",
+            language.dropout
+        )));
     }
     let dir = ModelDir::open(&language.weights)?;
     let text_json = dir.part(Part::Language)?.config.clone();
@@ -225,9 +228,8 @@ impl Init {
             (path.to_path_buf(), path.to_path_buf())
         };
         let dir = ModelDir::open(&folder)?;
-        let kind = QFormerSource::detect(&dir.part(Part::QFormer)?.weights).ok_or_else(|| {
-            Error::file(&folder, "expected a BERT's or a Q-Former's tensors; found neither")
-        })?;
+        let kind = QFormerSource::detect(&dir.part(Part::QFormer)?.weights)
+            .ok_or_else(|| Error::file(&folder, "expected a BERT's or a Q-Former's tensors; found neither"))?;
         Ok(Init { path: folder, dir, kind, tokenizer })
     }
 
@@ -249,7 +251,10 @@ impl Init {
                 if here == there {
                     return Ok(());
                 }
-                Err(Error::Mismatch(format!("{key}: {here} here, but model.qformer.init ({}) has {there}", self.path.display())))
+                Err(Error::Mismatch(format!(
+                    "{key}: {here} here, but model.qformer.init ({}) has {there}",
+                    self.path.display()
+                )))
             };
             expect("model.vision.weights: width of the image features", width, qformer.encoder_hidden_size)?;
             expect("model.qformer.query_tokens", wanted.query_tokens as i64, queries as i64)?;

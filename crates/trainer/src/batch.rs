@@ -85,9 +85,11 @@ impl Batch {
         let (rows, tokens) = (host.size as i64, host.text_len as i64);
         let ids = to_device(&host.input_ids, &[rows, tokens], device)?;
         let lengths: Vec<i64> = host.lengths.iter().map(|&l| l as i64).collect();
-        let mask = Tensor::arange(tokens, (Kind::Int64, device))
-            .unsqueeze(0)
-            .lt_tensor(&to_device(&lengths, &[rows, 1], device)?);
+        let mask = Tensor::arange(tokens, (Kind::Int64, device)).unsqueeze(0).lt_tensor(&to_device(
+            &lengths,
+            &[rows, 1],
+            device,
+        )?);
         let as_i64 = |values: &[u64]| values.iter().map(|&v| v as i64).collect::<Vec<_>>();
         let uniform = |direction: u64| -> Vec<f32> {
             host.positions.iter().map(|&p| keyed_uniform(seed, p, direction)).collect()
@@ -118,7 +120,13 @@ impl Batch {
 }
 
 impl Targets {
-    fn new(ids: &[i64], lengths: &[usize], text_len: usize, rule: TargetRule, device: Device) -> Result<Targets, Error> {
+    fn new(
+        ids: &[i64],
+        lengths: &[usize],
+        text_len: usize,
+        rule: TargetRule,
+        device: Device,
+    ) -> Result<Targets, Error> {
         let positions: Vec<i64> = lengths
             .iter()
             .enumerate()

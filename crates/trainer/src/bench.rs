@@ -81,8 +81,7 @@ pub fn stage1_step(options: &BenchOptions) -> Result<StepReport, Error> {
     let o = AdamWConfig { betas: (0.9, 0.98), eps: 1e-8, weight_decay: 0.05 };
     let mut adamw = AdamW::new(task.params.entries(), o);
     let pass = Pass { autocast: options.precision.autocast(), dropout: options.dropout, seed: SEED };
-    let features =
-        Tensor::randn([options.batch as i64, options.tokens, options.width], (Kind::Float, device));
+    let features = Tensor::randn([options.batch as i64, options.tokens, options.width], (Kind::Float, device));
     memory::reset_peak(device);
     let (mut steps, mut forwards, mut updates) = (Vec::new(), Vec::new(), Vec::new());
     for step in 0..=options.steps {

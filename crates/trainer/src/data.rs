@@ -9,7 +9,7 @@ use crate::batch::{Batch, Share};
 use crate::config::{self, AutoOr, Config, FeatureCache};
 use crate::encoder::ImageEncoder;
 use crate::error::Error;
-use crate::features::{Features, FillOptions, MemoryCache};
+use crate::features::{Features, FillOptions, MemoryCache, MemoryCaches};
 use crate::task::TargetRule;
 use crate::text::TextFrame;
 
@@ -19,7 +19,7 @@ const CUDA_TEXT_MULTIPLE: usize = 8;
 /// The training set of a run.
 pub struct TrainData {
     dataset: Arc<Dataset>,
-    cache: Option<MemoryCache>,
+    cache: Option<Arc<MemoryCache>>,
     text: TextFrame,
     options: LoaderOptions,
     micro_batch: usize,
@@ -36,6 +36,7 @@ impl TrainData {
         encoder: &ImageEncoder,
         text: &TextFrame,
         rule: TargetRule,
+        caches: &mut MemoryCaches,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<TrainData, Error> {
         let [set] = config.data.train.as_slice() else {
@@ -52,7 +53,7 @@ impl TrainData {
             FeatureCache::Off => None,
             FeatureCache::Memory => {
                 let options = FillOptions { image_size: config.data.image.size, threads, clean };
-                Some(MemoryCache::fill(&dataset, &text.encoder, encoder, &options, progress)?)
+                Some(caches.get_or_fill(&dataset, &text.encoder, encoder, &options, progress)?)
             }
             FeatureCache::Directory(folder) => {
                 return Err(Error::Mismatch(format!(
@@ -130,7 +131,7 @@ impl TrainData {
         let host = self.text.frame(host);
         let (size, tokens) = (host.size, self.rule.count(&host.lengths));
         let step = self.micro_batch.min(size);
-        let features = self.cache.as_ref().map_or(Features::Encode(encoder), Features::Memory);
+        let features = self.cache.as_deref().map_or(Features::Encode(encoder), Features::Memory);
         (0..size).step_by(step).map(move |first| {
             let rows = host.rows(first..(first + step).min(size), self.options.pad_to_multiple);
             let share = Share {

@@ -10,18 +10,24 @@ use crate::error::Error;
 
 /// A tower with its channel means and deviations.
 pub struct ImageEncoder {
+    identity: String,
     tower: Frozen<VisionTower>,
     mean: Tensor,
     std: Tensor,
 }
 
 impl ImageEncoder {
-    /// `normalisation`: means and deviations of red, green, blue.
-    pub fn new(tower: Frozen<VisionTower>, normalisation: ([f64; 3], [f64; 3])) -> ImageEncoder {
+    /// `normalisation`: means and deviations of red, green, blue. `identity` tells one encoder's features from another's.
+    pub fn new(tower: Frozen<VisionTower>, normalisation: ([f64; 3], [f64; 3]), identity: String) -> ImageEncoder {
         let device = tower.params().device();
         let channels =
             |values: [f64; 3]| Tensor::from_slice(&values.map(|v| v as f32)).view([1, 3, 1, 1]).to_device(device);
-        ImageEncoder { mean: channels(normalisation.0), std: channels(normalisation.1), tower }
+        ImageEncoder { mean: channels(normalisation.0), std: channels(normalisation.1), tower, identity }
+    }
+
+    /// Equal for encoders that give the same features: weights, depth and dtype.
+    pub fn identity(&self) -> &str {
+        &self.identity
     }
 
     /// The device it computes on.
@@ -68,5 +74,7 @@ pub fn check_image_size(vision: &VisionConfig, size: usize) -> Result<(), Error>
     if size as i64 % patch == 0 && size as i64 >= patch {
         return Ok(());
     }
-    Err(Error::Mismatch(format!("data.image.size: expected a multiple of the image encoder's patch of {patch} pixels, got {size}")))
+    Err(Error::Mismatch(format!(
+        "data.image.size: expected a multiple of the image encoder's patch of {patch} pixels, got {size}"
+    )))
 }

@@ -31,7 +31,9 @@ pub enum Error {
     #[error("{path}: {message}")]
     File { path: PathBuf, message: String },
     /// Non-finite steps, one after the other.
-    #[error("{steps} steps in a row were not finite, the last at step {step}; batches and weights are in {folder}: look with `blip2 replay`, then lower optimizer.lr, set optimizer.clip_norm or use run.precision: fp32")]
+    #[error(
+        "{steps} steps in a row were not finite, the last at step {step}; batches and weights are in {folder}: look with `blip2 replay`, then lower optimizer.lr, set optimizer.clip_norm or use run.precision: fp32"
+    )]
     NotFinite { steps: u64, step: u64, folder: PathBuf },
     /// Parts that do not fit each other; the message names the keys.
     #[error("{0}")]

@@ -10,6 +10,7 @@ use crate::checkpoint::{CheckpointStore, Rejected};
 use crate::config::{Config, Stage};
 use crate::error::Error;
 use crate::evaluation::{Evaluation, HeldOutSet};
+use crate::features::MemoryCaches;
 use crate::task::Pass;
 use crate::train::select_device;
 
@@ -84,7 +85,7 @@ pub fn evaluate_run(config: &Config, task: EvaluationTask) -> Result<RunReport, 
     let checkpoint = found.checkpoint.ok_or_else(none)?;
     let assembly = Assembly::build(config, select_device(config)?)?;
     assembly.task.params().load(&SafetensorsDir::open(checkpoint.path())?, &LoadPlan::exact())?;
-    let set = HeldOutSet::open(config, &assembly.encoder, &assembly.text)?;
+    let set = HeldOutSet::open(config, &assembly.encoder, &assembly.text, &mut MemoryCaches::default())?;
     let none = || Error::Mismatch("data.val: expected shards to evaluate on, got nothing; set data.val.shards".into());
     let mut set = set.ok_or_else(none)?;
     (set.captions, set.retrieval) = (usize::MAX, true);

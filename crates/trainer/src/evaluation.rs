@@ -10,7 +10,7 @@ use crate::batch::{Batch, Share};
 use crate::config::{Config, FeatureCache};
 use crate::encoder::ImageEncoder;
 use crate::error::Error;
-use crate::features::{Features, FillOptions, MemoryCache};
+use crate::features::{Features, FillOptions, MemoryCache, MemoryCaches};
 use crate::task::TargetRule;
 use crate::text::TextFrame;
 
@@ -20,7 +20,7 @@ pub const RECALL_RANKS: [usize; 3] = [1, 5, 10];
 /// A held-out set with all that turns it into batches.
 pub struct HeldOutSet {
     dataset: Arc<Dataset>,
-    cache: Option<MemoryCache>,
+    cache: Option<Arc<MemoryCache>>,
     batch: usize,
     threads: usize,
     image_size: usize,
@@ -71,7 +71,12 @@ impl HeldOutSet {
     ///
     /// # Errors
     /// When the shards cannot be read or hold no usable sample.
-    pub fn open(config: &Config, encoder: &ImageEncoder, text: &TextFrame) -> Result<Option<HeldOutSet>, Error> {
+    pub fn open(
+        config: &Config,
+        encoder: &ImageEncoder,
+        text: &TextFrame,
+        caches: &mut MemoryCaches,
+    ) -> Result<Option<HeldOutSet>, Error> {
         let Some(val) = &config.data.val else { return Ok(None) };
         let dataset = Arc::new(Dataset::open(std::slice::from_ref(&val.shards), &crate::data::open_options(None))?);
         let threads = crate::data::threads(&config.data.loader.threads);
@@ -79,7 +84,7 @@ impl HeldOutSet {
         let cache = match config.data.feature_cache {
             FeatureCache::Memory => {
                 let options = FillOptions { image_size, threads, clean };
-                Some(MemoryCache::fill(&dataset, &text.encoder, encoder, &options, &mut |_, _| {})?)
+                Some(caches.get_or_fill(&dataset, &text.encoder, encoder, &options, &mut |_, _| {})?)
             }
             _ => None,
         };
@@ -100,8 +105,13 @@ impl HeldOutSet {
     ///
     /// # Errors
     /// When threads cannot be started.
-    pub fn pass<'a>(&'a self, encoder: &'a ImageEncoder, text: &'a TextFrame, rule: TargetRule) -> Result<HeldOut<'a>, Error> {
-        let features = self.cache.as_ref().map_or(Features::Encode(encoder), Features::Memory);
+    pub fn pass<'a>(
+        &'a self,
+        encoder: &'a ImageEncoder,
+        text: &'a TextFrame,
+        rule: TargetRule,
+    ) -> Result<HeldOut<'a>, Error> {
+        let features = self.cache.as_deref().map_or(Features::Encode(encoder), Features::Memory);
         let options = EvalOptions {
             range: 0..self.dataset.len(),
             batch: self.batch,
@@ -212,7 +222,8 @@ impl Evaluation {
     pub fn add_recall(&mut self, similarity: &Tensor, image_ids: &[u64]) -> Result<(), Error> {
         let flat = Vec::<f32>::try_from(similarity.to_kind(Kind::Float).to_device(tch::Device::Cpu).flatten(0, 1));
         let flat = flat.map_err(|e| Error::Mismatch(e.to_string()))?;
-        self.recall = recall_at(&RECALL_RANKS, &flat, image_ids, image_ids).map_err(|e| Error::Mismatch(e.to_string()))?;
+        self.recall =
+            recall_at(&RECALL_RANKS, &flat, image_ids, image_ids).map_err(|e| Error::Mismatch(e.to_string()))?;
         for recall in &self.recall {
             let k = recall.k;
             self.scalars.push((format!("retrieval_i2t_r{k}"), recall.image_to_text));

@@ -50,6 +50,36 @@ pub struct MemoryCache {
     pub quarantined: Vec<Quarantined>,
 }
 
+/// The memory caches of one command, by what they hold: stage 2 starts from stage 1's.
+#[derive(Default)]
+pub struct MemoryCaches {
+    filled: BTreeMap<String, Arc<MemoryCache>>,
+}
+
+impl MemoryCaches {
+    /// The cache of this set as `encoder` sees it, filled where it is not there yet.
+    ///
+    /// # Errors
+    /// As [`MemoryCache::fill`].
+    pub fn get_or_fill(
+        &mut self,
+        dataset: &Arc<Dataset>,
+        text: &Arc<TextEncoder>,
+        encoder: &ImageEncoder,
+        options: &FillOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Arc<MemoryCache>, Error> {
+        let FillOptions { image_size, clean, .. } = options;
+        let key = format!("{} {} {image_size} {clean:?}", encoder.identity(), dataset.digest());
+        if let Some(cache) = self.filled.get(&key) {
+            return Ok(cache.clone());
+        }
+        let cache = Arc::new(MemoryCache::fill(dataset, text, encoder, options, progress)?);
+        self.filled.insert(key, cache.clone());
+        Ok(cache)
+    }
+}
+
 /// How a cache is filled.
 pub struct FillOptions {
     /// Side of the images in pixels.

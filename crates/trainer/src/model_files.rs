@@ -31,10 +31,12 @@ impl ModelFiles {
     pub fn open(path: &Path) -> Result<ModelFiles, Error> {
         let dir = ModelDir::open(path)?;
         if let ModelKind::Tower(model_type) = dir.kind() {
-            let message = format!("model_type: expected a whole model, blip-2, got {model_type}; give an export's directory");
+            let message =
+                format!("model_type: expected a whole model, blip-2, got {model_type}; give an export's directory");
             return Err(Error::file(path.join("config.json"), message));
         }
-        let config = Blip2Config::from_json(dir.config()).map_err(|source| Error::Model { path: path.into(), source })?;
+        let config =
+            Blip2Config::from_json(dir.config()).map_err(|source| Error::Model { path: path.into(), source })?;
         let image_size = preprocessor_size(path)?.unwrap_or(config.vision.image_size() as usize);
         Ok(ModelFiles { dir, config, image_size })
     }
@@ -117,7 +119,8 @@ pub fn load_image_encoder(
 ) -> Result<ImageEncoder, Error> {
     let tower = Frozen::build(device, kind, |root| config.build(&root.pp("vision_model"), depth));
     tower.params().load(&dir.part(Part::Vision)?.weights, &plans::vision_tower(depth as usize))?;
-    Ok(ImageEncoder::new(tower, config.normalisation()))
+    let identity = format!("{} {depth} {kind:?}", dir.path().display());
+    Ok(ImageEncoder::new(tower, config.normalisation(), identity))
 }
 
 /// Builds and fills a language model.

@@ -8,7 +8,7 @@ use blip2_torchx::params::TensorSource;
 use blip2_weights::{SafetensorsFile, save_safetensors};
 use tch::{Device, Kind, Tensor};
 
-use crate::batch::{Batch, Negatives, Share, Targets, TargetRule};
+use crate::batch::{Batch, Negatives, Share, TargetRule, Targets};
 use crate::config::{Precision, Stage};
 use crate::error::Error;
 use crate::model_files::ModelFiles;
@@ -109,7 +109,8 @@ impl BatchFile {
             if ok {
                 return Ok(());
             }
-            let got = self.tensors.get(name).map_or_else(|| "nothing".into(), |t| format!("{:?} {:?}", t.kind(), t.size()));
+            let got =
+                self.tensors.get(name).map_or_else(|| "nothing".into(), |t| format!("{:?} {:?}", t.kind(), t.size()));
             Err(Error::file(&self.path, format!("{name}: expected {expected}, got {got}")))
         };
         let shape = |name: &str| self.tensors.get(name).map(|t| (t.kind(), t.size()));
@@ -117,7 +118,8 @@ impl BatchFile {
         let square = matches!(&pixels, Some((Kind::Float, s)) if s.len() == 4 && s[1] == 3 && s[2] == s[3] && s[0] > 0);
         expect("pixel_values", square, "f32 [B, 3, S, S]")?;
         let rows = pixels.map_or(0, |(_, s)| s[0]);
-        let matrix = |name: &str| matches!(shape(name), Some((Kind::Int64, s)) if s.len() == 2 && s[0] == rows && s[1] > 0);
+        let matrix =
+            |name: &str| matches!(shape(name), Some((Kind::Int64, s)) if s.len() == 2 && s[0] == rows && s[1] > 0);
         expect("input_ids", matrix("input_ids"), &format!("i64 [{rows}, L]"))?;
         let like_ids = shape("input_ids");
         expect("attention_mask", shape("attention_mask") == like_ids, "the shape of input_ids, i64")?;
@@ -137,7 +139,10 @@ impl BatchFile {
 
     fn tensor(&self, name: &str) -> Result<Tensor, Error> {
         self.tensors.get(name).map(Tensor::shallow_clone).ok_or_else(|| {
-            Error::file(&self.path, format!("{name}: missing; a batch file has pixel_values, input_ids, attention_mask"))
+            Error::file(
+                &self.path,
+                format!("{name}: missing; a batch file has pixel_values, input_ids, attention_mask"),
+            )
         })
     }
 

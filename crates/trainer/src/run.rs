@@ -15,6 +15,7 @@ use crate::config::{Config, Precision, Stage};
 use crate::data::TrainData;
 use crate::error::Error;
 use crate::evaluation::{Evaluation, HeldOutSet};
+use crate::features::MemoryCaches;
 use crate::run_folder::{Existing, RunFolder, Start};
 use crate::schedule::LearningRate;
 use crate::signals::StopSignal;
@@ -105,7 +106,12 @@ impl Run {
     ///
     /// # Errors
     /// A folder in use or of another configuration, weights or data that do not fit.
-    pub fn open(config: &Config, request: &TrainRequest, device: Device) -> Result<Run, Error> {
+    pub fn open(
+        config: &Config,
+        request: &TrainRequest,
+        device: Device,
+        caches: &mut MemoryCaches,
+    ) -> Result<Run, Error> {
         let existing = if request.resume == Resume::Never { Existing::Refuse } else { Existing::Continue };
         let start = Start {
             program_version: env!("CARGO_PKG_VERSION").into(),
@@ -122,8 +128,9 @@ impl Run {
         folder.keep_tokenizer(&assembly.tokenizer)?;
         let rule = assembly.task.target_rule();
         let mut fill = FillLines::new(&name, request.say);
-        let data = TrainData::open(config, &assembly.encoder, &assembly.text, rule, &mut |d, n| fill.tell(d, n))?;
-        let held_out = HeldOutSet::open(config, &assembly.encoder, &assembly.text)?;
+        let mut tell = |done, all| fill.tell(done, all);
+        let data = TrainData::open(config, &assembly.encoder, &assembly.text, rule, caches, &mut tell)?;
+        let held_out = HeldOutSet::open(config, &assembly.encoder, &assembly.text, caches)?;
 
         let mut stepper = new_stepper(config, &assembly);
         let mut state = TrainState::new(config.digest(), data.digest());
@@ -141,7 +148,8 @@ impl Run {
         }
         let bad = match &state.bad_samples {
             serde_json::Value::Null => BadSamples::default(),
-            list => serde_json::from_value(list.clone()).map_err(|e| Error::Mismatch(format!("state.json: bad_samples: {e}")))?,
+            list => serde_json::from_value(list.clone())
+                .map_err(|e| Error::Mismatch(format!("state.json: bad_samples: {e}")))?,
         };
         let loader = data.loader(state.stream_position, &bad)?;
         let telemetry = Telemetry::open(TelemetryPlan {
@@ -181,7 +189,14 @@ impl Run {
         let mut one = config.clone();
         one.data.feature_cache = crate::config::FeatureCache::Off;
         let rule = assembly.task.target_rule();
-        let data = TrainData::open(&one, &assembly.encoder, &assembly.text, rule, &mut |_, _| {})?;
+        let data = TrainData::open(
+            &one,
+            &assembly.encoder,
+            &assembly.text,
+            rule,
+            &mut MemoryCaches::default(),
+            &mut |_, _| {},
+        )?;
         let host = data.loader(0, &BadSamples::default())?.next_batch()?;
         let mut stepper = new_stepper(config, &assembly);
         let micro_batches = data.micro_batches(host, &assembly.encoder);
@@ -206,7 +221,11 @@ impl Run {
             self.folder.path().display(),
             self.assembly.task.params().num_elements(),
             self.data.samples(),
-            if unusable > 0 { format!(" ({unusable} more cannot be used; see `blip2 shards verify`)") } else { String::new() },
+            if unusable > 0 {
+                format!(" ({unusable} more cannot be used; see `blip2 shards verify`)")
+            } else {
+                String::new()
+            },
         ));
         Ok(())
     }
@@ -235,14 +254,20 @@ impl Run {
         }
         let path = self.folder.quarantine();
         let known = std::fs::read_to_string(&path).unwrap_or_default();
-        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&path).map_err(|e| Error::file(&path, e))?;
+        let mut file =
+            std::fs::OpenOptions::new().create(true).append(true).open(&path).map_err(|e| Error::file(&path, e))?;
         for sample in found {
             let line = serde_json::to_string(sample).map_err(|e| Error::file(&path, e))?;
             if !known.lines().any(|l| l == line) {
                 writeln!(file, "{line}").map_err(|e| Error::file(&path, e))?;
             }
         }
-        self.telemetry.note(&format!("{} unreadable samples replaced, the first: {} ({})", found.len(), found[0], path.display()));
+        self.telemetry.note(&format!(
+            "{} unreadable samples replaced, the first: {} ({})",
+            found.len(),
+            found[0],
+            path.display()
+        ));
         Ok(())
     }
 
@@ -410,11 +435,7 @@ fn new_stepper(config: &Config, assembly: &Assembly) -> Stepper {
 }
 
 fn pass(config: &Config) -> Pass {
-    Pass {
-        autocast: config.run.precision.autocast(),
-        dropout: config.model.qformer.dropout,
-        seed: config.run.seed,
-    }
+    Pass { autocast: config.run.precision.autocast(), dropout: config.model.qformer.dropout, seed: config.run.seed }
 }
 
 /// States of the generators that a run draws from: the CPU's, and the GPU's, which dropout uses there.
@@ -447,11 +468,7 @@ fn shown(config: &Config, assembly: &Assembly) -> Vec<Shown> {
         .iter()
         .map(|name| {
             let reference = assembly.task.reference(name, config.micro_batch());
-            Shown {
-                name: name.to_string(),
-                chance: reference.map(|r| r.chance),
-                floor: reference.map(|r| r.floor),
-            }
+            Shown { name: name.to_string(), chance: reference.map(|r| r.chance), floor: reference.map(|r| r.floor) }
         })
         .collect()
 }

@@ -20,7 +20,13 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 const CONFIG: &str = "config.json";
 
 /// Copies all that a checkpoint holds; the returned closure writes it, on another thread.
-pub fn snapshot(params: &ParamStore, adamw: &AdamW, scaler: &GradScaler, state: &TrainState, model: &Value) -> Snapshot {
+pub fn snapshot(
+    params: &ParamStore,
+    adamw: &AdamW,
+    scaler: &GradScaler,
+    state: &TrainState,
+    model: &Value,
+) -> Snapshot {
     let weights = copies(params.entries().into_iter().map(|(n, t, _)| (n, t)));
     let scaler = if scaler.is_enabled() { scaler.state() } else { Vec::new() };
     let scaler = scaler.into_iter().map(|(n, t)| (format!("scaler.{n}"), t));

@@ -189,7 +189,8 @@ mod tests {
         let params = ParamStore::trainable(Device::Cpu);
         let w = params.root().param("w", &[2], Init::Ones);
         let config = AdamWConfig { betas: (0.9, 0.98), eps: 1e-8, weight_decay: 0.0 };
-        let stepper = Stepper::new(AdamW::new(params.entries(), config), GradScaler::new(Device::Cpu, false), &params, clip);
+        let stepper =
+            Stepper::new(AdamW::new(params.entries(), config), GradScaler::new(Device::Cpu, false), &params, clip);
         (Linear { params, w }, stepper)
     }
 

@@ -6,6 +6,7 @@ use blip2_torchx::device;
 
 use crate::config::{Config, DeviceChoice};
 use crate::error::Error;
+use crate::features::MemoryCaches;
 use crate::run::Run;
 use crate::run_folder::RunFolder;
 use crate::signals::StopSignal;
@@ -61,8 +62,11 @@ pub enum Finished {
 pub fn run(request: &TrainRequest) -> Result<Finished, Error> {
     let configs = Config::load_all(&request.configs, &request.sets)?;
     if matches!(request.resume, Resume::Path(_)) && configs.len() > 1 {
-        return Err(Error::Mismatch("--resume PATH: expected a single --config, since a checkpoint belongs to one stage".into()));
+        return Err(Error::Mismatch(
+            "--resume PATH: expected a single --config, since a checkpoint belongs to one stage".into(),
+        ));
     }
+    let mut caches = MemoryCaches::default();
     let stop = StopSignal::listen().map_err(|e| Error::file("signals", e))?;
     for config in &configs {
         let folder = config.run_folder();
@@ -75,11 +79,14 @@ pub fn run(request: &TrainRequest) -> Result<Finished, Error> {
                 (request.say)(&Run::try_one_batch(config, select_device(config)?)?);
             } else {
                 let init = config.model.qformer.init.display();
-                (request.say)(&format!("{}: config is good; {init} will be made by the stage before", folder.display()));
+                (request.say)(&format!(
+                    "{}: config is good; {init} will be made by the stage before",
+                    folder.display()
+                ));
             }
             continue;
         }
-        let mut run = Run::open(config, request, select_device(config)?)?;
+        let mut run = Run::open(config, request, select_device(config)?, &mut caches)?;
         let step = run.train(&stop)?;
         if step < config.schedule.steps {
             return Ok(Finished::Interrupted { folder, step });

@@ -52,19 +52,23 @@ pub fn generate(model: &LanguageModel, prefixes: &[Prompt], options: &GenerateOp
     no_grad(|| {
         let prefix = LeftPadded::new(prefixes);
         match options.decoding {
-            Decoding::Beam { beams, length_penalty } if beams > 1 => beam(model, prefix, options, beams, length_penalty),
-            Decoding::Beam { .. } | Decoding::Greedy => step_by_step(model, prefix, options, |scores, _, _| {
-                ints(&scores.argmax(-1, false))
-            }),
+            Decoding::Beam { beams, length_penalty } if beams > 1 => {
+                beam(model, prefix, options, beams, length_penalty)
+            }
+            Decoding::Beam { .. } | Decoding::Greedy => {
+                step_by_step(model, prefix, options, |scores, _, _| ints(&scores.argmax(-1, false)))
+            }
             Decoding::Nucleus { top_p, temperature, seed } => {
                 step_by_step(model, prefix, options, |scores, step, rows| {
                     let probabilities = (scores / temperature).softmax(-1, Kind::Float);
                     let (sorted, order) = probabilities.sort(-1, true);
-                    (0..rows).map(|row| {
-                        let draw = uniform(seed, row, step);
-                        let i = row as i64;
-                        nucleus(&floats(&sorted.get(i)), &ints(&order.get(i)), top_p, draw)
-                    }).collect()
+                    (0..rows)
+                        .map(|row| {
+                            let draw = uniform(seed, row, step);
+                            let i = row as i64;
+                            nucleus(&floats(&sorted.get(i)), &ints(&order.get(i)), top_p, draw)
+                        })
+                        .collect()
                 })
             }
         }
@@ -153,7 +157,8 @@ fn beam(
     let mut embeds = prefix.embeds.repeat_interleave_self_int(width, 0, None);
     let mut mask = prefix.mask.repeat_interleave_self_int(width, 0, None);
     let mut cache = KvCache::default();
-    let mut searches: Vec<BeamSearch> = (0..texts).map(|_| BeamSearch::new(beams, length_penalty, &options.eos)).collect();
+    let mut searches: Vec<BeamSearch> =
+        (0..texts).map(|_| BeamSearch::new(beams, length_penalty, &options.eos)).collect();
     let candidates = (1 + options.eos.len()).max(2) as i64 * width;
     for step in 0..options.max_new_tokens {
         let scores = next_logits(model, &embeds, &mask, &mut cache).log_softmax(-1, Kind::Float);
@@ -167,7 +172,8 @@ fn beam(
         let mut tokens = Vec::new();
         for (i, search) in searches.iter_mut().enumerate() {
             let (best, index) = (floats(&best.get(i as i64)), ints(&index.get(i as i64)));
-            let found = best.iter().zip(&index).map(|(&score, &at)| (score, (at / vocabulary) as usize, at % vocabulary));
+            let found =
+                best.iter().zip(&index).map(|(&score, &at)| (score, (at / vocabulary) as usize, at % vocabulary));
             for (parent, token) in search.advance(&found.collect::<Vec<_>>(), last) {
                 parents.push((i * beams + parent) as i64);
                 tokens.push(token);

@@ -6,7 +6,7 @@ use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 use crate::config::{ConfigError, check_sizes, parse};
-use crate::layers::{Linear, merge_heads, split_heads};
+use crate::layers::{Linear, attend, attend_causally, merge_heads, split_heads};
 
 /// `LlamaConfig`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -210,7 +210,8 @@ impl Llama {
         let rotary = self.rotary(&positions.narrow(1, total - rows, rows));
         let causal = Tensor::ones([rows, total], (Kind::Bool, embeds.device())).tril(total - rows);
         // Rows of padding attend to themselves, so that no row of the softmax is empty.
-        let own = Tensor::eye_m(rows, total, (Kind::Float, embeds.device())).roll([total - rows], [1]).to_kind(Kind::Bool);
+        let own =
+            Tensor::eye_m(rows, total, (Kind::Float, embeds.device())).roll([total - rows], [1]).to_kind(Kind::Bool);
         let allowed = mask.unsqueeze(1).unsqueeze(1).logical_and(&causal).logical_or(&own); // [B, 1, L, cached + L]
         let mut x = embeds.to_kind(self.kind());
         for (i, layer) in self.layers.iter().enumerate() {
@@ -237,9 +238,8 @@ impl DecoderLayer {
     fn new(scope: &Scope, c: &LlamaConfig) -> DecoderLayer {
         let (hidden, inner, size) = (c.hidden_size, c.intermediate_size, c.head_size());
         let (heads, groups) = (c.num_attention_heads, c.key_value_heads());
-        let attention = |name: &str, input, output| {
-            Linear::plain(&scope.pp("self_attn").pp(name), input, output, c.attention_bias)
-        };
+        let attention =
+            |name: &str, input, output| Linear::plain(&scope.pp("self_attn").pp(name), input, output, c.attention_bias);
         let mlp = |name: &str, input, output| Linear::plain(&scope.pp("mlp").pp(name), input, output, c.mlp_bias);
         DecoderLayer {
             input_layernorm: RmsNorm::new(&scope.pp("input_layernorm"), c),
@@ -272,7 +272,10 @@ impl DecoderLayer {
         }
         let repeats = self.heads / self.key_value_heads;
         let (k, v) = (repeat_heads(&k, repeats), repeat_heads(&v, repeats));
-        let attended = Tensor::scaled_dot_product_attention(&q, &k, &v, mask, 0.0, mask.is_none(), None, false);
+        let attended = match mask {
+            Some(mask) => attend(&q, &k, &v, Some(mask)),
+            None => attend_causally(&q, &k, &v),
+        };
         let x = x + self.o_proj.forward(&merge_heads(&attended));
         let normed = self.post_attention_layernorm.forward(&x);
         let gated = self.gate_proj.forward(&normed).silu() * self.up_proj.forward(&normed);
@@ -310,7 +313,11 @@ impl KvCache {
             None => (k, v),
         };
         let kept = (k.shallow_clone(), v.shallow_clone());
-        if layer < self.layers.len() { self.layers[layer] = kept } else { self.layers.push(kept) }
+        if layer < self.layers.len() {
+            self.layers[layer] = kept
+        } else {
+            self.layers.push(kept)
+        }
         (k, v)
     }
 

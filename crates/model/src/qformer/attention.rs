@@ -72,11 +72,8 @@ impl Projections {
         let q = self.query.forward(x);
         let sizes: Vec<i64> = keys.groups.iter().map(|g| g.pairs() * queries).collect();
         let parts = if sizes.len() == 1 { vec![q] } else { q.split_with_sizes(sizes, 0) };
-        let outputs: Vec<Tensor> = parts
-            .iter()
-            .zip(&keys.groups)
-            .map(|(q, group)| self.group(q, group, queries, pass))
-            .collect();
+        let outputs: Vec<Tensor> =
+            parts.iter().zip(&keys.groups).map(|(q, group)| self.group(q, group, queries, pass)).collect();
         if outputs.len() == 1 { outputs[0].shallow_clone() } else { Tensor::cat(&outputs, 0) }
     }
 

@@ -48,7 +48,8 @@ impl ImageKeys {
     pub(super) fn project(features: &Tensor, ln_vision: &LayerNorm, layers: &[Layer], heads: i64) -> ImageKeys {
         let cross: Vec<_> = layers.iter().filter_map(Layer::cross_projections).collect();
         let none: Option<&Tensor> = None;
-        let normal = features.to_kind(tch::Kind::Float).layer_norm(ln_vision.weight.size(), none, none, ln_vision.eps, true);
+        let normal =
+            features.to_kind(tch::Kind::Float).layer_norm(ln_vision.weight.size(), none, none, ln_vision.eps, true);
         let mut weights = Vec::new();
         let mut biases = Vec::new();
         for linear in cross.iter().flat_map(|p| [&p.key, &p.value]) {
@@ -58,7 +59,8 @@ impl ImageKeys {
         let weight = Tensor::cat(&weights, 0); // [2 * layers * hidden, width]
         let bias = Tensor::cat(&biases, 0) + weight.mv(&ln_vision.bias);
         let projected = normal.linear(&(&weight * &ln_vision.weight), Some(&bias));
-        let mut parts = projected.chunk(weights.len() as i64, -1).into_iter().map(|part| split_heads(&part, heads).contiguous());
+        let mut parts =
+            projected.chunk(weights.len() as i64, -1).into_iter().map(|part| split_heads(&part, heads).contiguous());
         let mut layers = Vec::new();
         while let (Some(key), Some(value)) = (parts.next(), parts.next()) {
             layers.push((key, value));

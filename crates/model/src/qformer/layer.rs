@@ -86,7 +86,8 @@ impl Layer {
     }
 
     fn text_rows(&self, x: &Tensor, pass: &Pass) -> Tensor {
-        let feed_forward = self.text_feed_forward.as_ref().expect("a pass with text needs a Q-Former with its text half");
+        let feed_forward =
+            self.text_feed_forward.as_ref().expect("a pass with text needs a Q-Former with its text half");
         feed_forward.forward(x, pass, &pass.text_keys())
     }
 }

@@ -85,8 +85,7 @@ impl QFormerConfig {
                 ("encoder_hidden_size", c.encoder_hidden_size),
             ],
         )?;
-        let unsupported =
-            |key, got, supported| Err(ConfigError::Unsupported { part: PART, key, got, supported });
+        let unsupported = |key, got, supported| Err(ConfigError::Unsupported { part: PART, key, got, supported });
         if c.hidden_size % c.num_attention_heads != 0 {
             let got = format!("{} for width {}", c.num_attention_heads, c.hidden_size);
             return unsupported("num_attention_heads", got, "a divisor of hidden_size");

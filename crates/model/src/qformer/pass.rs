@@ -70,11 +70,8 @@ impl<'a> Pass<'a> {
         let prefix = Tensor::ones([batch, 1, tokens, queries], (Kind::Bool, device));
         let generation = Tensor::cat(&[prefix, causal], -1);
         let segments = vec![(Segment::Queries, queries), (Segment::Text, tokens), (Segment::Text, tokens)];
-        let blocks = vec![
-            (vec![0], vec![0], None),
-            (vec![1], vec![1], Some(padding)),
-            (vec![2], vec![0, 2], Some(generation)),
-        ];
+        let blocks =
+            vec![(vec![0], vec![0], None), (vec![1], vec![1], Some(padding)), (vec![2], vec![0, 2], Some(generation))];
         Pass::new(batch, segments, blocks, dropout, 2)
     }
 

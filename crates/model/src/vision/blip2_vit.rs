@@ -158,7 +158,7 @@ impl Block {
         let normed = self.layer_norm1.forward_f32(x).to_kind(kind);
         let qkv = self.qkv.forward(&normed).chunk(3, -1);
         let [q, k, v] = [0, 1, 2].map(|i| split_heads(&qkv[i].contiguous(), self.heads));
-        let attended = self.projection.forward(&merge_heads(&attend(&q, &k, &v, None, false)));
+        let attended = self.projection.forward(&merge_heads(&attend(&q, &k, &v, None)));
         let x = x + attended.to_kind(Kind::Float);
         let normed = self.layer_norm2.forward_f32(&x).to_kind(kind);
         let mlp = self.fc2.forward(&self.fc1.forward(&normed).gelu("none"));

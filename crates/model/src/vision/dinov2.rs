@@ -62,8 +62,7 @@ impl Dinov2Config {
                 ("patch_size", c.patch_size),
             ],
         )?;
-        let unsupported =
-            |key, got, supported| Err(ConfigError::Unsupported { part: PART, key, got, supported });
+        let unsupported = |key, got, supported| Err(ConfigError::Unsupported { part: PART, key, got, supported });
         if c.hidden_size % c.num_attention_heads != 0 {
             let got = format!("{} for width {}", c.num_attention_heads, c.hidden_size);
             return unsupported("num_attention_heads", got, "a divisor of hidden_size");
@@ -163,7 +162,7 @@ impl Block {
         let kind = self.query.weight.kind();
         let normed = self.norm1.forward_f32(x).to_kind(kind);
         let [q, k, v] = [&self.query, &self.key, &self.value].map(|l| split_heads(&l.forward(&normed), self.heads));
-        let attended = self.dense.forward(&merge_heads(&attend(&q, &k, &v, None, false)));
+        let attended = self.dense.forward(&merge_heads(&attend(&q, &k, &v, None)));
         let x = x + attended.to_kind(Kind::Float) * self.layer_scale1.to_kind(Kind::Float);
         let normed = self.norm2.forward_f32(&x).to_kind(kind);
         let mlp = self.fc2.forward(&self.fc1.forward(&normed).gelu("none"));

@@ -6,8 +6,8 @@ pub mod stage2;
 use blip2_torchx::params::ParamStore;
 use tch::{Kind, Tensor};
 
-pub use crate::batch::TargetRule;
 use crate::batch::Batch;
+pub use crate::batch::TargetRule;
 use crate::error::Error;
 pub use crate::evaluation::{Evaluation, HeldOut};
 pub use stage1::Stage1Task;

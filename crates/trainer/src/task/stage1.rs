@@ -82,13 +82,10 @@ impl Stage1Task {
             };
             let (negative_image, negative_text) = match &batch.negatives {
                 // A negative image for each text, a negative text for each image.
-                Negatives::Sample(image, text) => {
-                    (draw(&similarities.t2i, image), draw(&similarities.i2t, text))
-                }
+                Negatives::Sample(image, text) => (draw(&similarities.t2i, image), draw(&similarities.i2t, text)),
                 Negatives::Given(image, text) => (image.shallow_clone(), text.shallow_clone()),
             };
-            let itm_logits =
-                self.model.match_pairs(&trunk, &batch.text, &negative_image, &negative_text, &dropout);
+            let itm_logits = self.model.match_pairs(&trunk, &batch.text, &negative_image, &negative_text, &dropout);
             let itm = fp32(&mut || itm::loss(&itm_logits));
 
             // Row t of the generation text predicts token t + 1: each target is read one row before its own.

@@ -56,7 +56,10 @@ impl Task for Stage2Task {
         let loss = lm::loss(&logits, &batch.targets.labels);
         let total = &loss * batch.share.tokens;
         let accuracy = tch::no_grad(|| itg::accuracy(&logits, &batch.targets.labels) * batch.share.tokens);
-        Losses { metrics: vec![("loss", total.detach()), ("loss_lm", total.detach()), ("lm_accuracy", accuracy)], total }
+        Losses {
+            metrics: vec![("loss", total.detach()), ("loss_lm", total.detach()), ("lm_accuracy", accuracy)],
+            total,
+        }
     }
 
     fn target_rule(&self) -> TargetRule {
