@@ -177,6 +177,22 @@ fn without_dropout_it_is_libtorchs_own_attention() {
 }
 
 #[test]
+fn bf16_without_dropout_is_near_fp32_with_gradients() {
+    let dims = Dims { b: 2, h: 3, n: 19, m: 37, d: 16 };
+    tch::manual_seed(5);
+    let (inputs, upstream) = (qkv(dims), Tensor::randn([2, 3, 19, 16], CPU));
+    for mask in masks(dims) {
+        let plain = |q: &Tensor, k: &Tensor, v: &Tensor| attention(q, k, v, mask.as_ref(), 0.0, None);
+        let (expected, wide) = run(&inputs, dims, Kind::Float, &upstream, plain);
+        let (got, narrow) = run(&inputs, dims, Kind::BFloat16, &upstream, plain);
+        assert!(relative(&got, &expected) < 0.02);
+        for (narrow, wide) in narrow.iter().zip(&wide) {
+            assert!(relative(narrow, wide) < 0.03, "{}", relative(narrow, wide));
+        }
+    }
+}
+
+#[test]
 fn threads_and_instruction_sets_do_not_change_the_softmax() {
     // Products of zeros and with the identity are exact everywhere: what is left is the kernel.
     let dims = Dims { b: 4, h: 3, n: 40, m: 53, d: 4 };

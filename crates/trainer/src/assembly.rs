@@ -123,7 +123,7 @@ fn build_stage1(config: &Config, init: &Init, model_json: &Value, device: Device
             config.task.max_text_tokens
         )));
     }
-    let encoder = TextEncoder::from_file(&init.tokenizer.join("tokenizer.json"), config.task.max_text_tokens, true)?;
+    let encoder = TextEncoder::from_file(init.tokenizer.join("tokenizer.json"), config.task.max_text_tokens, true)?;
     let ids = encoder.vocab_size() as i64;
     if ids > model_config.qformer.vocab_size {
         return Err(Error::Mismatch(format!(

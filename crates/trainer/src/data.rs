@@ -1,6 +1,7 @@
 //! The training data of a run: the data set, its loader from any stream position, and micro-batches of features.
 
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use blip2_data::{Augment, BadSamples, Clean, Dataset, HostBatch, Loader, LoaderOptions, OpenOptions, Quarantined};
@@ -19,7 +20,7 @@ const CUDA_TEXT_MULTIPLE: usize = 8;
 /// The training set of a run.
 pub struct TrainData {
     dataset: Arc<Dataset>,
-    cache: Option<Arc<MemoryCache>>,
+    cache: Option<Rc<MemoryCache>>,
     text: TextFrame,
     options: LoaderOptions,
     micro_batch: usize,

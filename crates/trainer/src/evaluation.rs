@@ -1,5 +1,6 @@
 //! Held-out measurements: the stream of batches that a task's evaluation reads, and what it reports.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use blip2_data::{Clean, Dataset, EvalOptions, EvalReader, HostBatch};
@@ -20,7 +21,7 @@ pub const RECALL_RANKS: [usize; 3] = [1, 5, 10];
 /// A held-out set with all that turns it into batches.
 pub struct HeldOutSet {
     dataset: Arc<Dataset>,
-    cache: Option<Arc<MemoryCache>>,
+    cache: Option<Rc<MemoryCache>>,
     batch: usize,
     threads: usize,
     image_size: usize,

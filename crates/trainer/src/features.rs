@@ -1,6 +1,7 @@
 //! Image features of a batch: computed by the frozen encoder, or kept in memory after the first time.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use blip2_data::{Clean, Dataset, EvalOptions, EvalReader, HostBatch, Quarantined, TextEncoder};
@@ -53,7 +54,7 @@ pub struct MemoryCache {
 /// The memory caches of one command, by what they hold: stage 2 starts from stage 1's.
 #[derive(Default)]
 pub struct MemoryCaches {
-    filled: BTreeMap<String, Arc<MemoryCache>>,
+    filled: BTreeMap<String, Rc<MemoryCache>>,
 }
 
 impl MemoryCaches {
@@ -68,13 +69,13 @@ impl MemoryCaches {
         encoder: &ImageEncoder,
         options: &FillOptions,
         progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<Arc<MemoryCache>, Error> {
+    ) -> Result<Rc<MemoryCache>, Error> {
         let FillOptions { image_size, clean, .. } = options;
         let key = format!("{} {} {image_size} {clean:?}", encoder.identity(), dataset.digest());
         if let Some(cache) = self.filled.get(&key) {
             return Ok(cache.clone());
         }
-        let cache = Arc::new(MemoryCache::fill(dataset, text, encoder, options, progress)?);
+        let cache = Rc::new(MemoryCache::fill(dataset, text, encoder, options, progress)?);
         self.filled.insert(key, cache.clone());
         Ok(cache)
     }
@@ -119,7 +120,7 @@ impl MemoryCache {
             },
         )?;
         let (mut store, mut rows, mut done): (Option<Tensor>, _, i64) = (None, BTreeMap::new(), 0);
-        while let Some(batch) = reader.next() {
+        for batch in reader.by_ref() {
             let batch = batch?;
             let features = Features::Encode(encoder).of(&batch, encoder)?;
             let shape = features.size();

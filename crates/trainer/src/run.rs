@@ -78,7 +78,7 @@ impl Run {
             self.state.step = step + 1;
             meter.step(metrics);
 
-            let due = |every: u64| (step + 1) % every == 0 || step + 1 == steps;
+            let due = |every: u64| (step + 1).is_multiple_of(every) || step + 1 == steps;
             let log = due(self.config.log.every);
             let evaluate = due(self.config.eval.every) && self.held_out.is_some();
             let save = due(self.config.checkpoint.every) || stop.is_set();

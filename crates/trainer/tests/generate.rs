@@ -54,7 +54,8 @@ impl Case {
             let words: Vec<String> = caption.ids.iter().map(|id| format!("t{id}")).collect();
             assert_eq!(caption.text, words.join(" "));
             // Alone, without the others' padding, it is the same.
-            let alone = captions(&captioner, &[caption.image.clone()], std::slice::from_ref(prompt), &options);
+            let alone =
+                captions(&captioner, std::slice::from_ref(&caption.image), std::slice::from_ref(prompt), &options);
             assert_eq!(alone[0].ids, caption.ids);
         }
     }

@@ -2,6 +2,8 @@
 
 #include "layer_norm.h"
 
+#include <algorithm>
+
 namespace torchx {
 namespace TORCHX_ISA {
 
@@ -28,6 +30,8 @@ void softmax(const SoftmaxArgs& a, float* scratch, int64_t begin, int64_t end) {
   float* factors = scratch + padded(a.keys);
   const F lowest = splat(-3.0e38f);
   const F scale = splat(a.scale);
+  const bool drops = a.mask.rows != nullptr;
+  if (!drops) std::fill_n(factors, padded(a.keys), 1.0f);
   for (int64_t line = begin; line < end; ++line) {
     const int64_t query = line % a.queries, head = line / a.queries % a.heads, sample = line / a.queries / a.heads;
     T* scores = static_cast<T*>(a.scores) + line * a.keys;
@@ -35,7 +39,7 @@ void softmax(const SoftmaxArgs& a, float* scratch, int64_t begin, int64_t end) {
     const uint8_t* allowed = a.allowed == nullptr
         ? nullptr
         : a.allowed + sample * a.allowed_stride_sample + head * a.allowed_stride_head + query * a.allowed_stride_query;
-    draw_factors(a.mask, sample, static_cast<uint32_t>(head << 16 | query), a.keys, factors);
+    if (drops) draw_factors(a.mask, sample, static_cast<uint32_t>(head << 16 | query), a.keys, factors);
 
     F best = lowest;
     for_columns(a.keys, [&](int64_t k, int64_t count) __attribute__((always_inline)) {
