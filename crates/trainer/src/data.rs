@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use blip2_data::{Augment, BadSamples, Clean, Dataset, HostBatch, Loader, LoaderOptions, OpenOptions, Quarantined};
+use blip2_data::{
+    Augment, BadSamples, Clean, Dataset, HostBatch, Loader, LoaderOptions, OpenOptions, Problem, Quarantined,
+};
 
 use crate::batch::{Batch, Share};
 use crate::config::{self, AutoOr, Config, FeatureCache};
@@ -153,9 +155,14 @@ impl TrainData {
         self.dataset.len()
     }
 
-    /// What the shards hold that cannot be used, and what the cache could not read.
-    pub fn problems(&self) -> (usize, &[Quarantined]) {
-        (self.dataset.problems().len(), self.cache.as_ref().map_or(&[], |c| &c.quarantined))
+    /// What the shards' indices say cannot be used.
+    pub fn problems(&self) -> &[Problem] {
+        self.dataset.problems()
+    }
+
+    /// What the memory cache could not read.
+    pub fn quarantined(&self) -> &[Quarantined] {
+        self.cache.as_ref().map_or(&[], |cache| &cache.quarantined)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use blip2_data::{BadSamples, HostBatch, Loader};
+use blip2_data::{BadSamples, Loader};
 use blip2_torchx::adamw::{AdamW, AdamWConfig};
 use blip2_torchx::grad_scaler::GradScaler;
 use blip2_torchx::{device, memory, rng};
@@ -16,11 +16,13 @@ use crate::data::TrainData;
 use crate::error::Error;
 use crate::evaluation::{Evaluation, HeldOutSet};
 use crate::features::MemoryCaches;
+use crate::meter::Meter;
+use crate::quarantine;
 use crate::run_folder::{Existing, RunFolder, Start};
 use crate::schedule::LearningRate;
 use crate::signals::StopSignal;
 use crate::snapshot::{restore, snapshot};
-use crate::step::{StepMetrics, Stepper};
+use crate::step::Stepper;
 use crate::task::Pass;
 use crate::telemetry::{Record, Shown, Telemetry, TelemetryPlan};
 use crate::train::{Resume, TrainRequest};
@@ -49,16 +51,6 @@ pub struct Run {
     good_since: u64,
 }
 
-/// What happened since the last record.
-#[derive(Default)]
-struct Meter {
-    metrics: StepMetrics,
-    steps: u64,
-    samples: usize,
-    data_wait_s: f64,
-    since: Option<Instant>,
-}
-
 impl Run {
     /// Trains until the last step or a signal; returns the steps done.
     ///
@@ -66,11 +58,15 @@ impl Run {
     /// Whatever stops the run; the last checkpoint stays valid.
     pub fn train(&mut self, stop: &StopSignal) -> Result<u64, Error> {
         let steps = self.config.schedule.steps;
-        let mut meter = Meter::start();
+        let mut meter = Meter::resume(self.state.unrecorded.clone());
         while self.state.step < steps && !stop.is_set() {
             let step = self.state.step;
             let lr = self.schedule.at(step);
-            let host = self.loader.next_batch()?;
+            let host = self.loader.next_batch();
+            if host.is_err() {
+                self.quarantine()?;
+            }
+            let host = host?;
             meter.batch(&host, self.loader.last_wait_s());
             self.state.stream_position = host.position + host.size as u64;
             let micro_batches = self.data.micro_batches(host, &self.assembly.encoder);
@@ -91,15 +87,14 @@ impl Run {
                 self.log(&mut meter, lr)?; // the one host sync of `log.every` steps
             }
             self.telemetry.step(self.state.step);
+            let begun = Instant::now();
             let best = if evaluate { self.evaluate()? } else { None };
-            if evaluate {
-                meter = Meter::start();
-            }
+            meter.pause(begun.elapsed());
             if save {
-                self.save(best)?;
+                self.save(best, &meter)?;
             }
         }
-        self.finish(stop)
+        self.finish(stop, &meter)
     }
 
     /// Opens the folder, builds the stage, and takes up the newest checkpoint where there is one.
@@ -119,13 +114,12 @@ impl Run {
             git_commit: request.git_commit.clone(),
             device: device::name(device),
         };
-        let folder = RunFolder::open(config, existing, start)?;
+        let folder = RunFolder::open(config, existing)?;
         let store = CheckpointStore::open(&folder.checkpoints(), config.checkpoint.keep, config.checkpoint.best)?;
         let checkpoint = find_checkpoint(&store, &request.resume, request.say)?;
         let name = folder.path().display().to_string();
         (request.say)(&format!("{name}: loading models on {}", device::name(device)));
         let assembly = Assembly::build(config, device)?;
-        folder.keep_tokenizer(&assembly.tokenizer)?;
         let rule = assembly.task.target_rule();
         let mut fill = FillLines::new(&name, request.say);
         let mut tell = |done, all| fill.tell(done, all);
@@ -143,6 +137,12 @@ impl Run {
                     "data.train: other shards than the run began with; give the same shards, or begin a new run under another run.name ({name})"
                 )));
             }
+            if matches!(request.resume, Resume::Path(_)) && state.config_digest != config.digest() {
+                return Err(Error::Mismatch(format!(
+                    "{}: expected a checkpoint of this configuration, got one of another; name its weights in model.qformer.init of a new run to begin from them",
+                    checkpoint.path().display()
+                )));
+            }
             store.set_aside_after(state.step)?;
             (request.say)(&format!("{name}: going on from step {}", state.step));
         }
@@ -152,6 +152,9 @@ impl Run {
                 .map_err(|e| Error::Mismatch(format!("state.json: bad_samples: {e}")))?,
         };
         let loader = data.loader(state.stream_position, &bad)?;
+        // Only now: whatever was wrong so far left nothing behind that would stand in the way of the corrected run.
+        folder.begin(config, start)?;
+        folder.keep_tokenizer(&assembly.tokenizer)?;
         let telemetry = Telemetry::open(TelemetryPlan {
             metrics: folder.metrics(),
             tensorboard: folder.tensorboard(),
@@ -213,19 +216,15 @@ impl Run {
 
     /// Logs what is fixed for the whole run.
     fn introduce(&mut self) -> Result<(), Error> {
-        let (unusable, quarantined) = self.data.problems();
-        let quarantined = quarantined.to_vec();
-        self.quarantine(&quarantined)?;
+        let path = self.folder.quarantine();
+        let lines =
+            [quarantine::append(&path, self.data.problems())?, quarantine::append(&path, self.data.quarantined())?];
+        lines.iter().flatten().for_each(|line| self.telemetry.note(line));
         self.telemetry.note(&format!(
-            "{}: {} trainable parameters, {} samples{}",
+            "{}: {} trainable parameters, {} samples",
             self.folder.path().display(),
             self.assembly.task.params().num_elements(),
             self.data.samples(),
-            if unusable > 0 {
-                format!(" ({unusable} more cannot be used; see `blip2 shards verify`)")
-            } else {
-                String::new()
-            },
         ));
         Ok(())
     }
@@ -241,33 +240,16 @@ impl Run {
         if let Some(stats) = memory::stats(self.assembly.encoder.device()) {
             scalars.push(("peak_memory_mib".into(), stats.peak_allocated_bytes as f64 / (1 << 20) as f64));
         }
-        let found = self.loader.take_quarantined();
-        self.quarantine(&found)?;
+        self.quarantine()?;
         self.telemetry.record(&Record::new(step, scalars))?;
         Ok(())
     }
 
-    fn quarantine(&mut self, found: &[blip2_data::Quarantined]) -> Result<(), Error> {
-        use std::io::Write;
-        if found.is_empty() {
-            return Ok(());
+    /// Writes down the samples that were found unreadable since the last call.
+    fn quarantine(&mut self) -> Result<(), Error> {
+        if let Some(line) = quarantine::append(&self.folder.quarantine(), &self.loader.take_quarantined())? {
+            self.telemetry.note(&line);
         }
-        let path = self.folder.quarantine();
-        let known = std::fs::read_to_string(&path).unwrap_or_default();
-        let mut file =
-            std::fs::OpenOptions::new().create(true).append(true).open(&path).map_err(|e| Error::file(&path, e))?;
-        for sample in found {
-            let line = serde_json::to_string(sample).map_err(|e| Error::file(&path, e))?;
-            if !known.lines().any(|l| l == line) {
-                writeln!(file, "{line}").map_err(|e| Error::file(&path, e))?;
-            }
-        }
-        self.telemetry.note(&format!(
-            "{} unreadable samples replaced, the first: {} ({})",
-            found.len(),
-            found[0],
-            path.display()
-        ));
         Ok(())
     }
 
@@ -296,7 +278,10 @@ impl Run {
         Ok(metric)
     }
 
-    fn save(&mut self, metric: Option<Metric>) -> Result<(), Error> {
+    fn save(&mut self, metric: Option<Metric>, meter: &Meter) -> Result<(), Error> {
+        // Before the checkpoint: behind it these samples are not tried again.
+        self.quarantine()?;
+        self.state.unrecorded = meter.unrecorded();
         self.state.bad_samples = serde_json::to_value(self.loader.bad()).map_err(|e| Error::Mismatch(e.to_string()))?;
         self.state.rng = generators(self.assembly.encoder.device())?;
         let Stepper { adamw, scaler, .. } = &self.stepper;
@@ -333,57 +318,21 @@ impl Run {
         Ok(true)
     }
 
-    fn finish(&mut self, stop: &StopSignal) -> Result<u64, Error> {
+    fn finish(&mut self, stop: &StopSignal, meter: &Meter) -> Result<u64, Error> {
         let (step, steps) = (self.state.step, self.config.schedule.steps);
         self.writer.wait()?;
+        // A bad step has no checkpoint of its own, be it the last one or the one that a signal came in.
+        if step > 0 && !self.writer.store().steps()?.contains(&step) {
+            self.save(None, meter)?;
+            self.writer.wait()?;
+        }
         if stop.is_set() && step < steps {
-            if !self.writer.store().steps()?.contains(&step) {
-                self.save(None)?;
-                self.writer.wait()?;
-            }
             self.telemetry.note(&format!("stopped after step {step}; the same command goes on from there"));
         } else {
             self.folder.mark_finished(steps)?;
         }
         self.telemetry.sync()?;
         Ok(step)
-    }
-}
-
-impl Meter {
-    fn start() -> Meter {
-        Meter { since: Some(Instant::now()), ..Meter::default() }
-    }
-
-    fn batch(&mut self, host: &HostBatch, wait_s: f64) {
-        self.samples += host.size;
-        self.data_wait_s += wait_s;
-    }
-
-    fn step(&mut self, metrics: StepMetrics) {
-        self.steps += 1;
-        if self.metrics.is_empty() {
-            self.metrics = metrics;
-            return;
-        }
-        tch::no_grad(|| {
-            for ((_, sum), (_, value)) in self.metrics.iter_mut().zip(metrics) {
-                *sum += value;
-            }
-        });
-    }
-
-    /// Means over the steps since the last call, and rates.
-    fn read(&mut self) -> Vec<(String, f64)> {
-        let steps = self.steps.max(1) as f64;
-        let mut scalars: Vec<(String, f64)> =
-            self.metrics.iter().map(|(n, sum)| (n.to_string(), sum.double_value(&[]) / steps)).collect();
-        let seconds = self.since.map_or(0.0, |s| s.elapsed().as_secs_f64());
-        scalars.push(("step_s".into(), seconds / steps));
-        scalars.push(("samples_per_s".into(), self.samples as f64 / seconds.max(1e-9)));
-        scalars.push(("data_wait_s".into(), self.data_wait_s / steps));
-        *self = Meter::start();
-        scalars
     }
 }
 

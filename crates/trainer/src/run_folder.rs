@@ -116,38 +116,41 @@ struct RunRecord {
 pub struct RunFolder {
     path: PathBuf,
     _lock: File,
+    /// Keys that differ from the start before, as sentences.
+    changed: Vec<String>,
 }
 
 impl RunFolder {
-    /// Makes or takes up the folder that `config` names, locks it, and writes down this start.
+    /// Makes or takes up the folder that `config` names and locks it; a run begins there with [`RunFolder::begin`].
     ///
     /// # Errors
     /// Another process has it, it began with another configuration, there is a run although none is wanted, or a file
     /// cannot be read or written.
-    pub fn open(config: &Config, existing: Existing, start: Start) -> Result<Self, RunFolderError> {
+    pub fn open(config: &Config, existing: Existing) -> Result<Self, RunFolderError> {
         let path = config.run_folder();
         fs::create_dir_all(&path).map_err(io_error(&path))?;
         let lock = lock(&path)?;
 
-        let config_path = path.join("config.yaml");
-        let mut changed = Vec::new();
-        if config_path.exists() {
-            if existing == Existing::Refuse {
-                return Err(RunFolderError::Exists { folder: path });
-            }
-            let run = Config::load_resolved(&config_path)
-                .map_err(|source| RunFolderError::BadConfig { path: config_path.clone(), source })?;
-            let differences = config.differences(&run);
-            changed = differences.iter().map(Difference::to_string).collect();
-            let refused: Vec<_> = differences.into_iter().filter(|d| d.change == Change::Refused).collect();
-            if !refused.is_empty() {
-                return Err(RunFolderError::OtherConfig { folder: path, differences: refused });
-            }
+        if existing == Existing::Refuse && config_path(&path).exists() {
+            return Err(RunFolderError::Exists { folder: path });
         }
-        let folder = Self { path, _lock: lock };
-        folder.record_start(start, changed)?;
-        atomic_file::write(&config_path, config.to_yaml().as_bytes()).map_err(io_error(&config_path))?;
-        Ok(folder)
+        let changed = allowed_changes(config, &path)?;
+        Ok(Self { path, _lock: lock, changed })
+    }
+
+    /// Writes down this start and its configuration: from now on the folder is that of `config`, and not finished.
+    ///
+    /// # Errors
+    /// A file cannot be read or written.
+    pub fn begin(&self, config: &Config, start: Start) -> Result<(), RunFolderError> {
+        self.record_start(start)?;
+        let path = config_path(&self.path);
+        atomic_file::write(&path, config.to_yaml().as_bytes()).map_err(io_error(&path))?;
+        let marker = finished_path(&self.path);
+        match fs::remove_file(&marker) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(&marker)(error)),
+            _ => Ok(()),
+        }
     }
 
     /// The folder itself.
@@ -217,13 +220,21 @@ impl RunFolder {
     }
 
     /// Whether the run that `config` names is done; with more `schedule.steps` than it has, it is not.
-    pub fn is_finished(config: &Config) -> bool {
+    ///
+    /// # Errors
+    /// What is done began with another configuration.
+    pub fn is_finished(config: &Config) -> Result<bool, RunFolderError> {
+        let folder = config.run_folder();
         // Without a readable marker the run goes on from its last checkpoint, which costs nothing where it was done.
-        let marker = fs::read_to_string(finished_path(&config.run_folder())).unwrap_or_default();
-        marker.trim().parse::<u64>().is_ok_and(|steps| steps >= config.schedule.steps)
+        let marker = fs::read_to_string(finished_path(&folder)).unwrap_or_default();
+        let finished = marker.trim().parse::<u64>().is_ok_and(|steps| steps >= config.schedule.steps);
+        if finished {
+            allowed_changes(config, &folder)?;
+        }
+        Ok(finished)
     }
 
-    fn record_start(&self, start: Start, changed: Vec<String>) -> Result<(), RunFolderError> {
+    fn record_start(&self, start: Start) -> Result<(), RunFolderError> {
         let path = self.path.join("run.json");
         let mut record = match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::other).map_err(io_error(&path))?,
@@ -232,6 +243,7 @@ impl RunFolder {
         };
         let started_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let pid = std::process::id();
+        let changed = self.changed.clone();
         record.starts.push(StartRecord { started_unix_s, host: host_name(), pid, start, changed });
         let json = serde_json::to_vec_pretty(&record).map_err(io::Error::other).map_err(io_error(&path))?;
         atomic_file::write(&path, &json).map_err(io_error(&path))
@@ -241,6 +253,26 @@ impl RunFolder {
 /// This machine's name.
 pub fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+fn config_path(folder: &Path) -> PathBuf {
+    folder.join("config.yaml")
+}
+
+/// The keys in which `config` differs from the run's own, as sentences; none where no run has begun.
+fn allowed_changes(config: &Config, folder: &Path) -> Result<Vec<String>, RunFolderError> {
+    let path = config_path(folder);
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let run = Config::load_resolved(&path).map_err(|source| RunFolderError::BadConfig { path, source })?;
+    let differences = config.differences(&run);
+    let changed = differences.iter().map(Difference::to_string).collect();
+    let refused: Vec<_> = differences.into_iter().filter(|d| d.change == Change::Refused).collect();
+    if !refused.is_empty() {
+        return Err(RunFolderError::OtherConfig { folder: folder.to_path_buf(), differences: refused });
+    }
+    Ok(changed)
 }
 
 fn finished_path(folder: &Path) -> PathBuf {
@@ -299,25 +331,31 @@ mod tests {
         Config::load_resolved(&path).unwrap()
     }
 
+    fn begun(config: &Config, existing: Existing) -> RunFolder {
+        let folder = RunFolder::open(config, existing).unwrap();
+        folder.begin(config, start()).unwrap();
+        folder
+    }
+
     #[test]
     fn two_runs_in_one_folder_at_once_are_refused() {
         let base = tempfile::tempdir().unwrap();
         let config = config(base.path(), "");
-        let first = RunFolder::open(&config, Existing::Continue, start()).unwrap();
-        let error = RunFolder::open(&config, Existing::Continue, start()).unwrap_err().to_string();
+        let first = begun(&config, Existing::Continue);
+        let error = RunFolder::open(&config, Existing::Continue).unwrap_err().to_string();
         let holder = format!("in use by process {} on {}; ", std::process::id(), host_name());
         assert!(error.contains(&holder), "{error}");
         drop(first);
-        RunFolder::open(&config, Existing::Continue, start()).unwrap();
+        RunFolder::open(&config, Existing::Continue).unwrap();
     }
 
     #[test]
     fn another_configuration_is_refused_with_the_difference() {
         let base = tempfile::tempdir().unwrap();
-        drop(RunFolder::open(&config(base.path(), ""), Existing::Continue, start()).unwrap());
+        drop(begun(&config(base.path(), ""), Existing::Continue));
         let before = fs::read(base.path().join("a/config.yaml")).unwrap();
         let other = config(base.path(), "optimizer: {lr: 2e-4}\nlog: {every: 1}\n");
-        let error = RunFolder::open(&other, Existing::Continue, start()).unwrap_err().to_string();
+        let error = RunFolder::open(&other, Existing::Continue).unwrap_err().to_string();
         assert!(error.contains("(optimizer.lr: 0.0001 in the run, 0.0002 here)"), "{error}");
         assert_eq!(fs::read(base.path().join("a/config.yaml")).unwrap(), before);
     }
@@ -325,9 +363,9 @@ mod tests {
     #[test]
     fn allowed_changes_are_kept_and_written_down() {
         let base = tempfile::tempdir().unwrap();
-        drop(RunFolder::open(&config(base.path(), ""), Existing::Continue, start()).unwrap());
+        drop(begun(&config(base.path(), ""), Existing::Continue));
         let changed = config(base.path(), "log: {every: 1}\n");
-        drop(RunFolder::open(&changed, Existing::Continue, start()).unwrap());
+        drop(begun(&changed, Existing::Continue));
         assert_eq!(Config::load_resolved(&base.path().join("a/config.yaml")).unwrap(), changed);
         let record: RunRecord = serde_json::from_slice(&fs::read(base.path().join("a/run.json")).unwrap()).unwrap();
         assert_eq!(record.starts.len(), 2);
@@ -339,8 +377,8 @@ mod tests {
     fn a_new_run_does_not_take_a_folder_that_holds_one() {
         let base = tempfile::tempdir().unwrap();
         let config = config(base.path(), "");
-        drop(RunFolder::open(&config, Existing::Refuse, start()).unwrap());
-        let error = RunFolder::open(&config, Existing::Refuse, start()).unwrap_err();
+        drop(begun(&config, Existing::Refuse));
+        let error = RunFolder::open(&config, Existing::Refuse).unwrap_err();
         assert!(matches!(error, RunFolderError::Exists { .. }), "{error}");
     }
 
@@ -348,9 +386,9 @@ mod tests {
     fn a_damaged_configuration_is_one_clear_line() {
         let base = tempfile::tempdir().unwrap();
         let config = config(base.path(), "");
-        drop(RunFolder::open(&config, Existing::Continue, start()).unwrap());
+        drop(begun(&config, Existing::Continue));
         fs::write(base.path().join("a/config.yaml"), "run: {names: [").unwrap();
-        let error = RunFolder::open(&config, Existing::Continue, start()).unwrap_err().to_string();
+        let error = RunFolder::open(&config, Existing::Continue).unwrap_err().to_string();
         assert!(error.contains("config.yaml: ") && !error.contains('\n'), "{error}");
     }
 
@@ -358,12 +396,24 @@ mod tests {
     fn a_longer_schedule_makes_a_finished_run_unfinished() {
         let base = tempfile::tempdir().unwrap();
         let config = config(base.path(), "schedule: {steps: 2000}\n");
-        let folder = RunFolder::open(&config, Existing::Continue, start()).unwrap();
-        assert!(!RunFolder::is_finished(&config));
+        let folder = begun(&config, Existing::Continue);
+        assert!(!RunFolder::is_finished(&config).unwrap());
         folder.mark_finished(2000).unwrap();
-        assert!(RunFolder::is_finished(&config));
+        assert!(RunFolder::is_finished(&config).unwrap());
         let mut longer = config.clone();
         longer.schedule.steps = 2001;
-        assert!(!RunFolder::is_finished(&longer));
+        assert!(!RunFolder::is_finished(&longer).unwrap());
+        let mut other = config.clone();
+        other.optimizer.lr = 2e-4;
+        assert!(matches!(RunFolder::is_finished(&other), Err(RunFolderError::OtherConfig { .. })));
+        folder.begin(&config, start()).unwrap();
+        assert!(!RunFolder::is_finished(&config).unwrap(), "what trains is not finished");
+    }
+
+    #[test]
+    fn what_never_began_takes_any_configuration() {
+        let base = tempfile::tempdir().unwrap();
+        drop(RunFolder::open(&config(base.path(), ""), Existing::Refuse).unwrap());
+        drop(begun(&config(base.path(), "optimizer: {lr: 2e-4}\n"), Existing::Refuse));
     }
 }

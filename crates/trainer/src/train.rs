@@ -70,7 +70,7 @@ pub fn run(request: &TrainRequest) -> Result<Finished, Error> {
     let stop = StopSignal::listen().map_err(|e| Error::file("signals", e))?;
     for config in &configs {
         let folder = config.run_folder();
-        if RunFolder::is_finished(config) && request.resume == Resume::Auto {
+        if request.resume == Resume::Auto && RunFolder::is_finished(config)? {
             (request.say)(&format!("{}: finished already, {} steps", folder.display(), config.schedule.steps));
             continue;
         }

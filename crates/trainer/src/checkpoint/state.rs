@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::error::CheckpointError;
 use super::folder::CheckpointFolder;
 use super::manifest::{Checkpoint, Metric};
+use crate::meter::Unrecorded;
 
 const STATE: &str = "state.json";
 const FORMAT: u32 = 1;
@@ -33,6 +34,9 @@ pub struct TrainState {
     pub dataset_digest: String,
     /// The best held-out metric so far.
     pub best: Option<Best>,
+    /// Metrics of the steps behind the last record.
+    #[serde(default)]
+    pub unrecorded: Unrecorded,
 }
 
 /// A metric's best value and when it was measured.
@@ -61,6 +65,7 @@ impl TrainState {
             config_digest,
             dataset_digest,
             best: None,
+            unrecorded: Unrecorded::default(),
         }
     }
 

@@ -1,0 +1,130 @@
+//! What happened since the last record: sums of the steps' metrics, samples and waiting time.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use blip2_data::HostBatch;
+use serde::{Deserialize, Serialize};
+use tch::no_grad;
+
+use crate::step::StepMetrics;
+
+/// The part of a meter that a checkpoint between two records keeps, so that the next record is that of an uninterrupted run.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Unrecorded {
+    /// Steps that no record holds yet.
+    pub steps: u64,
+    /// Sums over these steps by metric; null where one is not finite.
+    pub sums: BTreeMap<String, Option<f64>>,
+}
+
+/// Collects what the next record says.
+pub(crate) struct Meter {
+    carried: Unrecorded,
+    metrics: StepMetrics,
+    steps: u64,
+    samples: usize,
+    data_wait_s: f64,
+    since: Instant,
+}
+
+impl Meter {
+    /// Goes on from what the run before had collected.
+    pub(crate) fn resume(carried: Unrecorded) -> Meter {
+        Meter { carried, metrics: Vec::new(), steps: 0, samples: 0, data_wait_s: 0.0, since: Instant::now() }
+    }
+
+    /// Begins with nothing.
+    pub(crate) fn start() -> Meter {
+        Meter::resume(Unrecorded::default())
+    }
+
+    /// A batch came after so long a wait.
+    pub(crate) fn batch(&mut self, host: &HostBatch, wait_s: f64) {
+        self.samples += host.size;
+        self.data_wait_s += wait_s;
+    }
+
+    /// A step is done; nothing is read from the device.
+    pub(crate) fn step(&mut self, metrics: StepMetrics) {
+        self.steps += 1;
+        if self.metrics.is_empty() {
+            self.metrics = metrics;
+            no_grad(|| {
+                for (name, sum) in &mut self.metrics {
+                    if let Some(carried) = self.carried.sums.get(*name) {
+                        *sum += carried.unwrap_or(f64::NAN);
+                    }
+                }
+            });
+            return;
+        }
+        no_grad(|| {
+            for ((_, sum), (_, value)) in self.metrics.iter_mut().zip(metrics) {
+                *sum += value;
+            }
+        });
+    }
+
+    /// Leaves out time that was not spent on steps.
+    pub(crate) fn pause(&mut self, time: Duration) {
+        self.since += time;
+    }
+
+    /// What a checkpoint keeps. Waits for the device.
+    pub(crate) fn unrecorded(&self) -> Unrecorded {
+        if self.steps == 0 {
+            return self.carried.clone();
+        }
+        let finite = |sum: f64| sum.is_finite().then_some(sum);
+        let sums = self.metrics.iter().map(|(name, sum)| (name.to_string(), finite(sum.double_value(&[])))).collect();
+        Unrecorded { steps: self.carried.steps + self.steps, sums }
+    }
+
+    /// Means over the steps since the last call, and rates. Waits for the device.
+    pub(crate) fn read(&mut self) -> Vec<(String, f64)> {
+        let steps = (self.carried.steps + self.steps).max(1) as f64;
+        let mut scalars: Vec<(String, f64)> =
+            self.metrics.iter().map(|(name, sum)| (name.to_string(), sum.double_value(&[]) / steps)).collect();
+        // Rates are of this process alone.
+        let (seconds, steps) = (self.since.elapsed().as_secs_f64(), self.steps.max(1) as f64);
+        scalars.push(("step_s".into(), seconds / steps));
+        scalars.push(("samples_per_s".into(), self.samples as f64 / seconds.max(1e-9)));
+        scalars.push(("data_wait_s".into(), self.data_wait_s / steps));
+        *self = Meter::start();
+        scalars
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Tensor;
+
+    fn loss(value: f32) -> StepMetrics {
+        vec![("loss", Tensor::from(value)), ("grad_norm", Tensor::from(f32::INFINITY))]
+    }
+
+    fn mean(meter: &mut Meter) -> f64 {
+        meter.read().into_iter().find(|(name, _)| name == "loss").unwrap().1
+    }
+
+    #[test]
+    fn a_mean_goes_on_behind_a_checkpoint() {
+        let losses = [0.1f32, 2.7, 3.3, 0.9];
+        let mut whole = Meter::start();
+        losses.iter().for_each(|&value| whole.step(loss(value)));
+        for cut in 0..=losses.len() {
+            let mut before = Meter::start();
+            losses[..cut].iter().for_each(|&value| before.step(loss(value)));
+            let saved = serde_json::to_string(&before.unrecorded()).unwrap();
+            let mut after = Meter::resume(serde_json::from_str(&saved).unwrap());
+            assert_eq!(after.unrecorded(), before.unrecorded());
+            losses[cut..].iter().for_each(|&value| after.step(loss(value)));
+            assert_eq!(after.unrecorded(), whole.unrecorded(), "cut {cut}");
+        }
+        assert_eq!(whole.unrecorded().sums["grad_norm"], None);
+        assert_eq!(mean(&mut whole), f64::from(losses.iter().sum::<f32>()) / 4.0);
+        assert_eq!(whole.unrecorded(), Unrecorded::default());
+    }
+}
