@@ -1,8 +1,11 @@
 //! The programs as their users meet them: arguments in; exit code, standard output and standard error out.
 
 mod bad_input;
+mod bad_steps;
 mod help;
 mod models;
+mod resume;
+mod setup;
 mod shards;
 mod training;
 
