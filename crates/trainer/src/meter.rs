@@ -53,7 +53,7 @@ impl Meter {
             no_grad(|| {
                 for (name, sum) in &mut self.metrics {
                     if let Some(carried) = self.carried.sums.get(*name) {
-                        *sum += carried.unwrap_or(f64::NAN);
+                        *sum = &*sum + carried.unwrap_or(f64::NAN);
                     }
                 }
             });
@@ -61,7 +61,8 @@ impl Meter {
         }
         no_grad(|| {
             for ((_, sum), (_, value)) in self.metrics.iter_mut().zip(metrics) {
-                *sum += value;
+                // Not in place: two names may share one tensor.
+                *sum = &*sum + value;
             }
         });
     }
@@ -102,7 +103,8 @@ mod tests {
     use tch::Tensor;
 
     fn loss(value: f32) -> StepMetrics {
-        vec![("loss", Tensor::from(value)), ("grad_norm", Tensor::from(f32::INFINITY))]
+        let loss = Tensor::from(value);
+        vec![("loss", loss.shallow_clone()), ("loss_lm", loss), ("grad_norm", Tensor::from(f32::INFINITY))]
     }
 
     fn mean(meter: &mut Meter) -> f64 {

@@ -42,7 +42,8 @@ mod tests {
     fn each_is_named_once() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("quarantine.jsonl");
-        let bad = |index| Quarantined { shard: "0.tar".into(), key: index.to_string(), index, reason: "grey".into() };
+        let bad =
+            |index: u64| Quarantined { shard: "0.tar".into(), key: index.to_string(), index, reason: "grey".into() };
         assert_eq!(append::<Quarantined>(&path, &[]).unwrap(), None);
         assert!(!path.exists());
         let line = append(&path, &[bad(1), bad(2)]).unwrap().unwrap();

@@ -96,7 +96,8 @@ fn add(sum: &mut StepMetrics, more: StepMetrics) {
     }
     no_grad(|| {
         for ((_, sum), (_, value)) in sum.iter_mut().zip(more) {
-            *sum += value;
+            // Not in place: two names may share one tensor.
+            *sum = &*sum + value;
         }
     });
 }
@@ -154,7 +155,7 @@ mod tests {
 
         fn forward(&self, batch: &Batch, _: &Pass) -> Losses {
             let total = (&self.w * &batch.features).sum(Kind::Float) * batch.share.samples;
-            Losses { metrics: vec![("loss", total.detach())], total }
+            Losses { metrics: vec![("loss", total.detach()), ("loss_same", total.detach())], total }
         }
 
         fn target_rule(&self) -> TargetRule {
