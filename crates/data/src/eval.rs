@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::collate::{HostBatch, Padding, collate};
 use crate::sample::{Preparer, Quarantined, Sample, View};
 use crate::workers::{Queue, Workers};
-use crate::{Clean, DataError, Dataset, SampleError, TextEncoder};
+use crate::{BadSamples, Clean, DataError, Dataset, SampleError, TextEncoder};
 
 /// What is read, and how.
 #[derive(Debug, Clone)]
@@ -30,6 +30,8 @@ pub struct EvalOptions {
     pub pad_id: i64,
     /// Padded lengths are multiples of this.
     pub pad_to_multiple: usize,
+    /// Samples that are left out unread, and not reported.
+    pub bad: BadSamples,
 }
 
 /// Batches of consecutive samples with the evaluation transform. A bad sample is left out, not replaced, so a batch
@@ -38,7 +40,8 @@ pub struct EvalReader {
     workers: Workers,
     preparer: Arc<Preparer>,
     options: EvalOptions,
-    pending: Queue<Result<Sample, (u64, SampleError)>>,
+    bad: Arc<BadSamples>,
+    pending: Queue<Result<Option<Sample>, (u64, SampleError)>>,
     ahead: u64,
     quarantined: Vec<Quarantined>,
 }
@@ -70,6 +73,7 @@ impl EvalReader {
         let mut reader = EvalReader {
             workers: Workers::new(options.threads)?,
             preparer: Arc::new(preparer),
+            bad: Arc::new(std::mem::take(&mut options.bad)),
             pending: VecDeque::new(),
             ahead: options.range.start,
             quarantined: Vec::new(),
@@ -88,10 +92,13 @@ impl EvalReader {
         while self.pending.len() < self.options.prefetch && self.ahead < self.options.range.end {
             let first = self.ahead;
             let count = (self.options.range.end - first).min(self.options.batch as u64);
-            let preparer = Arc::clone(&self.preparer);
+            let (preparer, bad) = (Arc::clone(&self.preparer), Arc::clone(&self.bad));
             let prepare = move |at: usize| {
                 let index = first + at as u64;
-                preparer.prepare(index, View::Evaluate).map_err(|error| (index, error))
+                if bad.contains(index) {
+                    return Ok(None);
+                }
+                preparer.prepare(index, View::Evaluate).map(Some).map_err(|error| (index, error))
             };
             self.pending.push_back((first, self.workers.start(count as usize, prepare)));
             self.ahead += count;
@@ -112,7 +119,8 @@ impl Iterator for EvalReader {
             let mut samples = Vec::with_capacity(results.len());
             for result in results {
                 match result {
-                    Ok(sample) => samples.push((sample.index, sample)),
+                    Ok(None) => {}
+                    Ok(Some(sample)) => samples.push((sample.index, sample)),
                     Err((index, error)) => self.quarantined.push(self.preparer.quarantine(index, &error)),
                 }
             }

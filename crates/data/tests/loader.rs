@@ -216,6 +216,7 @@ fn eval_options(range: std::ops::Range<u64>) -> EvalOptions {
         clean: blip2_data::Clean::Blip,
         pad_id: 0,
         pad_to_multiple: 1,
+        bad: BadSamples::default(),
     }
 }
 
@@ -228,6 +229,14 @@ fn evaluation_reads_in_order_and_leaves_bad_samples_out() {
     assert_eq!(indices, (2..24).filter(|&i| !broken(i as usize)).collect::<Vec<_>>());
     let bad: Vec<u64> = reader.take_quarantined().iter().map(|bad| bad.index).collect();
     assert_eq!(bad, [7, 13, 19]);
+
+    let mut known = BadSamples::default();
+    [3, 13].into_iter().for_each(|index| known.insert(index, 0));
+    let options = EvalOptions { pixels: false, bad: known, ..eval_options(2..1000) };
+    let mut reader = EvalReader::new(open(folder.path()), text(), options).unwrap();
+    let indices: Vec<u64> = reader.by_ref().flat_map(|batch| batch.unwrap().sample_index).collect();
+    assert_eq!(indices, (2..24).filter(|i| ![3, 13].contains(i)).collect::<Vec<_>>());
+    assert!(reader.take_quarantined().is_empty());
 }
 
 proptest! {

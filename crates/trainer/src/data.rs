@@ -1,6 +1,5 @@
 //! The training data of a run: the data set, its loader from any stream position, and micro-batches of features.
 
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -48,7 +47,8 @@ impl TrainData {
                 config.data.train.len()
             )));
         };
-        let dataset = Arc::new(Dataset::open(std::slice::from_ref(&set.shards), &open_options(None))?);
+        let dataset = Dataset::open(std::slice::from_ref(&set.shards), &open_options(config));
+        let dataset = Arc::new(dataset.map_err(|source| Error::DataSet { key: "data.train", source })?);
         let loader = &config.data.loader;
         let threads = threads(&loader.threads);
         let clean = clean(config.data.text.clean);
@@ -66,10 +66,7 @@ impl TrainData {
             }
         };
         let cuda = matches!(encoder.device(), tch::Device::Cuda(_));
-        let mut bad = BadSamples::default();
-        for sample in cache.iter().flat_map(|c| &c.quarantined) {
-            bad.insert(sample.index, 0);
-        }
+        let bad = cache.as_deref().map(MemoryCache::bad).unwrap_or_default();
         if bad.len() as f64 > loader.max_bad_fraction * dataset.len() as f64 {
             return Err(Error::Mismatch(format!(
                 "data.train: {} of {} images cannot be used, more than data.loader.max_bad_fraction ({}); the first: {}",
@@ -166,9 +163,9 @@ impl TrainData {
     }
 }
 
-/// How shards are opened: `.idx` files go beside them, or into the user's cache where that folder cannot be written.
-pub(crate) fn open_options(cache_dir: Option<PathBuf>) -> OpenOptions {
-    OpenOptions { cache_dir, ..OpenOptions::default() }
+/// How shards are opened: `.idx` files go beside them, or into the run's folder where theirs cannot be written.
+pub(crate) fn open_options(config: &Config) -> OpenOptions {
+    OpenOptions { cache_dir: Some(config.run_folder().join("shard_index")), ..OpenOptions::default() }
 }
 
 /// `auto`: one thread a core.

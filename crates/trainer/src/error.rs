@@ -12,6 +12,8 @@ pub enum Error {
     Config(#[from] crate::config::ConfigErrors),
     #[error(transparent)]
     Data(#[from] blip2_data::DataError),
+    #[error("{key}: {source}")]
+    DataSet { key: &'static str, source: blip2_data::DataError },
     #[error(transparent)]
     Text(#[from] blip2_data::TextError),
     #[error(transparent)]

@@ -79,7 +79,8 @@ impl HeldOutSet {
         caches: &mut MemoryCaches,
     ) -> Result<Option<HeldOutSet>, Error> {
         let Some(val) = &config.data.val else { return Ok(None) };
-        let dataset = Arc::new(Dataset::open(std::slice::from_ref(&val.shards), &crate::data::open_options(None))?);
+        let dataset = Dataset::open(std::slice::from_ref(&val.shards), &crate::data::open_options(config));
+        let dataset = Arc::new(dataset.map_err(|source| Error::DataSet { key: "data.val", source })?);
         let threads = crate::data::threads(&config.data.loader.threads);
         let (image_size, clean) = (config.data.image.size, crate::data::clean(config.data.text.clean));
         let cache = match config.data.feature_cache {
@@ -89,7 +90,7 @@ impl HeldOutSet {
             }
             _ => None,
         };
-        Ok(Some(HeldOutSet {
+        let set = HeldOutSet {
             dataset,
             cache,
             batch: config.micro_batch().min(MAX_BATCH),
@@ -99,7 +100,34 @@ impl HeldOutSet {
             seed: config.run.seed,
             captions: config.eval.captions,
             retrieval: config.eval.retrieval,
-        }))
+        };
+        // Now and not at the first evaluation, by when hours may have gone.
+        let mut reader = set.reader(text, true)?;
+        if reader.next().transpose()?.is_none() {
+            let first = reader.take_quarantined().first().map(ToString::to_string).unwrap_or_default();
+            return Err(Error::Mismatch(format!(
+                "data.val: none of the {} samples can be read; the first: {first}",
+                set.dataset.len()
+            )));
+        }
+        Ok(Some(set))
+    }
+
+    /// All samples in order, those that cannot be used left out.
+    fn reader(&self, text: &TextFrame, pixels: bool) -> Result<EvalReader, Error> {
+        let options = EvalOptions {
+            range: 0..self.dataset.len(),
+            batch: self.batch,
+            threads: self.threads,
+            prefetch: 2,
+            image_size: self.image_size,
+            pixels,
+            clean: self.clean,
+            pad_id: text.pad_id,
+            pad_to_multiple: 1,
+            bad: self.cache.as_deref().map(MemoryCache::bad).unwrap_or_default(),
+        };
+        Ok(EvalReader::new(self.dataset.clone(), text.encoder.clone(), options)?)
     }
 
     /// Begins a pass.
@@ -113,18 +141,7 @@ impl HeldOutSet {
         rule: TargetRule,
     ) -> Result<HeldOut<'a>, Error> {
         let features = self.cache.as_deref().map_or(Features::Encode(encoder), Features::Memory);
-        let options = EvalOptions {
-            range: 0..self.dataset.len(),
-            batch: self.batch,
-            threads: self.threads,
-            prefetch: 2,
-            image_size: self.image_size,
-            pixels: features.needs_pixels(),
-            clean: self.clean,
-            pad_id: text.pad_id,
-            pad_to_multiple: 1,
-        };
-        let reader = EvalReader::new(self.dataset.clone(), text.encoder.clone(), options)?;
+        let reader = self.reader(text, features.needs_pixels())?;
         Ok(HeldOut { reader, features, encoder, text, rule, set: self })
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use blip2_data::{Clean, Dataset, EvalOptions, EvalReader, HostBatch, Quarantined, TextEncoder};
+use blip2_data::{BadSamples, Clean, Dataset, EvalOptions, EvalReader, HostBatch, Quarantined, TextEncoder};
 use tch::{Kind, Tensor, no_grad};
 
 use crate::encoder::ImageEncoder;
@@ -117,6 +117,7 @@ impl MemoryCache {
                 clean: options.clean,
                 pad_id: 0,
                 pad_to_multiple: 1,
+                bad: BadSamples::default(),
             },
         )?;
         let (mut store, mut rows, mut done): (Option<Tensor>, _, i64) = (None, BTreeMap::new(), 0);
@@ -134,8 +135,18 @@ impl MemoryCache {
             progress(batch.sample_index.last().map_or(0, |i| i + 1), all);
         }
         let quarantined = reader.take_quarantined();
-        let store = store.ok_or_else(|| Error::Mismatch("no image of the set can be read".into()))?;
+        let store = store.ok_or_else(|| {
+            let first = quarantined.first().map(ToString::to_string).unwrap_or_default();
+            Error::Mismatch(format!("none of the {all} samples of the set can be read; the first: {first}"))
+        })?;
         Ok(MemoryCache { features: store.narrow(0, 0, done), rows, quarantined })
+    }
+
+    /// The samples that it could not read.
+    pub fn bad(&self) -> BadSamples {
+        let mut bad = BadSamples::default();
+        self.quarantined.iter().for_each(|sample| bad.insert(sample.index, 0));
+        bad
     }
 
     /// Features of samples by index, `f32 [B, N, width]`.

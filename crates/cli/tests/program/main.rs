@@ -2,17 +2,20 @@
 
 mod bad_input;
 mod bad_steps;
+mod damage;
 mod help;
+mod hostile;
 mod models;
 mod resume;
-mod setup;
 mod shards;
+mod tiny_run;
 mod training;
+mod weights;
 
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
 /// What a program did.
 struct Ended {
@@ -23,9 +26,7 @@ struct Ended {
 
 fn run_program(program: &str, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Ended {
     // A backtrace is noise to whoever has set this variable.
-    let output = Command::new(program).args(arguments).env("RUST_BACKTRACE", "1").output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    Ended::of(Command::new(program).args(arguments).env("RUST_BACKTRACE", "1").output().unwrap())
 }
 
 fn blip2<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Ended {
@@ -33,6 +34,11 @@ fn blip2<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Ended {
 }
 
 impl Ended {
+    fn of(output: Output) -> Ended {
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+
     /// Standard output of a success.
     fn success(self) -> String {
         assert_eq!(self.code, Some(0), "{}", self.stderr);

@@ -5,26 +5,23 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::setup::{init, write_config, write_shards};
+use crate::tiny_run::TinyRun;
 use crate::{blip2, golden, run_program};
 
 #[test]
 fn from_pictures_to_captions() {
-    let folder = tempfile::tempdir().unwrap();
-    let folder = folder.path();
-    write_shards(folder);
-    let init = init();
-    let configs = [write_config(folder, 1, init.path()), write_config(folder, 2, &folder.join("runs/stage1"))];
+    let tiny = TinyRun::new();
+    let configs = [tiny.stage1("stage1", &[]), tiny.stage2("stage2", "stage1", &[])];
     let both = ["--config".into(), configs[0].clone(), "--config".into(), configs[1].clone()];
     let train = |more: &[&str]| {
         run_program(env!("CARGO_BIN_EXE_train"), both.iter().cloned().chain(more.iter().map(PathBuf::from)))
     };
 
     train(&["--dry-run"]).success();
-    assert!(!folder.join("runs").exists(), "a dry run writes nothing");
+    assert!(!tiny.path("runs").exists(), "a dry run writes nothing");
     train(&[]).success();
     for stage in ["stage1", "stage2"] {
-        let metrics = fs::read_to_string(folder.join("runs").join(stage).join("metrics.jsonl")).unwrap();
+        let metrics = fs::read_to_string(tiny.run(stage).join("metrics.jsonl")).unwrap();
         let steps = metrics.lines().filter(|line| serde_json::from_str::<Value>(line).unwrap().get("loss").is_some());
         assert_eq!(steps.count(), 4, "{metrics}");
     }
@@ -39,7 +36,7 @@ fn from_pictures_to_captions() {
         blip2::<PathBuf>(arguments)
     };
     // The run's own copy of its configuration serves as well.
-    for config in [configs[0].clone(), folder.join("runs/stage1/config.yaml")] {
+    for config in [configs[0].clone(), tiny.run("stage1").join("config.yaml")] {
         let recall: Value = serde_json::from_str(&evaluate(&config, "retrieval").success()).unwrap();
         assert_eq!(recall["images"], 6);
         let ranks: Vec<&Value> = recall["recall"].as_array().unwrap().iter().map(|r| &r["k"]).collect();
@@ -54,8 +51,8 @@ fn from_pictures_to_captions() {
     assert_eq!(captions["captions"][5]["truth"], "t15 t25 t35");
     assert!(evaluate(&configs[1], "retrieval").failure().contains("task.stage: expected 1"));
 
-    let out = folder.join("export");
-    let run = folder.join("runs/stage2");
+    let out = tiny.path("export");
+    let run = tiny.run("stage2");
     let printed =
         blip2::<PathBuf>(["export".into(), "--checkpoint".into(), run, "--out".into(), out.clone()]).success();
     assert!(printed.contains("the model of step 4"), "{printed}");

@@ -1,0 +1,127 @@
+//! Run folders that are damaged, in use, or another run's.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::tiny_run::{
+    TinyRun, assert_same_end, checkpoint, checkpoint_bytes, metrics, recorded_step, refused, runs_until, start, train,
+};
+
+/// Steps of a run here, with a checkpoint every second one.
+const STEPS: u64 = 4;
+
+fn flip_a_byte(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+fn truncate(path: &Path) {
+    let bytes = fs::read(path).unwrap();
+    fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+}
+
+#[test]
+fn of_a_damaged_newest_checkpoint_the_one_before_is_taken() {
+    let tiny = TinyRun::new();
+    let (whole, damaged) = (tiny.stage1("whole", &[]), tiny.stage1("damaged", &[]));
+    train(&whole, &[]).success();
+    train(&damaged, &[]).success();
+    let run = tiny.run("damaged");
+    type Damage = fn(&Path);
+    let damages: [(&str, Damage); 4] = [
+        ("model.safetensors", flip_a_byte),
+        ("optimizer.safetensors", truncate),
+        ("state.json", flip_a_byte),
+        ("MANIFEST.json", truncate),
+    ];
+    for (name, damage) in damages {
+        // As after a crash just before the end.
+        fs::remove_file(run.join("finished")).unwrap();
+        damage(&checkpoint(&run, STEPS).join(name));
+        let ended = train(&damaged, &[]);
+        for said in ["step_00000004: damaged, the one before is taken: ", name, "going on from step 2"] {
+            assert!(ended.stderr.contains(said), "{said} is not in {}", ended.stderr);
+        }
+        ended.success();
+        assert_same_end(&run, &tiny.run("whole"), STEPS);
+    }
+
+    // With no whole checkpoint left the run begins anew, and says why.
+    fs::remove_file(run.join("finished")).unwrap();
+    for step in [2, STEPS] {
+        truncate(&checkpoint(&run, step).join("model.safetensors"));
+    }
+    let ended = train(&damaged, &[]);
+    assert_eq!(ended.stderr.matches(": damaged, ").count(), 2, "{}", ended.stderr);
+    ended.success();
+    assert_same_end(&run, &tiny.run("whole"), STEPS);
+}
+
+#[test]
+fn two_runs_in_one_folder_at_once_are_refused() {
+    let tiny = TinyRun::new();
+    let config = tiny.stage1("a", &[("/schedule/steps", json!(100_000))]);
+    let mut first = start(&config);
+    assert!(runs_until(&mut first, || recorded_step(&tiny.run("a")) > 0));
+    let message = refused(train(&config, &[]));
+    let holder = format!("in use by process {} on ", first.id());
+    assert!(message.contains(tiny.run("a").to_str().unwrap()) && message.contains(&holder), "{message}");
+    first.kill().unwrap();
+    first.wait().unwrap();
+    assert!(recorded_step(&tiny.run("a")) > 0, "the refused one left the records alone");
+}
+
+#[test]
+fn a_folder_takes_its_own_configuration_only_and_a_longer_schedule() {
+    let tiny = TinyRun::new();
+    let config = tiny.stage1("a", &[]);
+    train(&config, &[]).success();
+    let run = tiny.run("a");
+    let before = (checkpoint_bytes(&run, STEPS), fs::read(run.join("config.yaml")).unwrap());
+    let difference = "(optimizer.lr: 0.001 in the run, 0.0005 here)";
+    let other = ["--set", "optimizer.lr=5e-4"];
+    let message = refused(train(&config, &other));
+    assert!(message.contains(difference) && message.contains("run.name"), "finished: {message}");
+    let message = refused(train(&config, &[&other[..], &["--set", "schedule.steps=6"]].concat()));
+    assert!(message.contains(difference) && !message.contains("schedule.steps"), "unfinished: {message}");
+    let message = refused(train(&config, &["--resume", "never"]));
+    assert!(message.contains("holds a run already"), "{message}");
+    assert_eq!((checkpoint_bytes(&run, STEPS), fs::read(run.join("config.yaml")).unwrap()), before);
+
+    let ended = train(&config, &["--set", "schedule.steps=6", "--set", "log.every=2"]);
+    assert!(ended.stderr.contains("going on from step 4"), "{}", ended.stderr);
+    ended.success();
+    let steps: Vec<_> = metrics(&run).iter().filter(|r| r.get("loss").is_some()).map(|r| r["step"].clone()).collect();
+    assert_eq!(steps, [1, 2, 3, 4, 6]);
+    assert!(checkpoint(&run, 6).exists());
+    assert!(train(&config, &[]).stderr.contains("finished already"));
+}
+
+#[test]
+fn resuming_from_a_checkpoint_that_is_named() {
+    let tiny = TinyRun::new();
+    let (whole, again) = (tiny.stage1("whole", &[]), tiny.stage1("again", &[]));
+    train(&whole, &[]).success();
+    train(&again, &[]).success();
+    let run = tiny.run("again");
+    let second = checkpoint(&run, 2);
+    let ended = train(&again, &["--resume", second.to_str().unwrap()]);
+    assert!(ended.stderr.contains("going on from step 2"), "{}", ended.stderr);
+    ended.success();
+    assert_same_end(&run, &tiny.run("whole"), STEPS);
+
+    let other = tiny.stage1("other", &[("/optimizer/lr", json!(5e-4))]);
+    let message = refused(train(&other, &["--resume", second.to_str().unwrap()]));
+    assert!(message.contains("expected a checkpoint of this configuration"), "{message}");
+    let message = refused(train(&other, &["--resume", "/absent"]));
+    assert!(message.contains("/absent"), "{message}");
+    flip_a_byte(&second.join("model.safetensors"));
+    let message = refused(train(&again, &["--resume", second.to_str().unwrap()]));
+    assert!(message.contains("model.safetensors: expected blake3"), "{message}");
+    // What was refused left nothing behind.
+    train(&other, &["--resume", "never"]).success();
+}
