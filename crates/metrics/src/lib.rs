@@ -2,12 +2,12 @@
 //!
 //! - [`retrieval`]: recall at k in both directions from a similarity matrix.
 //! - [`captions`]: how much generated captions say, and how much of it is right.
-//! - [`chance`]: what a model that knows nothing scores, and the least a smoothed loss can reach.
+//! - [`chance`]: what a model that knows nothing scores.
 
 pub mod captions;
 pub mod chance;
 pub mod retrieval;
 
 pub use captions::{CaptionError, CaptionSummary, summarize_captions};
-pub use chance::{chance_recall, itc_chance, itm_chance, smoothed_floor};
+pub use chance::chance_recall;
 pub use retrieval::{Recall, RetrievalError, recall_at};

@@ -68,7 +68,7 @@ section! {
         pub itm_weight_floor: f64 = 0.0 => not_negative(),
         /// Longest caption in tokens, special tokens included.
         pub max_text_tokens: usize = 32 => at_least(2),
-        /// What token means are over.
+        /// What token means are over; on one process both are the same.
         pub token_mean: TokenMean = TokenMean::Global,
     }
 }
