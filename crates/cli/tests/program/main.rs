@@ -24,9 +24,15 @@ struct Ended {
     stderr: String,
 }
 
+fn program_command(program: &str) -> Command {
+    let mut command = Command::new(program);
+    // A backtrace is noise to whoever has set this variable; and threads that wait for each other beside other tests only spin.
+    command.env("RUST_BACKTRACE", "1").env("OMP_NUM_THREADS", "1");
+    command
+}
+
 fn run_program(program: &str, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Ended {
-    // A backtrace is noise to whoever has set this variable.
-    Ended::of(Command::new(program).args(arguments).env("RUST_BACKTRACE", "1").output().unwrap())
+    Ended::of(program_command(program).args(arguments).output().unwrap())
 }
 
 fn blip2<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Ended {

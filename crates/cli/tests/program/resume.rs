@@ -37,6 +37,11 @@ impl Random {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % end.max(1)
     }
+
+    /// From 0 to below 1.
+    fn share(&mut self) -> f64 {
+        self.below(1000) as f64 / 1000.0
+    }
 }
 
 fn kill(mut child: Child) {
@@ -44,18 +49,24 @@ fn kill(mut child: Child) {
     assert_eq!(child.wait().unwrap().code(), None, "it had ended by itself");
 }
 
-/// Kills the run `kills` times, each later in its course than the one before and every fourth while it starts; then
-/// lets it end.
-fn run_with_kills(config: &Path, run: &Path, kills: u64, start_s: f64, random: &mut Random) {
+/// How long a run takes until its first record, and for a step from then on.
+struct Pace {
+    start_s: f64,
+    step_s: f64,
+}
+
+/// Kills the run `kills` times, each later in its course than the one before, at any moment of a step, and every fourth
+/// while it starts; then lets it end.
+fn run_with_kills(config: &Path, run: &Path, kills: u64, pace: &Pace, random: &mut Random) {
     for nth in 0..kills {
         let mut child = start(config);
         if nth % 4 == 3 {
-            thread::sleep(Duration::from_secs_f64(start_s * random.below(1000) as f64 / 1000.0));
+            thread::sleep(Duration::from_secs_f64(pace.start_s * random.share()));
         } else {
             let (from, to) = ((STEPS - 2) * nth / kills, (STEPS - 2) * (nth + 1) / kills);
             let step = from + random.below(to - from);
             assert!(runs_until(&mut child, || recorded_step(run) >= step), "it ended before step {step}");
-            thread::sleep(Duration::from_millis(random.below(40)));
+            thread::sleep(Duration::from_secs_f64(pace.step_s * random.share()));
         }
         kill(child);
     }
@@ -71,9 +82,10 @@ fn killed_at_random_moments_stage_1_ends_in_the_same_bytes() {
     runs_until(&mut child, || recorded_step(&tiny.run("whole")) > 0);
     let start_s = begun.elapsed().as_secs_f64();
     Ended::of(child.wait_with_output().unwrap()).success();
+    let pace = Pace { start_s, step_s: (begun.elapsed().as_secs_f64() - start_s) / STEPS as f64 };
 
     let kills = std::env::var("BLIP2_KILLS").map_or(5, |kills| kills.parse().unwrap());
-    run_with_kills(&killed, &tiny.run("killed"), kills, start_s, &mut Random(3));
+    run_with_kills(&killed, &tiny.run("killed"), kills, &pace, &mut Random(3));
     assert_same_end(&tiny.run("killed"), &tiny.run("whole"), STEPS);
     let steps: Vec<u64> = metrics(&tiny.run("killed"))
         .iter()

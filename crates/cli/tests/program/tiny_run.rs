@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{Ended, blip2, copied, golden};
+use crate::{Ended, blip2, copied, golden, program_command};
 
 /// A folder with shards, a model to begin from, configurations, and `runs/`.
 pub struct TinyRun {
@@ -76,9 +76,8 @@ impl TinyRun {
 }
 
 fn command(config: &Path, more: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_train"));
-    // Tests run beside each other: threads that wait for each other would only spin.
-    command.arg("--config").arg(config).args(more).env("OMP_NUM_THREADS", "1").env("RUST_BACKTRACE", "1");
+    let mut command = program_command(env!("CARGO_BIN_EXE_train"));
+    command.arg("--config").arg(config).args(more);
     command
 }
 
