@@ -1,8 +1,8 @@
 //! What can go wrong at the boundary to libtorch.
 
-use std::fmt;
+use std::{fmt, io};
 
-use tch::Kind;
+use tch::{Device, Kind};
 
 use crate::device::DeviceChoice;
 
@@ -51,6 +51,24 @@ pub enum Error {
         /// The tensor's element type.
         kind: Kind,
         /// The tensor's shape.
+        shape: Vec<i64>,
+    },
+    /// The system refused to read a tensor's bytes.
+    #[error("bytes {offset}..{offset}+{len} cannot be read: {source}")]
+    Read {
+        /// Where the read began.
+        offset: usize,
+        /// How many bytes were asked for.
+        len: usize,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A tensor whose memory cannot be written from a file.
+    #[error("a tensor of shape {shape:?} on {device:?} cannot be read into: expected a contiguous one on the CPU")]
+    NotFillable {
+        /// Where it lies.
+        device: Device,
+        /// Its shape.
         shape: Vec<i64>,
     },
     /// A saved state that does not fit the object it is loaded into; everything wrong is listed.

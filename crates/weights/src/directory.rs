@@ -197,6 +197,10 @@ impl TensorSource for PartView<'_> {
     fn read(&self, name: &str) -> Result<Tensor, String> {
         self.weights.read(self.names.get(name).ok_or("no such tensor")?)
     }
+
+    fn read_into(&self, name: &str, target: &mut Tensor) -> Result<(), String> {
+        self.weights.read_into(self.names.get(name).ok_or("no such tensor")?, target)
+    }
 }
 
 /// How a family of models names its tensors when it stands alone. A new tower is a new row of [`LAYOUTS`].

@@ -93,6 +93,11 @@ impl TensorSource for SafetensorsDir {
         let place = self.places.get(name).ok_or("no such tensor")?;
         self.files[*place].read(name)
     }
+
+    fn read_into(&self, name: &str, target: &mut Tensor) -> Result<(), String> {
+        let place = self.places.get(name).ok_or("no such tensor")?;
+        self.files[*place].read_into(name, target)
+    }
 }
 
 fn open_shards(directory: &Path, index: &Path) -> Result<Vec<SafetensorsFile>, WeightsError> {

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use blip2_torchx::mapped_file::MappedFile;
-use blip2_torchx::params::{TensorInfo, TensorSource};
-use tch::Tensor;
+use blip2_torchx::params::{TensorInfo, TensorSource, copy_values};
+use tch::{Device, Tensor};
 
 use crate::error::WeightsError;
 use crate::header::{self, Header, Stored};
@@ -85,5 +85,14 @@ impl TensorSource for SafetensorsFile {
         let stored = self.header.tensors.get(name).ok_or("no such tensor")?;
         let kind = header::kind_of(stored.dtype).ok_or("unsupported dtype")?;
         self.mapped.tensor(stored.offset, stored.bytes, kind, &stored.shape).map_err(|error| error.to_string())
+    }
+
+    fn read_into(&self, name: &str, target: &mut Tensor) -> Result<(), String> {
+        let stored = self.header.tensors.get(name).ok_or("no such tensor")?;
+        let fits = header::kind_of(stored.dtype) == Some(target.kind()) && stored.shape == target.size();
+        if fits && target.device() == Device::Cpu && target.is_contiguous() {
+            return self.mapped.read_into(stored.offset, stored.bytes, target).map_err(|error| error.to_string());
+        }
+        copy_values(&self.read(name)?, target)
     }
 }
