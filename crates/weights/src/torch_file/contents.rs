@@ -23,7 +23,7 @@ pub(super) struct Contents {
 
 /// A tensor that lies inside the file.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct StoredTensor {
+pub(super) struct StoredTensor {
     pub kind: Kind,
     pub shape: Vec<i64>,
     /// In elements.

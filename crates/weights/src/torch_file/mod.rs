@@ -6,6 +6,7 @@
 //! copied once when asked for.
 
 mod archive;
+mod calls;
 mod contents;
 mod legacy;
 mod machine;
@@ -24,12 +25,12 @@ use blip2_torchx::mapped_file::MappedFile;
 use blip2_torchx::params::{TensorInfo, TensorSource};
 use tch::Tensor;
 
-pub(crate) use contents::StoredTensor;
 pub use problem::TorchFileProblem;
 pub(crate) use writer::{Entry, write_torch_file};
 
 use crate::error::WeightsError;
 use crate::file_map::map_file;
+use contents::StoredTensor;
 use tree::Tree;
 
 /// A PyTorch file whose tensors are read from the mapping when asked for.
@@ -81,10 +82,6 @@ impl TorchFile {
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.tree.tensors.keys().map(String::as_str)
     }
-
-    pub(crate) fn stored(&self, name: &str) -> Option<&StoredTensor> {
-        self.tree.tensors.get(name)
-    }
 }
 
 impl TensorSource for TorchFile {
@@ -97,10 +94,10 @@ impl TensorSource for TorchFile {
     }
 
     fn read(&self, name: &str) -> Result<Tensor, String> {
-        let StoredTensor { kind, shape, strides, offset, contiguous } =
-            self.tree.tensors.get(name).ok_or("no such tensor")?;
+        let stored = self.tree.tensors.get(name).ok_or("no such tensor")?;
+        let StoredTensor { kind, shape, strides, offset, contiguous } = stored;
         let tensor = if *contiguous {
-            let bytes = shape.iter().product::<i64>() as usize * kind.elt_size_in_bytes();
+            let bytes = stored.bytes();
             self.mapped.tensor(*offset, bytes, *kind, shape)
         } else {
             self.mapped.strided_tensor(*offset, *kind, shape, strides)

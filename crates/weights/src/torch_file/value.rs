@@ -132,22 +132,14 @@ fn forbidden(module: &str, name: &str) -> TorchFileProblem {
 /// Classes that checkpoints hold beside their tensors. Their objects are skipped, not made.
 fn data_class(module: &str, name: &str) -> bool {
     match module {
-        "builtins" | "__builtin__" => [
-            "set",
-            "frozenset",
-            "list",
-            "tuple",
-            "int",
-            "float",
-            "str",
-            "bool",
-            "complex",
-            "bytes",
-            "bytearray",
-            "slice",
-            "range",
-        ]
-        .contains(&name),
+        // `long` and `unicode` are what protocol 2 calls int and str.
+        "builtins" | "__builtin__" => {
+            let numbers = ["int", "long", "float", "bool", "complex"];
+            let collections =
+                ["set", "frozenset", "list", "tuple", "str", "unicode", "bytes", "bytearray", "slice", "range"];
+            numbers.contains(&name) || collections.contains(&name) || name == "object"
+        }
+        "copyreg" | "copy_reg" => name == "_reconstructor",
         "_codecs" => name == "encode",
         "argparse" => name == "Namespace",
         "types" => name == "SimpleNamespace",

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use blip2_torchx::params::{ParamStore, TensorSource};
+use blip2_torchx::params::{Init, ParamStore, TensorSource};
 use blip2_weights::plans::{self, QFormerSource};
 use blip2_weights::{Contents, ModelDir, Part, SafetensorsFile, TorchFile, WeightsDir, WeightsFile, inspect};
 use tch::Kind;
@@ -119,9 +119,9 @@ fn stage1_of_bert(folder: &str) -> ParamStore {
     ]);
     for layer in ["qformer.encoder.layer.0", "qformer.encoder.layer.1"] {
         let root = params.root();
-        let mut linear = |name: &str, out: i64, width: i64| {
-            root.param(&format!("{layer}.{name}.weight"), &[out, width], blip2_torchx::params::Init::Zeros);
-            root.param(&format!("{layer}.{name}.bias"), &[out], blip2_torchx::params::Init::Zeros);
+        let linear = |name: &str, out: i64, width: i64| {
+            let _ = root.param(&format!("{layer}.{name}.weight"), &[out, width], Init::Zeros);
+            let _ = root.param(&format!("{layer}.{name}.bias"), &[out], Init::Zeros);
         };
         for projection in ["query", "key", "value"] {
             linear(&format!("attention.attention.{projection}"), 16, 16);
@@ -133,7 +133,7 @@ fn stage1_of_bert(folder: &str) -> ParamStore {
         }
         for norm in ["attention.output", "output", "output_query"] {
             for parameter in ["weight", "bias"] {
-                root.param(&format!("{layer}.{norm}.LayerNorm.{parameter}"), &[16], blip2_torchx::params::Init::Zeros);
+                let _ = root.param(&format!("{layer}.{norm}.LayerNorm.{parameter}"), &[16], Init::Zeros);
             }
         }
     }
