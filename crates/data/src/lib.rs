@@ -31,6 +31,7 @@ mod sample;
 mod scan;
 mod stats;
 mod text;
+mod tokenizer_folder;
 mod verify;
 mod workers;
 
@@ -48,4 +49,5 @@ pub use sample::{BadSamples, Quarantined};
 pub use scan::{Problem, scan};
 pub use stats::{Stats, Summary, stats};
 pub use text::{Clean, TextEncoder, TextError, clean_caption};
+pub use tokenizer_folder::SpecialTokens;
 pub use verify::{VerifyReport, verify};

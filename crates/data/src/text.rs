@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 use tokenizers::{Tokenizer, TruncationParams};
 
+use crate::tokenizer_folder::tokenizer_json;
+
 /// Words of a caption that are kept.
 const MAX_WORDS: usize = 50;
 
@@ -103,10 +105,29 @@ impl TextEncoder {
         let path = path.as_ref();
         let load = |reason: String| TextError::Load { path: path.to_owned(), reason };
         let file = fs::read(path).map_err(|error| load(error.to_string()))?;
+        TextEncoder::from_bytes(&file, path, max_tokens, add_special_tokens)
+    }
+
+    /// The tokenizer of a folder: its `tokenizer.json`, or a BERT's `vocab.txt` with the options of `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// As [`TextEncoder::from_file`]; neither file; a vocabulary without the special tokens that the files name.
+    pub fn from_folder(folder: &Path, max_tokens: usize, add_special_tokens: bool) -> Result<TextEncoder, TextError> {
+        let file = tokenizer_json(folder)?;
+        TextEncoder::from_bytes(&file, &folder.join("tokenizer.json"), max_tokens, add_special_tokens)
+    }
+
+    fn from_bytes(
+        file: &[u8],
+        path: &Path,
+        max_tokens: usize,
+        add_special_tokens: bool,
+    ) -> Result<TextEncoder, TextError> {
+        let load = |reason: String| TextError::Load { path: path.to_owned(), reason };
         if file.starts_with(b"version https://git-lfs") {
             return Err(load("it is a Git LFS pointer, not the file; run `git lfs pull`".to_owned()));
         }
-        let mut tokenizer = Tokenizer::from_bytes(&file).map_err(|error| load(one_line(&error)))?;
+        let mut tokenizer = Tokenizer::from_bytes(file).map_err(|error| load(one_line(&error)))?;
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|error| load(one_line(&error)))?;
         // The library subtracts this from the length without a check, whether it adds them or not.

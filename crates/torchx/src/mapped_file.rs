@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::thread;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 use rustix::mm::{Advice, madvise};
 use tch::{Device, Kind, Tensor};
 
@@ -52,12 +52,7 @@ impl MappedFile {
     /// [`Error::TensorOutOfFile`] where the bytes lie outside the file or are not as many as the shape needs; the system's refusal.
     pub fn tensor(&self, offset: usize, len: usize, kind: Kind, shape: &[i64]) -> Result<Tensor, Error> {
         self.check(offset, len, kind, shape)?;
-        let tensor = Tensor::f_empty(shape, (kind, Device::Cpu)).map_err(|error| Error::Torch {
-            op: "allocate tensor",
-            message: error.to_string().lines().next().unwrap_or_default().to_owned(),
-        })?;
-        self.fill(offset, len, &tensor)?;
-        Ok(tensor)
+        filled(kind, shape, |values| self.fill(offset, values))
     }
 
     /// Reads a little-endian, row-major tensor into one that is there: on the CPU, contiguous, of the dtype and size of what is read.
@@ -69,24 +64,60 @@ impl MappedFile {
         if target.device() != Device::Cpu || !target.is_contiguous() {
             return Err(Error::NotFillable { device: target.device(), shape: target.size() });
         }
-        self.fill(offset, len, target)
+        if len == 0 {
+            return Ok(());
+        }
+        // SAFETY: the tensor is contiguous, on the CPU, and has exactly `len` bytes, as checked; the caller fills it and looks at nothing meanwhile.
+        self.fill(offset, unsafe { std::slice::from_raw_parts_mut(target.data_ptr().cast::<u8>(), len) })
+    }
+
+    /// Gathers a little-endian tensor whose elements lie `strides` elements apart, the first at byte `offset`.
+    ///
+    /// # Shapes
+    /// returns: `shape`, on the CPU, contiguous, with memory of its own; nothing else of that size is made on the way.
+    ///
+    /// # Errors
+    /// [`Error::TensorOutOfFile`] where an element lies outside the file, a stride is negative, or sizes do not fit.
+    pub fn strided_tensor(&self, offset: usize, kind: Kind, shape: &[i64], strides: &[i64]) -> Result<Tensor, Error> {
+        let width = kind.elt_size_in_bytes();
+        let span = byte_span(width, shape, strides);
+        let out_of_file = || self.out_of_file(offset, span.unwrap_or(usize::MAX), kind, shape);
+        let end = span.and_then(|span| offset.checked_add(span)).ok_or_else(out_of_file)?;
+        let bytes = self.map.get(offset..end).ok_or_else(out_of_file)?;
+        byte_len(kind, shape).ok_or_else(out_of_file)?;
+        // Non-negative, as the span was computed.
+        let steps: Vec<usize> = strides.iter().map(|&stride| stride as usize * width).collect();
+        let tensor = filled(kind, shape, |values| {
+            gather(values, bytes, width, shape, &steps);
+            Ok(())
+        })?;
+        self.release(offset, bytes.len());
+        Ok(tensor)
+    }
+
+    fn out_of_file(&self, offset: usize, len: usize, kind: Kind, shape: &[i64]) -> Error {
+        Error::TensorOutOfFile { offset, len, file_len: self.map.len(), kind, shape: shape.to_vec() }
+    }
+
+    /// Takes the pages out of the process again; the page cache keeps them. A system that does not want to is no error.
+    fn release(&self, offset: usize, len: usize) {
+        if len > 0 {
+            // SAFETY: a read-only mapping of a file has no contents that could be lost; touched again, pages are read again.
+            let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, len) };
+        }
     }
 
     fn check(&self, offset: usize, len: usize, kind: Kind, shape: &[i64]) -> Result<(), Error> {
         let inside = offset.checked_add(len).is_some_and(|end| end <= self.map.len());
         if inside && byte_len(kind, shape) == Some(len) {
-            return Ok(());
+            Ok(())
+        } else {
+            Err(self.out_of_file(offset, len, kind, shape))
         }
-        Err(Error::TensorOutOfFile { offset, len, file_len: self.map.len(), kind, shape: shape.to_vec() })
     }
 
-    /// `tensor` is contiguous, on the CPU, and has exactly `len` bytes.
-    fn fill(&self, offset: usize, len: usize, tensor: &Tensor) -> Result<(), Error> {
-        if len == 0 {
-            return Ok(());
-        }
-        // SAFETY: the callers have checked where these bytes lie and how many they are; nobody else looks at a tensor that is being filled.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<u8>(), len) };
+    /// Reads bytes that are known to lie in the file.
+    fn fill(&self, offset: usize, bytes: &mut [u8]) -> Result<(), Error> {
         let read = |part: &mut [u8], at: usize| {
             self.file.read_exact_at(part, at as u64).map_err(|source| Error::Read {
                 offset: at,
@@ -94,12 +125,12 @@ impl MappedFile {
                 source,
             })
         };
-        if len < LARGE {
+        if bytes.len() < LARGE {
             return read(bytes, offset);
         }
         prefer_huge_pages(bytes);
         let readers = thread::available_parallelism().map_or(1, |n| n.get().min(MAX_READERS));
-        let share = len.div_ceil(readers).next_multiple_of(HUGE_PAGE);
+        let share = bytes.len().div_ceil(readers).next_multiple_of(HUGE_PAGE);
         thread::scope(|scope| {
             let parts: Vec<_> = bytes
                 .chunks_mut(share)
@@ -129,7 +160,65 @@ impl Deref for MappedFile {
     }
 }
 
+/// A fresh contiguous tensor whose bytes `fill` writes.
+fn filled(kind: Kind, shape: &[i64], fill: impl FnOnce(&mut [u8]) -> Result<(), Error>) -> Result<Tensor, Error> {
+    let tensor = Tensor::f_empty(shape, (kind, Device::Cpu)).map_err(|error| Error::Torch {
+        op: "allocate tensor",
+        message: error.to_string().lines().next().unwrap_or_default().to_owned(),
+    })?;
+    let len = tensor.numel() * kind.elt_size_in_bytes();
+    if len > 0 {
+        // SAFETY: the tensor is contiguous, has exactly `len` bytes, and nobody else knows it yet.
+        fill(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<u8>(), len) })?;
+    }
+    Ok(tensor)
+}
+
+/// Copies elements in row-major order; `steps` are bytes between neighbours along each axis.
+fn gather(mut values: &mut [u8], bytes: &[u8], width: usize, shape: &[i64], steps: &[usize]) {
+    let (inner, inner_step) = match (shape.last(), steps.last()) {
+        (Some(&size), Some(&step)) => (size as usize, step),
+        _ => (1, width),
+    };
+    let outer = shape.len().saturating_sub(1);
+    let mut index = vec![0i64; outer];
+    let mut start = 0;
+    while !values.is_empty() {
+        let (row, rest) = std::mem::take(&mut values).split_at_mut(inner * width);
+        if inner_step == width {
+            row.copy_from_slice(&bytes[start..start + inner * width]);
+        } else {
+            for (i, value) in row.chunks_exact_mut(width).enumerate() {
+                value.copy_from_slice(&bytes[start + i * inner_step..][..width]);
+            }
+        }
+        values = rest;
+        for axis in (0..outer).rev() {
+            index[axis] += 1;
+            start += steps[axis];
+            if index[axis] < shape[axis] {
+                break;
+            }
+            start -= steps[axis] * shape[axis] as usize;
+            index[axis] = 0;
+        }
+    }
+}
+
 /// Bytes of a tensor; none where the shape is negative or the product does not fit.
 fn byte_len(kind: Kind, shape: &[i64]) -> Option<usize> {
     shape.iter().try_fold(kind.elt_size_in_bytes(), |product, &dim| product.checked_mul(usize::try_from(dim).ok()?))
+}
+
+/// Bytes from the first to the last element; none where a size or stride is negative, their numbers differ, or it does not fit.
+fn byte_span(width: usize, shape: &[i64], strides: &[i64]) -> Option<usize> {
+    if shape.len() != strides.len() {
+        return None;
+    }
+    let mut last = 0usize;
+    for (&size, &stride) in shape.iter().zip(strides) {
+        let (size, stride) = (usize::try_from(size).ok()?, usize::try_from(stride).ok()?);
+        last = last.checked_add(size.saturating_sub(1).checked_mul(stride)?)?;
+    }
+    if shape.contains(&0) { Some(0) } else { last.checked_add(1)?.checked_mul(width) }
 }

@@ -83,3 +83,46 @@ fn a_missing_file_is_the_systems_error() {
     let error = MappedFile::open(&folder.path().join("none")).err().unwrap();
     assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
 }
+
+#[test]
+fn strided_elements_are_gathered_as_libtorch_would() {
+    let values: Vec<f32> = (0..24).map(|i| i as f32).collect();
+    let mut bytes = vec![0xAA; 5];
+    bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+    let map = MappedFile::open(file_of(&bytes).path()).unwrap();
+    let whole = Tensor::from_slice(&values);
+    let cases: [(i64, &[i64], &[i64]); 7] = [
+        (0, &[4, 6], &[6, 1]),
+        (0, &[6, 4], &[1, 6]),        // transposed
+        (3, &[2, 3, 2], &[12, 2, 1]), // rows with gaps
+        (1, &[3], &[7]),
+        (23, &[], &[]),
+        (0, &[2, 0, 3], &[3, 3, 1]),
+        (2, &[3, 2], &[0, 1]), // a row that is repeated
+    ];
+    for (start, shape, strides) in cases {
+        let gathered = map.strided_tensor(5 + 4 * start as usize, Kind::Float, shape, strides).unwrap();
+        let expected = whole.as_strided(shape, strides, start);
+        assert!(gathered.is_contiguous() && gathered.equal(&expected), "{shape:?} {strides:?}");
+    }
+}
+
+#[test]
+fn strides_that_reach_out_of_the_file_are_refused() {
+    let map = MappedFile::open(file_of(&[0; 16]).path()).unwrap();
+    let cases: [(usize, &[i64], &[i64]); 7] = [
+        (0, &[5], &[1]),
+        (0, &[2, 2], &[3, 1]),
+        (4, &[2], &[-1]),
+        (0, &[-1], &[1]),
+        (0, &[2], &[1, 1]),
+        (0, &[2], &[i64::MAX]),
+        (usize::MAX, &[1], &[1]),
+    ];
+    for (offset, shape, strides) in cases {
+        let error = map.strided_tensor(offset, Kind::Float, shape, strides).unwrap_err();
+        assert!(matches!(error, Error::TensorOutOfFile { file_len: 16, .. }), "{shape:?} {strides:?}: {error}");
+    }
+    // Sizes that only a zero makes fit.
+    assert!(map.strided_tensor(0, Kind::Float, &[i64::MAX, i64::MAX, 0], &[0, 0, 1]).is_err());
+}

@@ -3,19 +3,19 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use blip2_data::TextEncoder;
+use blip2_data::{SpecialTokens, TextEncoder};
 use blip2_model::language::LanguageConfig;
 use blip2_model::qformer::QFormerConfig;
 use blip2_model::vision::VisionConfig;
 use blip2_model::{Blip2Config, Stage1, Stage2};
 use blip2_torchx::params::{LoadPlan, LoadReport, ParamStore};
 use blip2_weights::plans::{self, QFormerSource};
-use blip2_weights::{ModelDir, Part};
+use blip2_weights::{ModelDir, ModelKind, Part, PartView};
 use serde_json::{Value, json};
 use tch::Device;
 
 use crate::checkpoint::CheckpointStore;
-use crate::config::{AutoOr, Config, Prefix, Stage};
+use crate::config::{AutoOr, Config, Prefix, QFormerConfig as QFormerKeys, Stage};
 use crate::encoder::{ImageEncoder, check_image_size};
 use crate::error::Error;
 use crate::model_files::{load_image_encoder, load_language_model};
@@ -59,7 +59,7 @@ impl Assembly {
             AutoOr::Given(layer) => Some(layer),
         };
         let depth = vision.depth(layer).map_err(model_error(vision_dir.path()))?;
-        let init = Init::open(&config.model.qformer.init)?;
+        let init = Init::open(&config.model.qformer)?;
         let qformer = init.qformer_config(config, &vision)?;
 
         let mut model_json = json!({
@@ -115,7 +115,7 @@ fn build_stage1(config: &Config, init: &Init, model_json: &Value, device: Device
             )));
         }
     };
-    let report = params.load(&part.weights, &plan)?;
+    let report = params.load(&part.weights, &init.plan(&part.weights, plan)?)?;
     let max = model_config.qformer.max_position_embeddings as usize;
     if config.task.max_text_tokens > max {
         return Err(Error::Mismatch(format!(
@@ -123,16 +123,16 @@ fn build_stage1(config: &Config, init: &Init, model_json: &Value, device: Device
             config.task.max_text_tokens
         )));
     }
-    let encoder = TextEncoder::from_file(init.tokenizer.join("tokenizer.json"), config.task.max_text_tokens, true)?;
+    let encoder = TextEncoder::from_folder(&init.tokenizer, config.task.max_text_tokens, true)?;
     let ids = encoder.vocab_size() as i64;
     if ids > model_config.qformer.vocab_size {
         return Err(Error::Mismatch(format!(
             "{}: the tokenizer has {ids} tokens, the model's vocabulary {}",
-            init.tokenizer.join("tokenizer.json").display(),
+            init.tokenizer.display(),
             model_config.qformer.vocab_size
         )));
     }
-    let pad = encoder.token_id("[PAD]").unwrap_or(0);
+    let pad = pad_id(&init.tokenizer, &encoder)?;
     let weights = &config.task.losses;
     let options = Stage1Options {
         itc: weights.itc,
@@ -141,7 +141,7 @@ fn build_stage1(config: &Config, init: &Init, model_json: &Value, device: Device
         label_smoothing: config.task.label_smoothing,
         itm_weight_floor: config.task.itm_weight_floor,
     };
-    let text = TextFrame::plain(Arc::new(encoder), i64::from(pad));
+    let text = TextFrame::plain(Arc::new(encoder), pad);
     Ok(Built { task: Box::new(Stage1Task { model, params, options }), text, tokenizer: init.tokenizer.clone(), report })
 }
 
@@ -192,7 +192,7 @@ fn build_stage2(config: &Config, init: &Init, model_json: &mut Value, device: De
             )));
         }
     };
-    let report = params.load(&part.weights, &plan)?;
+    let report = params.load(&part.weights, &init.plan(&part.weights, plan)?)?;
     let vocabulary = text_config.vocab_size() as usize;
     let frozen = load_language_model(&dir, device, language.dtype.kind())?;
     let file = language.weights.join("tokenizer.json");
@@ -212,8 +212,9 @@ struct Init {
 }
 
 impl Init {
-    /// A BERT directory, an export, a checkpoint, or a run, of which the newest checkpoint is taken.
-    fn open(path: &Path) -> Result<Init, Error> {
+    /// A BERT directory, an export, a checkpoint, a `.pth` of LAVIS, or a run, of which the newest checkpoint is taken.
+    fn open(config: &QFormerKeys) -> Result<Init, Error> {
+        let path = config.init.as_path();
         let (folder, tokenizer) = if path.join("config.yaml").exists() {
             let newest = CheckpointStore::read_only(&path.join("checkpoints"), None).newest()?;
             let checkpoint = newest.checkpoint.ok_or_else(|| {
@@ -224,13 +225,21 @@ impl Init {
             // runs/NAME/checkpoints/step_N
             let run = path.ancestors().nth(2).unwrap_or(path);
             (path.to_path_buf(), run.join("tokenizer"))
+        } else if path.is_file() {
+            (path.to_path_buf(), path.parent().unwrap_or(path).to_path_buf())
         } else {
             (path.to_path_buf(), path.to_path_buf())
         };
+        let tokenizer = config.tokenizer.clone().unwrap_or(tokenizer);
         let dir = ModelDir::open(&folder)?;
         let kind = QFormerSource::detect(&dir.part(Part::QFormer)?.weights)
             .ok_or_else(|| Error::file(&folder, "expected a BERT's or a Q-Former's tensors; found neither"))?;
         Ok(Init { path: folder, dir, kind, tokenizer })
+    }
+
+    /// The stage's plan for what the source holds.
+    fn plan(&self, source: &PartView, plan: LoadPlan) -> Result<LoadPlan, Error> {
+        Ok(if self.dir.kind() == &ModelKind::LavisCheckpoint { plans::from_lavis(source, plan)? } else { plan })
     }
 
     /// The Q-Former that `config` asks for, checked against what the source has.
@@ -272,6 +281,30 @@ impl Init {
     fn decoder_start(&self, qformer: &QFormerConfig) -> i64 {
         self.dir.config()["qformer_decoder_start_token_id"].as_i64().unwrap_or(qformer.vocab_size - 1)
     }
+}
+
+/// The id that fills stage 1's texts. The tokenizer must frame a text, for ITC reads its first token, ITG begins there and learns to end.
+fn pad_id(folder: &Path, encoder: &TextEncoder) -> Result<i64, Error> {
+    let special = SpecialTokens::of(folder)?;
+    if encoder.encode("")?.len() != 2 {
+        let (begin, end) = (special.begin, special.end);
+        return Err(Error::file(
+            folder,
+            format!(
+                "expected a tokenizer that puts {begin} in front of a text and {end} behind it; its post_processor does not"
+            ),
+        ));
+    }
+    let missing = || {
+        Error::file(
+            folder,
+            format!(
+                "its tokenizer has no token {}; name the one that fills texts as pad_token in special_tokens_map.json",
+                special.pad
+            ),
+        )
+    };
+    encoder.token_id(&special.pad).map(i64::from).ok_or_else(missing)
 }
 
 fn qformer_json(qformer: &QFormerConfig) -> Value {

@@ -2,7 +2,7 @@
 
 use blip2_metrics::{Recall, summarize_captions};
 use blip2_torchx::params::LoadPlan;
-use blip2_weights::SafetensorsDir;
+use blip2_weights::WeightsDir;
 use serde::Serialize;
 
 use crate::assembly::Assembly;
@@ -84,7 +84,7 @@ pub fn evaluate_run(config: &Config, task: EvaluationTask) -> Result<RunReport, 
     let none = || Error::file(&folder, "expected a run with a whole checkpoint, found none; train it first");
     let checkpoint = found.checkpoint.ok_or_else(none)?;
     let assembly = Assembly::build(config, select_device(config)?)?;
-    assembly.task.params().load(&SafetensorsDir::open(checkpoint.path())?, &LoadPlan::exact())?;
+    assembly.task.params().load(&WeightsDir::open(checkpoint.path())?, &LoadPlan::exact())?;
     let set = HeldOutSet::open(config, &assembly.encoder, &assembly.text, &mut MemoryCaches::default())?;
     let none = || Error::Mismatch("data.val: expected shards to evaluate on, got nothing; set data.val.shards".into());
     let mut set = set.ok_or_else(none)?;

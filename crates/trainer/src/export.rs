@@ -1,11 +1,14 @@
-//! From a run or one of its checkpoints to a Hugging Face directory.
+//! From a run or one of its checkpoints to a Hugging Face directory, or to a file that LAVIS loads.
 
 use std::path::{Path, PathBuf};
 
 use blip2_data::TextEncoder;
 use blip2_model::Blip2Config;
 use blip2_torchx::params::TensorSource;
-use blip2_weights::{DEFAULT_MAX_SHARD_BYTES, Export, ExportTask, ImagePreprocessing, ModelDir};
+use blip2_weights::{
+    DEFAULT_MAX_SHARD_BYTES, Export, ExportTask, ImagePreprocessing, LavisCheckpoint, ModelDir, Projection, Stage,
+    save_lavis,
+};
 use serde_json::Value;
 use tch::Tensor;
 
@@ -32,6 +35,51 @@ pub struct Exported {
 /// # Errors
 /// Neither a run nor a checkpoint, no checkpoint that is whole, towers that are gone, an `out` that is no export.
 pub fn export_checkpoint(source: &Path, out: &Path) -> Result<Exported, Error> {
+    let Chosen { run, config, checkpoint, rejected } = choose(source)?;
+    let model = ModelDir::open(checkpoint.path())?;
+    export_model(&config, model.config(), &run.join("tokenizer"), &trained(&model)?, out)?;
+    Ok(Exported { checkpoint: checkpoint.path().to_path_buf(), step: checkpoint.step(), rejected })
+}
+
+/// Writes what was trained to `out`, a `.pth` as LAVIS saves it; `source` is as for [`export_checkpoint`].
+///
+/// The frozen towers are not part of it. A file at `out` stays: it may be the checkpoint that the run began from.
+///
+/// # Errors
+/// Neither a run nor a checkpoint, no checkpoint that is whole, trained tensors that are not those of the stage, an `out` that is there.
+pub fn export_lavis(source: &Path, out: &Path) -> Result<Exported, Error> {
+    if out.exists() {
+        return Err(Error::file(out, "it is there already and is not overwritten; choose another name, as model.pth"));
+    }
+    let Chosen { checkpoint, rejected, .. } = choose(source)?;
+    let model = ModelDir::open(checkpoint.path())?;
+    let json = model.config();
+    let wrong = |source| Error::Model { path: checkpoint.path().into(), source };
+    let qformer = Blip2Config::from_json(json).map_err(wrong)?.qformer;
+    let family = json["text_config"]["model_type"].as_str();
+    save_lavis(
+        &LavisCheckpoint {
+            trained: model.weights(),
+            stage: if family.is_some() { Stage::Two } else { Stage::One },
+            layers: qformer.num_hidden_layers as usize,
+            cross_attention_frequency: qformer.cross_attention_frequency as usize,
+            positions: qformer.max_position_embeddings,
+            projection: Projection::of(family.unwrap_or_default()),
+        },
+        out,
+    )?;
+    Ok(Exported { checkpoint: checkpoint.path().to_path_buf(), step: checkpoint.step(), rejected })
+}
+
+/// A run with the checkpoint that is exported.
+struct Chosen {
+    run: PathBuf,
+    config: Config,
+    checkpoint: Checkpoint,
+    rejected: Vec<Rejected>,
+}
+
+fn choose(source: &Path) -> Result<Chosen, Error> {
     let (run, asked) = find_run(source)?;
     let config = Config::load_resolved(&run.join("config.yaml"))?;
     let (checkpoint, rejected) = match asked {
@@ -48,9 +96,7 @@ pub fn export_checkpoint(source: &Path, out: &Path) -> Result<Exported, Error> {
             (found.checkpoint.ok_or_else(none)?, found.rejected)
         }
     };
-    let model = ModelDir::open(checkpoint.path())?;
-    export_model(&config, model.config(), &run.join("tokenizer"), &trained(&model)?, out)?;
-    Ok(Exported { checkpoint: checkpoint.path().to_path_buf(), step: checkpoint.step(), rejected })
+    Ok(Chosen { run, config, checkpoint, rejected })
 }
 
 /// The run's folder, and the checkpoint where `source` names one.

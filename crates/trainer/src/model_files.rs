@@ -30,10 +30,17 @@ impl ModelFiles {
     /// Files that are missing or damaged, a tower alone, values that no code of ours computes.
     pub fn open(path: &Path) -> Result<ModelFiles, Error> {
         let dir = ModelDir::open(path)?;
-        if let ModelKind::Tower(model_type) = dir.kind() {
-            let message =
-                format!("model_type: expected a whole model, blip-2, got {model_type}; give an export's directory");
-            return Err(Error::file(path.join("config.json"), message));
+        let message = match dir.kind() {
+            ModelKind::WholeBlip2 => None,
+            ModelKind::Tower(model_type) => {
+                Some(format!("model_type: expected a whole model, blip-2, got {model_type}"))
+            }
+            ModelKind::LavisCheckpoint | ModelKind::LavisVit => {
+                Some("expected a whole model, got a file of LAVIS, which holds one part of it".to_string())
+            }
+        };
+        if let Some(message) = message {
+            return Err(Error::file(path, format!("{message}; give an export's directory")));
         }
         let config =
             Blip2Config::from_json(dir.config()).map_err(|source| Error::Model { path: path.into(), source })?;

@@ -1,15 +1,16 @@
-//! A Hugging Face model directory and its parts under the names of our parameters.
+//! A Hugging Face model directory, or a file of LAVIS, and its parts under the names of our parameters.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use blip2_torchx::params::{TensorInfo, TensorSource};
 use serde_json::Value;
-use tch::Tensor;
 
 use crate::error::WeightsError;
 use crate::json_file::{describe, read_object};
-use crate::safetensors_dir::SafetensorsDir;
+use crate::lavis;
+use crate::part_view::{PartView, Recipe};
+use crate::weights_dir::WeightsDir;
+use crate::weights_file::WeightsFile;
 
 /// What a model directory holds, by its `model_type`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +19,10 @@ pub enum ModelKind {
     WholeBlip2,
     /// One tower alone, with its `model_type`.
     Tower(String),
+    /// A `.pth` of LAVIS: what its stage 1 or 2 trained.
+    LavisCheckpoint,
+    /// A `.pth` of LAVIS' image encoder.
+    LavisVit,
 }
 
 /// A part of BLIP-2 that can come from its own directory.
@@ -31,12 +36,12 @@ pub enum Part {
     QFormer,
 }
 
-/// A `config.json` with the weights beside it.
+/// A `config.json` with the weights beside it; of a file of LAVIS, the configuration that its shapes imply.
 pub struct ModelDir {
     path: PathBuf,
     config: Value,
     kind: ModelKind,
-    weights: SafetensorsDir,
+    weights: WeightsDir,
 }
 
 /// One part's configuration and tensors.
@@ -47,22 +52,18 @@ pub struct PartSource<'a> {
     pub weights: PartView<'a>,
 }
 
-/// Some tensors of a directory under other names.
-pub struct PartView<'a> {
-    weights: &'a SafetensorsDir,
-    /// Our name to the file's.
-    names: BTreeMap<String, String>,
-}
-
 impl ModelDir {
-    /// Opens a directory with `config.json` and safetensors weights.
+    /// Opens a directory with `config.json` and weights, or a `.pth` of LAVIS (a checkpoint of stage 1 or 2, or `eva_vit_g.pth`).
     ///
     /// # Errors
-    /// No such directory, no `config.json`, invalid JSON, no `model_type`; whatever [`SafetensorsDir::open`] finds.
+    /// No such directory, no `config.json`, invalid JSON, no `model_type`; whatever [`WeightsDir::open`] finds; a file that is not of LAVIS.
     pub fn open(path: &Path) -> Result<ModelDir, WeightsError> {
         let config_path = path.join("config.json");
         if !path.exists() {
             return Err(WeightsError::NotFound { path: path.to_path_buf() });
+        }
+        if path.is_file() {
+            return ModelDir::open_lavis(path);
         }
         if !config_path.exists() {
             return Err(WeightsError::NoConfig { path: path.to_path_buf() });
@@ -80,7 +81,19 @@ impl ModelDir {
                 });
             }
         };
-        Ok(ModelDir { weights: SafetensorsDir::open(path)?, path: path.to_path_buf(), config, kind })
+        Ok(ModelDir { weights: WeightsDir::open(path)?, path: path.to_path_buf(), config, kind })
+    }
+
+    fn open_lavis(path: &Path) -> Result<ModelDir, WeightsError> {
+        if !path.extension().is_some_and(|extension| extension == "pth" || extension == "pt") {
+            return Err(WeightsError::FileForDirectory { path: path.to_path_buf() });
+        }
+        let weights = WeightsDir::of(path, vec![WeightsFile::open(path)?])?;
+        let (kind, config) = match lavis::kind_of(&weights)? {
+            lavis::Kind::Checkpoint => (ModelKind::LavisCheckpoint, lavis::checkpoint_config(&weights)?),
+            lavis::Kind::Vit => (ModelKind::LavisVit, lavis::vit_config(&weights)?),
+        };
+        Ok(ModelDir { path: path.to_path_buf(), config, kind, weights })
     }
 
     /// The directory.
@@ -99,7 +112,7 @@ impl ModelDir {
     }
 
     /// All tensors under the file's own names.
-    pub fn weights(&self) -> &SafetensorsDir {
+    pub fn weights(&self) -> &WeightsDir {
         &self.weights
     }
 
@@ -110,35 +123,57 @@ impl ModelDir {
     /// that some classes put in front (`dinov2.`, `bert.`) are taken off, and BERT's old `LayerNorm.gamma`, `LayerNorm.beta` become
     /// `weight`, `bias`.
     ///
+    /// Of LAVIS' checkpoint, [`Part::QFormer`] is all of it, and what has no name of ours keeps its own; [`Part::Vision`] its
+    /// `visual_encoder.`, where it has one.
+    ///
     /// # Errors
     /// The directory has no such part; its configuration is missing; two tensors become one name.
     pub fn part(&self, part: Part) -> Result<PartSource<'_>, WeightsError> {
-        let layout = match &self.kind {
-            ModelKind::WholeBlip2 => None,
-            ModelKind::Tower(model_type) => {
-                let layout = Layout::of(part, model_type);
-                Some(layout.ok_or_else(|| WeightsError::NoPart {
+        let names = self.weights.names();
+        let (config, recipes) = match (&self.kind, part) {
+            (ModelKind::WholeBlip2, _) => {
+                let config = self.section(part)?;
+                (config, self.renamed(names.filter(|name| part.owns(name)).map(|name| (name.to_string(), name)))?)
+            }
+            (ModelKind::Tower(model_type), _) => {
+                let layout = Layout::of(part, model_type).ok_or_else(|| WeightsError::NoPart {
                     path: self.path.clone(),
                     part: part.label(),
                     model_type: model_type.clone(),
                     supported: Layout::supported(part),
-                })?)
+                })?;
+                (&self.config, self.renamed(names.map(|name| (layout.our_name(name), name)))?)
+            }
+            (ModelKind::LavisCheckpoint, Part::QFormer) => {
+                let ours = |name: &str| lavis::our_name(name).unwrap_or_else(|| name.to_string());
+                (self.section(part)?, self.renamed(names.map(|name| (ours(name), name)))?)
+            }
+            (ModelKind::LavisCheckpoint, Part::Vision) => {
+                lavis::checkpoint_vision(&self.weights)?;
+                (self.section(part)?, lavis::vit_recipes(names, lavis::VISUAL_ENCODER))
+            }
+            (ModelKind::LavisVit, Part::Vision) => (&self.config, lavis::vit_recipes(names, "")),
+            (ModelKind::LavisCheckpoint, Part::Language) | (ModelKind::LavisVit, _) => {
+                let message = format!("this file of LAVIS holds no {}; give a Hugging Face directory", part.label());
+                return Err(WeightsError::Lavis { path: self.path.clone(), message });
             }
         };
-        let config = if layout.is_some() { &self.config } else { self.section(part)? };
-        let mut names = BTreeMap::new();
-        for theirs in self.weights.names() {
-            let ours = match layout {
-                Some(layout) => layout.our_name(theirs),
-                None if part.owns(theirs) => theirs.to_string(),
-                None => continue,
-            };
-            if let Some(first) = names.insert(ours.clone(), theirs.to_string()) {
-                let second = theirs.to_string();
+        Ok(PartSource { config, weights: PartView::new(&self.weights, recipes) })
+    }
+
+    /// Tensors by our names; each may come once.
+    fn renamed<'a>(
+        &self,
+        names: impl Iterator<Item = (String, &'a str)>,
+    ) -> Result<BTreeMap<String, Recipe>, WeightsError> {
+        let mut recipes = BTreeMap::new();
+        for (ours, theirs) in names {
+            if let Some(first) = recipes.insert(ours.clone(), Recipe::Tensor(theirs.to_string())) {
+                let (first, second) = (first.ingredients(), theirs.to_string());
                 return Err(WeightsError::RepeatedTensor { path: self.path.clone(), name: ours, first, second });
             }
         }
-        Ok(PartSource { config, weights: PartView { weights: &self.weights, names } })
+        Ok(recipes)
     }
 
     fn section(&self, part: Part) -> Result<&Value, WeightsError> {
@@ -180,26 +215,6 @@ impl Part {
             Part::QFormer
         };
         self == owner
-    }
-}
-
-impl TensorSource for PartView<'_> {
-    fn origin(&self) -> String {
-        self.weights.origin()
-    }
-
-    fn entries(&self) -> Vec<(String, TensorInfo)> {
-        let infos: BTreeMap<String, TensorInfo> = self.weights.entries().into_iter().collect();
-        let names = self.names.iter();
-        names.filter_map(|(ours, theirs)| Some((ours.clone(), infos.get(theirs)?.clone()))).collect()
-    }
-
-    fn read(&self, name: &str) -> Result<Tensor, String> {
-        self.weights.read(self.names.get(name).ok_or("no such tensor")?)
-    }
-
-    fn read_into(&self, name: &str, target: &mut Tensor) -> Result<(), String> {
-        self.weights.read_into(self.names.get(name).ok_or("no such tensor")?, target)
     }
 }
 

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::torch_file::TorchFileProblem;
+
 /// Why weights could not be read or written; one line for people.
 #[derive(Debug, Error)]
 pub enum WeightsError {
@@ -50,6 +52,28 @@ pub enum WeightsError {
         /// What is wrong with its header.
         problem: HeaderProblem,
     },
+    /// The file of `torch.save` is damaged, hostile or of another kind.
+    #[error("{}: {problem}", path.display())]
+    TorchFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: TorchFileProblem,
+    },
+    /// A file of weights where a directory is expected.
+    #[error("{}: a file, but a Hugging Face directory is expected; give the folder that holds it beside config.json", path.display())]
+    FileForDirectory {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A checkpoint in LAVIS' format from which no model can be told.
+    #[error("{}: {message}", path.display())]
+    Lavis {
+        /// The file.
+        path: PathBuf,
+        /// What is missing or contradicts itself.
+        message: String,
+    },
     /// A tensor's dtype has no counterpart in libtorch's Rust binding.
     #[error("{}: {name} has dtype {dtype}, which is not supported; store it as F32, F16 or BF16", path.display())]
     Dtype {
@@ -86,8 +110,8 @@ pub enum WeightsError {
         /// The directory.
         path: PathBuf,
     },
-    /// A directory without safetensors weights.
-    #[error("{}: no model.safetensors and no model.safetensors.index.json{hint}", path.display())]
+    /// A directory without weights.
+    #[error("{}: no model.safetensors, no pytorch_model.bin and no index of either{hint}", path.display())]
     NoWeights {
         /// The directory.
         path: PathBuf,

@@ -15,11 +15,11 @@ use crate::export_config::{
     unsigned_in, write_json,
 };
 use crate::json_file::read_object;
-use crate::names::{Stage, pretraining_head, trained_names};
+use crate::names::{Stage, check_trained, pretraining_head};
 use crate::plans::{language_unused, tied_head, vision_unused};
-use crate::safetensors_dir::{HEADS_FILE, INDEX_FILE, WEIGHTS_FILE};
 use crate::save::{in_memory, stored_bytes, write_safetensors};
 use crate::staging::{write_directory, write_file};
+use crate::weights_dir::{HEADS_FILE, INDEX_FILE, WEIGHTS_FILE};
 
 /// Above this the weights are cut into shards, as `transformers` does.
 pub const DEFAULT_MAX_SHARD_BYTES: u64 = 5_000_000_000;
@@ -44,7 +44,7 @@ pub const TOKENIZER_FILES: [&str; 8] = [
 pub struct Export<'a> {
     /// The stage and what it alone has.
     pub task: ExportTask<'a>,
-    /// Every parameter of the stage: [`trained_names`].
+    /// Every parameter of the stage: [`trained_names`](crate::trained_names).
     pub trained: &'a [(String, Tensor)],
     /// Where the frozen image encoder comes from.
     pub vision: &'a ModelDir,
@@ -148,16 +148,8 @@ impl Export<'_> {
         let origin = Path::new("qformer_config");
         let layers = unsigned_in(origin, &self.qformer_config, "num_hidden_layers")?;
         let frequency = unsigned_in(origin, &self.qformer_config, "cross_attention_frequency")?;
-        let expected: BTreeSet<String> = trained_names(stage, layers, frequency).into_iter().collect();
         let given: BTreeSet<String> = self.trained.iter().map(|(name, _)| name.clone()).collect();
-        if expected == given {
-            return Ok(());
-        }
-        Err(WeightsError::TrainedNames {
-            stage: stage.label(),
-            missing: expected.difference(&given).cloned().collect(),
-            unexpected: given.difference(&expected).cloned().collect(),
-        })
+        check_trained(stage, layers, frequency, &given)
     }
 }
 

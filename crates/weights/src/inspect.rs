@@ -4,15 +4,19 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use blip2_torchx::params::{TensorInfo, TensorSource};
 use serde::Serialize;
 use serde_json::Value;
+use tch::Kind;
 
 use crate::directory::{ModelDir, ModelKind};
 use crate::error::WeightsError;
+use crate::header::dtype_of;
 use crate::json_file::{read_error, read_object};
 use crate::load_report::top_part;
-use crate::safetensors_dir::SafetensorsDir;
-use crate::safetensors_file::SafetensorsFile;
+use crate::save::stored_bytes;
+use crate::weights_dir::WeightsDir;
+use crate::weights_file::WeightsFile;
 
 /// What a file or directory of weights holds.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -33,6 +37,8 @@ pub struct Inspection {
 pub enum Contents {
     /// One safetensors file.
     SafetensorsFile,
+    /// One file of `torch.save`.
+    TorchFile,
     /// A whole BLIP-2 in Hugging Face layout.
     Blip2Directory,
     /// A tower in Hugging Face layout.
@@ -58,7 +64,8 @@ pub struct TensorGroup {
     pub bytes: u64,
 }
 
-/// Looks into a safetensors file, a Hugging Face directory or a checkpoint. Only headers are read.
+/// Looks into a safetensors file, a file of `torch.save`, a Hugging Face directory or a checkpoint. Only headers are read, and nothing of a
+/// pickle is executed.
 ///
 /// # Errors
 /// Whatever opening the path finds.
@@ -71,23 +78,25 @@ pub fn inspect(path: &Path) -> Result<Inspection, WeightsError> {
         groups: Vec::new(),
     };
     if !attributes.is_dir() {
-        found.add(&SafetensorsFile::open(path)?);
+        let file = WeightsFile::open(path)?;
+        if matches!(file, WeightsFile::Torch(_)) {
+            found.contents = Contents::TorchFile;
+        }
+        found.add(&file);
     } else if path.join("state.json").exists() || !path.join("config.json").exists() {
         found.contents = Contents::Checkpoint;
-        SafetensorsDir::open(path)?.files().iter().for_each(|file| found.add(file));
+        WeightsDir::open(path)?.files().iter().for_each(|file| found.add(file));
         let (optimizer, state) = (path.join("optimizer.safetensors"), path.join("state.json"));
         if optimizer.exists() {
-            found.add(&SafetensorsFile::open(&optimizer)?);
+            found.add(&WeightsFile::open(&optimizer)?);
         }
         if state.exists() {
             found.add_scalars(&read_object(&state)?);
         }
     } else {
         let model = ModelDir::open(path)?;
-        found.contents = match model.kind() {
-            ModelKind::WholeBlip2 => Contents::Blip2Directory,
-            ModelKind::Tower(_) => Contents::TowerDirectory,
-        };
+        found.contents =
+            if model.kind() == &ModelKind::WholeBlip2 { Contents::Blip2Directory } else { Contents::TowerDirectory };
         found.add_scalars(model.config());
         model.weights().files().iter().for_each(|file| found.add(file));
     }
@@ -101,22 +110,26 @@ impl Inspection {
         (sum(|g| g.tensors), sum(|g| g.parameters), sum(|g| g.bytes))
     }
 
-    fn add(&mut self, file: &SafetensorsFile) {
-        let name = file.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let mut groups: BTreeMap<(&str, String), TensorGroup> = BTreeMap::new();
-        for (tensor, stored) in file.stored() {
-            let (part, dtype) = (top_part(tensor), stored.dtype.to_string());
-            let group = groups.entry((part, dtype.clone())).or_insert_with(|| TensorGroup {
+    fn add(&mut self, file: &WeightsFile) {
+        let name = file.name();
+        let mut groups: BTreeMap<(String, String), TensorGroup> = BTreeMap::new();
+        let mut count = |tensor: &str, info: &TensorInfo| {
+            let (part, dtype) = (top_part(tensor).to_string(), dtype_label(info.kind));
+            let group = groups.entry((part.clone(), dtype.clone())).or_insert_with(|| TensorGroup {
                 file: name.clone(),
-                part: part.to_string(),
+                part,
                 dtype,
                 tensors: 0,
                 parameters: 0,
                 bytes: 0,
             });
             group.tensors += 1;
-            group.parameters += stored.shape.iter().product::<i64>() as u64;
-            group.bytes += stored.bytes as u64;
+            group.parameters += info.shape.iter().product::<i64>() as u64;
+            group.bytes += stored_bytes(info);
+        };
+        file.entries().iter().for_each(|(tensor, info)| count(tensor, info));
+        if let WeightsFile::Torch(file) = file {
+            file.beside().for_each(|(tensor, info)| count(tensor, &info));
         }
         self.groups.extend(groups.into_values());
         self.metadata.extend(file.metadata().iter().map(|(key, value)| (format!("{name}: {key}"), value.clone())));
@@ -142,6 +155,7 @@ impl fmt::Display for Contents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Contents::SafetensorsFile => "safetensors file",
+            Contents::TorchFile => "PyTorch file",
             Contents::Blip2Directory => "BLIP-2 model",
             Contents::TowerDirectory => "model of a single tower",
             Contents::Checkpoint => "checkpoint",
@@ -172,6 +186,11 @@ impl fmt::Display for Inspection {
         });
         f.write_str(&lines.collect::<Vec<_>>().join("\n"))
     }
+}
+
+/// A dtype as safetensors calls it, where it has a name for it.
+fn dtype_label(kind: Kind) -> String {
+    dtype_of(kind).map_or_else(|| format!("{kind:?}"), |dtype| dtype.to_string())
 }
 
 /// Digits in groups of three.

@@ -1,5 +1,9 @@
 //! The names of what each stage trains.
 
+use std::collections::BTreeSet;
+
+use crate::error::WeightsError;
+
 /// A training stage of BLIP-2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
@@ -76,6 +80,24 @@ pub fn trained_names(stage: Stage, layers: usize, cross_attention_frequency: usi
     }
     names.sort();
     names
+}
+
+/// Refuses other names than those that a stage trains.
+pub(crate) fn check_trained(
+    stage: Stage,
+    layers: usize,
+    cross_attention_frequency: usize,
+    given: &BTreeSet<String>,
+) -> Result<(), WeightsError> {
+    let expected: BTreeSet<String> = trained_names(stage, layers, cross_attention_frequency).into_iter().collect();
+    if expected == *given {
+        return Ok(());
+    }
+    Err(WeightsError::TrainedNames {
+        stage: stage.label(),
+        missing: expected.difference(given).cloned().collect(),
+        unexpected: given.difference(&expected).cloned().collect(),
+    })
 }
 
 #[cfg(test)]

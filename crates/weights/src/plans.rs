@@ -8,6 +8,7 @@
 //! | stage 1 | stage-1 checkpoint or export | [`LoadPlan::exact`] |
 //! | stage 2 | stage-1 checkpoint or export | [`stage2_from_stage1`] |
 //! | stage 2 | stage-2 checkpoint or export | [`LoadPlan::exact`] |
+//! | either | a checkpoint of LAVIS | that of the stage, through [`from_lavis`] |
 //!
 //! A plan works on names as [`ModelDir::part`](crate::ModelDir::part) spells them. An export is written without anything unused, so all
 //! of its parts also load by [`LoadPlan::exact`].
@@ -16,6 +17,7 @@ use blip2_torchx::params::{LoadPlan, TensorSource};
 use serde_json::Value;
 
 use crate::error::WeightsError;
+use crate::lavis;
 use crate::names::{pretraining_head, text_branch};
 
 /// What a source of Q-Former weights holds.
@@ -101,6 +103,22 @@ pub fn stage2_from_stage1() -> LoadPlan {
         unused: Box::new(|name| text_branch(name) || pretraining_head(name) || contrast_or_matching(name)),
         ..LoadPlan::exact()
     }
+}
+
+/// A plan for the same source as a checkpoint of LAVIS, which may hold more than the stage needs.
+///
+/// Unused too: the buffer of position ids, the second names of tied tensors, the frozen towers where they were saved, and the text half and
+/// the heads in stage 2.
+///
+/// # Errors
+/// [`WeightsError::UntiedHead`] if the ITG head's decoder differs from the word embedding or its bias from the head's.
+pub fn from_lavis(source: &dyn TensorSource, plan: LoadPlan) -> Result<LoadPlan, WeightsError> {
+    check_tied(source, "cls.predictions.decoder.weight", "embeddings.word_embeddings.weight")?;
+    check_tied(source, "cls.predictions.decoder.bias", "cls.predictions.bias")?;
+    let unused = plan.unused;
+    let more =
+        |name: &str| lavis::dropped(name) || text_branch(name) || pretraining_head(name) || contrast_or_matching(name);
+    Ok(LoadPlan { unused: Box::new(move |name| more(name) || unused(name)), ..plan })
 }
 
 /// Whether a language model's head is its word embedding, by its configuration or else its family's default in `transformers`.

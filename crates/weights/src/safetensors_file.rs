@@ -1,7 +1,6 @@
 //! One safetensors file, mapped into memory.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use blip2_torchx::mapped_file::MappedFile;
@@ -9,8 +8,8 @@ use blip2_torchx::params::{TensorInfo, TensorSource, copy_values};
 use tch::{Device, Tensor};
 
 use crate::error::WeightsError;
-use crate::header::{self, Header, Stored};
-use crate::json_file::{is_lfs_pointer, read_error};
+use crate::file_map::map_file;
+use crate::header::{self, Header};
 
 /// A safetensors file whose tensors are read from the mapping when asked for.
 pub struct SafetensorsFile {
@@ -25,19 +24,8 @@ impl SafetensorsFile {
     /// # Errors
     /// No such file, a Git LFS pointer, a truncated file, a damaged or hostile header, an unsupported dtype.
     pub fn open(path: &Path) -> Result<SafetensorsFile, WeightsError> {
-        let attributes = fs::metadata(path).map_err(|source| read_error(path, source))?;
-        if !attributes.is_file() {
-            return Err(WeightsError::NotAFile { path: path.to_path_buf() });
-        }
+        let mapped = map_file(path)?;
         let problem = |problem| WeightsError::Header { path: path.to_path_buf(), problem };
-        if attributes.len() == 0 {
-            return Err(problem(crate::HeaderProblem::TooShort { got: 0 }));
-        }
-        let mapped = MappedFile::open(path)
-            .map_err(|error| WeightsError::Map { path: path.to_path_buf(), message: error.to_string() })?;
-        if is_lfs_pointer(&mapped) {
-            return Err(WeightsError::LfsPointer { path: path.to_path_buf() });
-        }
         let header = header::parse(&mapped).map_err(problem)?;
         for (name, stored) in &header.tensors {
             if header::kind_of(stored.dtype).is_none() {
@@ -61,8 +49,8 @@ impl SafetensorsFile {
         &self.header.metadata
     }
 
-    pub(crate) fn stored(&self) -> &BTreeMap<String, Stored> {
-        &self.header.tensors
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.header.tensors.keys().map(String::as_str)
     }
 }
 

@@ -81,8 +81,8 @@ pub fn write_safetensors(
             return Err(failed(name, format!("expected {info:?}, got {:?} {:?}", tensor.kind(), tensor.size())));
         }
         write_tensor(&tensor, &mut buffer, out).map_err(|error| match error {
-            Copy::Torch(error) => failed(name, error.to_string()),
-            Copy::Io(error) => write_error(error),
+            CopyError::Torch(error) => failed(name, error.to_string()),
+            CopyError::Io(error) => write_error(error),
         })?;
     }
     Ok(())
@@ -106,18 +106,20 @@ pub(crate) fn stored_bytes(info: &TensorInfo) -> u64 {
     elements as u64 * info.kind.elt_size_in_bytes() as u64
 }
 
-enum Copy {
+/// Why a tensor's bytes did not reach the file.
+pub(crate) enum CopyError {
     Torch(tch::TchError),
     Io(io::Error),
 }
 
-impl From<tch::TchError> for Copy {
-    fn from(error: tch::TchError) -> Copy {
-        Copy::Torch(error)
+impl From<tch::TchError> for CopyError {
+    fn from(error: tch::TchError) -> CopyError {
+        CopyError::Torch(error)
     }
 }
 
-fn write_tensor(tensor: &Tensor, buffer: &mut Vec<u8>, out: &mut dyn Write) -> Result<(), Copy> {
+/// Writes a tensor's bytes, row-major, in parts through `buffer`.
+pub(crate) fn write_tensor(tensor: &Tensor, buffer: &mut Vec<u8>, out: &mut dyn Write) -> Result<(), CopyError> {
     let flat = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?.f_view([-1])?;
     let (elements, width) = (flat.size1()?, flat.kind().elt_size_in_bytes());
     let mut start = 0;
@@ -125,7 +127,7 @@ fn write_tensor(tensor: &Tensor, buffer: &mut Vec<u8>, out: &mut dyn Write) -> R
         let count = CHUNK_ELEMENTS.min(elements - start);
         buffer.resize(count as usize * width, 0);
         flat.f_narrow(0, start, count)?.f_copy_data_u8(buffer, count as usize)?;
-        out.write_all(buffer).map_err(Copy::Io)?;
+        out.write_all(buffer).map_err(CopyError::Io)?;
         start += count;
     }
     Ok(())

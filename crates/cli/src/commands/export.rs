@@ -1,10 +1,10 @@
-//! `export`: a run or checkpoint as a Hugging Face directory.
+//! `export`: a run or checkpoint as a Hugging Face directory, or as a file of LAVIS.
 
 use std::path::PathBuf;
 
 use anyhow::Result;
-use blip2_trainer::export::export_checkpoint;
-use clap::Args;
+use blip2_trainer::export::{export_checkpoint, export_lavis};
+use clap::{Args, ValueEnum};
 
 use crate::output::{print, say};
 
@@ -12,25 +12,40 @@ const EXAMPLES: &str = "\
 Examples:
   blip2 export --checkpoint runs/stage2 --out model                                    the best checkpoint by checkpoint.best, else the newest
   blip2 export --checkpoint runs/stage2/checkpoints/step_00001000 --out model-1000     this one
+  blip2 export --checkpoint runs/stage1 --format lavis --out stage1.pth                what was trained, with LAVIS' names
 
 The directory loads in transformers: config.json, weights, tokenizer files, image preprocessing. An earlier export at --out is replaced,
-anything else there is not.";
+anything else there is not. LAVIS' file holds no frozen towers, as LAVIS saves it, and replaces nothing.";
 
-/// Write a run's model as a Hugging Face directory
+/// Write a run's model as a Hugging Face directory or as a checkpoint of LAVIS
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ExportArguments {
     /// Folder of a run or of one of its checkpoints
     #[arg(long, value_name = "DIR|RUN")]
     checkpoint: PathBuf,
-    /// The directory to write
-    #[arg(long, value_name = "DIR")]
+    /// What to write: a directory, with --format lavis a .pth file
+    #[arg(long, value_name = "DIR|FILE")]
     out: PathBuf,
+    /// The layout
+    #[arg(long, value_enum, default_value_t = Format::Hf)]
+    format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// A Hugging Face directory with everything in it
+    Hf,
+    /// A .pth as LAVIS saves it
+    Lavis,
 }
 
 impl ExportArguments {
     pub(crate) fn run(self) -> Result<()> {
-        let exported = export_checkpoint(&self.checkpoint, &self.out)?;
+        let exported = match self.format {
+            Format::Hf => export_checkpoint(&self.checkpoint, &self.out)?,
+            Format::Lavis => export_lavis(&self.checkpoint, &self.out)?,
+        };
         for rejected in &exported.rejected {
             say(&format!("warning: not taken: {}", rejected.reason));
         }

@@ -13,14 +13,15 @@ Examples:
   blip2 inspect model                                          a Hugging Face directory
   blip2 inspect runs/stage1/checkpoints/step_00001000          a checkpoint
   blip2 inspect model/model.safetensors --json                 one file
+  blip2 inspect checkpoint_9.pth                               one of PyTorch, LAVIS' too
 
-Only headers are read.";
+Only headers are read, and nothing of a PyTorch file's pickle is executed.";
 
-/// Tell what a checkpoint, a model directory or a safetensors file holds
+/// Tell what a checkpoint, a model directory, a safetensors or a PyTorch file holds
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct InspectArguments {
-    /// A checkpoint, a Hugging Face directory or a safetensors file
+    /// A checkpoint, a Hugging Face directory, a safetensors or a PyTorch file
     path: PathBuf,
     /// Print one JSON object
     #[arg(long)]

@@ -5,6 +5,7 @@ mod bad_steps;
 mod damage;
 mod help;
 mod hostile;
+mod lavis;
 mod models;
 mod resume;
 mod shards;

@@ -100,7 +100,7 @@ section! {
 section! {
     /// The frozen image encoder.
     pub struct VisionConfig {
-        /// Hugging Face directory of the tower alone or of a whole BLIP-2 model.
+        /// Hugging Face directory of the tower alone or of a whole BLIP-2 model, or LAVIS' `eva_vit_g.pth`.
         pub weights: PathBuf,
         /// The hidden state that serves as image features: 0 is the embeddings, -1 the last layer's; auto: -1 for BLIP-2's ViT, else -2.
         pub layer: AutoOr<i64> = AutoOr::Auto,
@@ -112,8 +112,10 @@ section! {
 section! {
     /// The trained bridge.
     pub struct QFormerConfig {
-        /// A BERT directory, a checkpoint, a run or an export.
+        /// A BERT directory, a checkpoint, a run, an export, or a `.pth` of LAVIS.
         pub init: PathBuf,
+        /// Folder of stage 1's tokenizer files; left out: that of `init`.
+        pub tokenizer: Option<PathBuf>,
         /// Number of learned queries.
         pub query_tokens: usize = 32 => at_least(1),
         /// Every how many layers there is cross-attention to the image.

@@ -8,6 +8,8 @@ use super::reader::Reader;
 use super::types::{Augment, Config, DeviceChoice, FeatureCache, Precision, Stage};
 
 const RELATIVE: &str = "relative paths start at the current directory";
+/// Keys that may name a `.pth` of LAVIS instead of a folder.
+const TAKES_LAVIS: [&str; 2] = ["model.vision.weights", "model.qformer.init"];
 
 /// Reports every contradiction between keys; what involves a key that was reported already is left alone.
 pub(super) fn check_keys(config: &Config, reader: &mut Reader) {
@@ -137,13 +139,13 @@ pub(super) fn check_keys(config: &Config, reader: &mut Reader) {
 /// `promised`: run folders that earlier stages of the same command will have made.
 pub(super) fn check_files(config: &Config, promised: &[PathBuf], reader: &mut Reader) {
     let mut folder = |key: &str, path: &Path, marks: &[&str]| {
-        if reader.has_failed(key) {
+        if reader.has_failed(key) || (TAKES_LAVIS.contains(&key) && is_lavis_file(path)) {
             return;
         }
         let got = if !path.exists() {
             format!("{}, which does not exist", path.display())
         } else if !path.is_dir() {
-            format!("{}, which is a file", path.display())
+            format!("{}, which is a file; give the folder it lies in", path.display())
         } else if !marks.iter().any(|mark| path.join(mark).exists()) {
             format!("{}, which has none", path.display())
         } else {
@@ -156,10 +158,17 @@ pub(super) fn check_files(config: &Config, promised: &[PathBuf], reader: &mut Re
     if let Some(language) = &config.model.language {
         folder("model.language.weights", &language.weights, &["config.json"]);
     }
+    if let Some(tokenizer) = &config.model.qformer.tokenizer {
+        folder("model.qformer.tokenizer", tokenizer, &["tokenizer.json", "vocab.txt"]);
+    }
     let init = &config.model.qformer.init;
     if !promised.iter().any(|run| without_dots(init).starts_with(run)) {
         folder("model.qformer.init", init, &["config.json", "checkpoints", "MANIFEST.json"]);
     }
+}
+
+fn is_lavis_file(path: &Path) -> bool {
+    path.is_file() && path.extension().is_some_and(|extension| extension == "pth" || extension == "pt")
 }
 
 /// Reports every pattern that names no shard or one that is missing.

@@ -14,6 +14,11 @@ pub fn golden(case: &str) -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden")).join(case)
 }
 
+/// A file that `scripts/fixtures/torch_files.py` made.
+pub fn torch_fixture(name: &str) -> PathBuf {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/torch_files")).join(name)
+}
+
 /// A safetensors file with this header text and these data.
 pub fn write_raw(path: &Path, header: &[u8], data: &[u8]) {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();

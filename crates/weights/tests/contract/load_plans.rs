@@ -6,7 +6,7 @@ use blip2_torchx::params::{LoadError, LoadPlan, LoadProblem, LoadReport, ParamSt
 use blip2_weights::plans::{
     QFormerSource, language_model, stage1_from_bert, stage2_from_stage1, tied_head, vision_tower,
 };
-use blip2_weights::{ModelDir, Part, SafetensorsDir, Stage, WeightsError, trained_names};
+use blip2_weights::{ModelDir, Part, Stage, WeightsDir, WeightsError, trained_names};
 use serde_json::json;
 use tch::{Kind, Tensor};
 
@@ -306,7 +306,7 @@ fn whole_models_and_checkpoints_load_exactly() {
         let path = checkpoint.path().join("model.safetensors");
         blip2_weights::save_safetensors(&entries, &BTreeMap::new(), &path).unwrap();
         let again = store(&shapes);
-        again.load(&SafetensorsDir::open(checkpoint.path()).unwrap(), &LoadPlan::exact()).unwrap();
+        again.load(&WeightsDir::open(checkpoint.path()).unwrap(), &LoadPlan::exact()).unwrap();
         for (name, tensor) in entries {
             assert!(identical(&again.get(&name).unwrap(), &tensor), "{name}");
         }

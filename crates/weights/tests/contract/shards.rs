@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use blip2_torchx::params::TensorSource;
-use blip2_weights::{SafetensorsDir, WeightsError, save_safetensors};
+use blip2_weights::{WeightsDir, WeightsError, save_safetensors};
 use tempfile::TempDir;
 
 use crate::fixtures::{identical, line, names, numbered, tensors};
@@ -34,7 +34,7 @@ fn whole() -> TempDir {
 fn shards_and_heads_are_one_source() {
     let directory = whole();
     save(directory.path(), "pretraining_heads.safetensors", &[("temp", &[])]);
-    let weights = SafetensorsDir::open(directory.path()).unwrap();
+    let weights = WeightsDir::open(directory.path()).unwrap();
     assert_eq!(names(&weights), ["a", "b", "c", "temp"]);
     assert!(identical(&weights.read("c").unwrap(), &numbered("c", &[4, 1])));
     assert!(identical(&weights.read("temp").unwrap(), &numbered("temp", &[])));
@@ -45,7 +45,7 @@ fn shards_and_heads_are_one_source() {
 fn a_tensor_in_two_files() {
     let directory = whole();
     save(directory.path(), "pretraining_heads.safetensors", &[("a", &[2])]);
-    let message = line(SafetensorsDir::open(directory.path()));
+    let message = line(WeightsDir::open(directory.path()));
     assert!(message.ends_with(&format!("a appears twice, as {ONE} and as pretraining_heads.safetensors")), "{message}");
 }
 
@@ -53,14 +53,14 @@ fn a_tensor_in_two_files() {
 fn a_shard_that_is_missing() {
     let directory = whole();
     fs::remove_file(directory.path().join(TWO)).unwrap();
-    assert!(line(SafetensorsDir::open(directory.path())).contains(&format!("shard {TWO} is missing")));
+    assert!(line(WeightsDir::open(directory.path())).contains(&format!("shard {TWO} is missing")));
 }
 
 #[test]
 fn an_index_that_promises_more_than_the_shards_hold() {
     let directory = sharded(&format!(r#"{{"a": "{ONE}", "b": "{ONE}", "c": "{TWO}", "d": "{TWO}"}}"#));
     assert!(matches!(
-        SafetensorsDir::open(directory.path()),
+        WeightsDir::open(directory.path()),
         Err(WeightsError::ShardLacks { name, .. }) if name == "d"
     ));
 }
@@ -69,7 +69,7 @@ fn an_index_that_promises_more_than_the_shards_hold() {
 fn a_shard_that_holds_more_than_the_index_knows() {
     let directory = sharded(&format!(r#"{{"a": "{ONE}", "c": "{TWO}"}}"#));
     assert!(matches!(
-        SafetensorsDir::open(directory.path()),
+        WeightsDir::open(directory.path()),
         Err(WeightsError::IndexLacks { name, .. }) if name == "b"
     ));
 }
@@ -78,7 +78,7 @@ fn a_shard_that_holds_more_than_the_index_knows() {
 fn an_index_that_points_outside_its_directory() {
     for shard in ["../secret.safetensors", "/etc/passwd", "..", "sub/shard.safetensors", ""] {
         let directory = sharded(&format!(r#"{{"a": "{shard}"}}"#));
-        assert!(matches!(SafetensorsDir::open(directory.path()), Err(WeightsError::ShardName { .. })), "{shard}");
+        assert!(matches!(WeightsDir::open(directory.path()), Err(WeightsError::ShardName { .. })), "{shard}");
     }
 }
 
@@ -93,7 +93,7 @@ fn an_index_that_is_not_one() {
     ] {
         let directory = whole();
         fs::write(directory.path().join("model.safetensors.index.json"), index).unwrap();
-        let message = line(SafetensorsDir::open(directory.path()));
+        let message = line(WeightsDir::open(directory.path()));
         assert!(message.contains(expected), "{message}");
     }
 }
@@ -101,9 +101,7 @@ fn an_index_that_is_not_one() {
 #[test]
 fn no_weights_and_weights_of_another_format() {
     let directory = tempfile::tempdir().unwrap();
-    assert!(line(SafetensorsDir::open(directory.path())).ends_with("no model.safetensors.index.json"));
-    fs::write(directory.path().join("pytorch_model.bin"), "x").unwrap();
-    assert!(
-        line(SafetensorsDir::open(directory.path())).contains("pytorch_model.bin must first be saved as safetensors")
-    );
+    assert!(line(WeightsDir::open(directory.path())).ends_with("no pytorch_model.bin and no index of either"));
+    fs::write(directory.path().join("tf_model.h5"), "x").unwrap();
+    assert!(line(WeightsDir::open(directory.path())).contains("tf_model.h5 must first be saved as safetensors"));
 }

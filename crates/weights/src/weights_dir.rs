@@ -1,4 +1,4 @@
-//! The weights of a directory: one safetensors file, or shards with an index, and the pre-training heads beside them.
+//! The weights of a directory: one file, or shards with an index, and the pre-training heads beside them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -8,56 +8,69 @@ use tch::Tensor;
 
 use crate::error::WeightsError;
 use crate::json_file::{describe, read_object};
-use crate::safetensors_file::SafetensorsFile;
+use crate::weights_file::WeightsFile;
 
 pub(crate) const WEIGHTS_FILE: &str = "model.safetensors";
 pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
 /// What stage 1 trains and `transformers` has no name for lies here, so that it finds no key that it does not know.
 pub(crate) const HEADS_FILE: &str = "pretraining_heads.safetensors";
+/// A directory's weights in the order in which `transformers` looks for them: a file, or else the index of its shards.
+const CANDIDATES: [(&str, &str); 2] =
+    [(WEIGHTS_FILE, INDEX_FILE), ("pytorch_model.bin", "pytorch_model.bin.index.json")];
 
-/// `model.safetensors`, or the shards of `model.safetensors.index.json`, with `pretraining_heads.safetensors` where it exists, as one
+/// `model.safetensors`, `pytorch_model.bin`, or the shards of either's index, with `pretraining_heads.safetensors` where it exists, as one
 /// source of tensors. A checkpoint's directory is read by this as well.
-pub struct SafetensorsDir {
+pub struct WeightsDir {
     path: PathBuf,
-    files: Vec<SafetensorsFile>,
+    files: Vec<WeightsFile>,
     /// Each tensor's file, as an index into `files`.
     places: BTreeMap<String, usize>,
 }
 
-impl SafetensorsDir {
-    /// Opens and checks all files. As in `transformers`, a single file goes before an index.
+impl WeightsDir {
+    /// Opens and checks all files. As in `transformers`, safetensors go before PyTorch's format, and a single file before an index.
     ///
     /// # Errors
     /// No weights; an index and shards that disagree in either direction; a tensor in two files; whatever
-    /// [`SafetensorsFile::open`] finds.
-    pub fn open(path: &Path) -> Result<SafetensorsDir, WeightsError> {
-        let index = path.join(INDEX_FILE);
-        let mut files = if path.join(WEIGHTS_FILE).exists() {
-            vec![SafetensorsFile::open(&path.join(WEIGHTS_FILE))?]
-        } else if index.exists() {
-            open_shards(path, &index)?
-        } else if path.is_dir() {
-            return Err(WeightsError::NoWeights { path: path.to_path_buf(), hint: hint(path) });
-        } else {
+    /// [`WeightsFile::open`] finds.
+    pub fn open(path: &Path) -> Result<WeightsDir, WeightsError> {
+        if path.is_file() {
+            return Err(WeightsError::FileForDirectory { path: path.to_path_buf() });
+        }
+        if !path.is_dir() {
             return Err(WeightsError::NotFound { path: path.to_path_buf() });
+        }
+        let found = CANDIDATES.iter().flat_map(|(file, index)| [*file, *index]).find(|name| path.join(name).exists());
+        let mut files = match found {
+            None => return Err(WeightsError::NoWeights { path: path.to_path_buf(), hint: hint(path) }),
+            Some(index) if index.ends_with(".json") => open_shards(path, &path.join(index))?,
+            Some(file) => vec![WeightsFile::open(&path.join(file))?],
         };
         if path.join(HEADS_FILE).exists() {
-            files.push(SafetensorsFile::open(&path.join(HEADS_FILE))?);
+            files.push(WeightsFile::open(&path.join(HEADS_FILE))?);
         }
+        WeightsDir::of(path, files)
+    }
+
+    /// Files as one source.
+    ///
+    /// # Errors
+    /// A tensor in two files.
+    pub(crate) fn of(path: &Path, files: Vec<WeightsFile>) -> Result<WeightsDir, WeightsError> {
         let mut places = BTreeMap::new();
         for (place, file) in files.iter().enumerate() {
-            for name in file.stored().keys() {
-                if let Some(first) = places.insert(name.clone(), place) {
+            for name in file.names() {
+                if let Some(first) = places.insert(name.to_string(), place) {
                     return Err(WeightsError::RepeatedTensor {
                         path: path.to_path_buf(),
-                        name: name.clone(),
-                        first: file_name(&files[first]),
-                        second: file_name(file),
+                        name: name.to_string(),
+                        first: files[first].name(),
+                        second: file.name(),
                     });
                 }
             }
         }
-        Ok(SafetensorsDir { path: path.to_path_buf(), files, places })
+        Ok(WeightsDir { path: path.to_path_buf(), files, places })
     }
 
     /// The directory.
@@ -66,7 +79,7 @@ impl SafetensorsDir {
     }
 
     /// Its files, in the order of the index, the pre-training heads last.
-    pub fn files(&self) -> &[SafetensorsFile] {
+    pub fn files(&self) -> &[WeightsFile] {
         &self.files
     }
 
@@ -80,7 +93,7 @@ impl SafetensorsDir {
     }
 }
 
-impl TensorSource for SafetensorsDir {
+impl TensorSource for WeightsDir {
     fn origin(&self) -> String {
         self.path.display().to_string()
     }
@@ -100,7 +113,7 @@ impl TensorSource for SafetensorsDir {
     }
 }
 
-fn open_shards(directory: &Path, index: &Path) -> Result<Vec<SafetensorsFile>, WeightsError> {
+fn open_shards(directory: &Path, index: &Path) -> Result<Vec<WeightsFile>, WeightsError> {
     let mut shards: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     let value = read_object(index)?;
     let key = |key: String, expected: &str, got| WeightsError::Key {
@@ -126,8 +139,8 @@ fn open_shards(directory: &Path, index: &Path) -> Result<Vec<SafetensorsFile>, W
         if !path.exists() {
             return Err(WeightsError::ShardMissing { index: index.to_path_buf(), shard: shard.into() });
         }
-        let file = SafetensorsFile::open(&path)?;
-        let held: BTreeSet<&str> = file.stored().keys().map(String::as_str).collect();
+        let file = WeightsFile::open(&path)?;
+        let held: BTreeSet<&str> = file.names().into_iter().collect();
         let (index, shard) = (index.to_path_buf(), shard.to_string());
         if let Some(name) = names.difference(&held).next() {
             return Err(WeightsError::ShardLacks { index, name: name.to_string(), shard });
@@ -141,13 +154,9 @@ fn open_shards(directory: &Path, index: &Path) -> Result<Vec<SafetensorsFile>, W
 }
 
 fn hint(directory: &Path) -> String {
-    let other = ["pytorch_model.bin", "pytorch_model.bin.index.json", "model.onnx", "tf_model.h5"];
+    let other = ["model.onnx", "tf_model.h5", "flax_model.msgpack"];
     match other.iter().find(|file| directory.join(file).exists()) {
         Some(file) => format!("; {file} must first be saved as safetensors"),
         None => String::new(),
     }
-}
-
-fn file_name(file: &SafetensorsFile) -> String {
-    file.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
