@@ -25,7 +25,7 @@ pub use error::{HeaderProblem, WeightsError};
 pub use export::{DEFAULT_MAX_SHARD_BYTES, Export, ExportTask, TOKENIZER_FILES};
 pub use export_config::ImagePreprocessing;
 pub use inspect::{Contents, Inspection, TensorGroup, inspect};
-pub use load_report::LoadTable;
+pub use load_report::{LoadTable, unused_modules};
 pub use names::{Stage, pretraining_head, trained_names};
 pub use safetensors_dir::SafetensorsDir;
 pub use safetensors_file::SafetensorsFile;
