@@ -51,7 +51,7 @@ impl Embeddings {
         let conv = scope.pp(parts.patch.name);
         let norm = |name| Norm::new(&scope.pp(name), a);
         let tokens = |rows: Rows, count| {
-            scope.param(rows.name, &rows.shape(count, width), Init::Normal(0.02)).view([1, -1, width])
+            scope.param(rows.name, &rows.shape(count, width), Init::Normal(0.02)).view([1, count, width])
         };
         Embeddings {
             patch: (
@@ -60,7 +60,7 @@ impl Embeddings {
             ),
             patch_norm: parts.patch_norm.map(norm),
             class: parts.class.map(|rows| tokens(rows, 1)),
-            registers: parts.registers.filter(|(_, count)| *count > 0).map(|(rows, count)| tokens(rows, count)),
+            registers: parts.registers.map(|(rows, count)| tokens(rows, count)),
             places: match parts.positions {
                 Positions::Table(rows, resize) => {
                     let patches = (a.image_size / patch).pow(2);
