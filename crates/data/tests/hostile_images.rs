@@ -133,7 +133,9 @@ fn one_pixel() {
     ] {
         assert_near(colour(&bytes), [9, 80, 200]);
         let image = decode(&bytes).unwrap();
-        for planes in [evaluate_transform(&image, 5, Filter::Bicubic), train_transform(&image, 5, Filter::Lanczos, 1, 2)] {
+        for planes in
+            [evaluate_transform(&image, 5, Filter::Bicubic), train_transform(&image, 5, Filter::Lanczos, 1, 2)]
+        {
             assert_eq!(planes.len(), 75);
             assert!(planes[..25].iter().all(|&red| red == image.data[0]));
         }

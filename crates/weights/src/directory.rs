@@ -292,7 +292,9 @@ impl Layout {
         let whole = IMAGE_TEXT.iter().map(|(whole, _)| *whole).filter(|_| part == Part::Vision);
         let supported = towers.chain(whole).chain(["blip-2"]).collect::<Vec<_>>().join(", ");
         match part {
-            Part::Vision => format!("{supported} (SigLIP 2 by its checkpoints of fixed resolution, whose model_type is siglip)"),
+            Part::Vision => {
+                format!("{supported} (SigLIP 2 by its checkpoints of fixed resolution, whose model_type is siglip)")
+            }
             Part::Language | Part::QFormer => supported,
         }
     }

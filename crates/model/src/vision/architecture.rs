@@ -185,7 +185,11 @@ impl Architecture {
         let head_size = self.width / self.heads;
         let wrong = |key, got: String, supported| Err(ConfigError::Unsupported { part: PART, key, got, supported });
         if self.width % self.heads != 0 {
-            return wrong("num_attention_heads", format!("{} for width {}", self.heads, self.width), "a divisor of hidden_size");
+            return wrong(
+                "num_attention_heads",
+                format!("{} for width {}", self.heads, self.width),
+                "a divisor of hidden_size",
+            );
         }
         if self.patch_size > self.image_size {
             let got = format!("{} for images of {}", self.patch_size, self.image_size);

@@ -61,7 +61,10 @@ pub(super) struct Mlp {
 #[derive(Debug)]
 enum Input {
     Plain(Linear),
-    Gated { gate: Linear, up: Linear },
+    Gated {
+        gate: Linear,
+        up: Linear,
+    },
     /// `[2 inner, width]`: gate, up.
     PackedGated(Linear),
 }

@@ -18,8 +18,8 @@
 
 mod aimv2;
 pub mod architecture;
-mod block;
 mod blip2_vit;
+mod block;
 mod clip;
 mod dinov2;
 mod dinov3;
@@ -140,11 +140,7 @@ impl VisionConfig {
         };
         let family = FAMILIES.iter().find(|family| family.model_type == model_type);
         let family = family.ok_or_else(|| unknown(model_type.into()))?;
-        Ok(VisionConfig {
-            architecture: (family.architecture)(json)?,
-            layer: family.layer,
-            pixels: family.pixels,
-        })
+        Ok(VisionConfig { architecture: (family.architecture)(json)?, layer: family.layer, pixels: family.pixels })
     }
 
     /// What the tower is made of.
@@ -306,7 +302,11 @@ mod tests {
             ("vit", [768, 12, 16, 197]),
         ] {
             let c = read(json!({"model_type": model_type})).unwrap();
-            assert_eq!([c.hidden_size(), c.num_hidden_layers(), c.patch_size(), c.tokens(224)], expected, "{model_type}");
+            assert_eq!(
+                [c.hidden_size(), c.num_hidden_layers(), c.patch_size(), c.tokens(224)],
+                expected,
+                "{model_type}"
+            );
         }
     }
 
@@ -331,7 +331,8 @@ mod tests {
         assert!(message.contains("heads whose size is a multiple of 4"), "{message}");
         let message = read(json!({"model_type": "aimv2_vision_model", "hidden_size": 24, "is_native": true}));
         assert!(message.is_ok());
-        let odd = json!({"model_type": "aimv2_vision_model", "hidden_size": 22, "num_attention_heads": 1, "is_native": true});
+        let odd =
+            json!({"model_type": "aimv2_vision_model", "hidden_size": 22, "num_attention_heads": 1, "is_native": true});
         assert!(read(odd).unwrap_err().contains("hidden_size: got 22, supported: a multiple of 4"));
     }
 
