@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::collate::{HostBatch, Padding, collate};
 use crate::sample::{Preparer, Quarantined, Sample, View};
 use crate::workers::{Queue, Workers};
-use crate::{BadSamples, Clean, DataError, Dataset, SampleError, TextEncoder};
+use crate::{BadSamples, Clean, DataError, Dataset, Filter, SampleError, TextEncoder};
 
 /// What is read, and how.
 #[derive(Debug, Clone)]
@@ -22,6 +22,8 @@ pub struct EvalOptions {
     pub prefetch: usize,
     /// Side of the images.
     pub image_size: usize,
+    /// How they are brought to it.
+    pub filter: Filter,
     /// Whether images are decoded.
     pub pixels: bool,
     /// How captions are cleaned.
@@ -68,8 +70,14 @@ impl EvalReader {
             }
         }
         options.range.end = options.range.end.min(dataset.len());
-        let preparer =
-            Preparer { dataset, text, clean: options.clean, image_size: options.image_size, pixels: options.pixels };
+        let preparer = Preparer {
+            dataset,
+            text,
+            clean: options.clean,
+            image_size: options.image_size,
+            filter: options.filter,
+            pixels: options.pixels,
+        };
         let mut reader = EvalReader {
             workers: Workers::new(options.threads)?,
             preparer: Arc::new(preparer),

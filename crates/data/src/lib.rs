@@ -39,7 +39,7 @@ pub use collate::HostBatch;
 pub use dataset::{Dataset, OpenOptions, RawSample, reindex};
 pub use error::{DataError, SampleError};
 pub use eval::{EvalOptions, EvalReader};
-pub use image::{Augment, DecodeError, RgbImage, decode, evaluate_transform, train_transform};
+pub use image::{Augment, DecodeError, Filter, RgbImage, decode, evaluate_transform, train_transform};
 pub use index::{Extension, Index, IndexHeader, IndexedSample, IndexedShard, Member};
 pub use loader::{Loader, LoaderOptions};
 pub use order::{Located, Order, OrderError};

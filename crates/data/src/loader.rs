@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::collate::{HostBatch, Padding, collate};
-use crate::image::Augment;
+use crate::image::{Augment, Filter};
 use crate::sample::{BadSamples, Preparer, Quarantined, Sample, View};
 use crate::workers::{Queue, Workers};
 use crate::{Clean, DataError, Dataset, Order, SampleError, TextEncoder};
@@ -42,6 +42,8 @@ pub struct LoaderOptions {
     pub augment: Augment,
     /// Side of the images in the batch.
     pub image_size: usize,
+    /// How they are brought to it.
+    pub filter: Filter,
     /// Whether images are decoded; not when their features are cached.
     pub pixels: bool,
     /// How captions are cleaned.
@@ -135,6 +137,7 @@ impl Loader {
                 text,
                 clean: options.clean,
                 image_size: options.image_size,
+                filter: options.filter,
                 pixels: options.pixels,
             },
             order,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::image::{RgbImage, decode, evaluate_transform, train_transform};
+use crate::image::{Filter, RgbImage, decode, evaluate_transform, train_transform};
 use crate::{Clean, Dataset, SampleError, TextEncoder, clean_caption};
 
 /// A sample ready to be put into a batch.
@@ -38,6 +38,7 @@ pub(crate) struct Preparer {
     pub(crate) text: Arc<TextEncoder>,
     pub(crate) clean: Clean,
     pub(crate) image_size: usize,
+    pub(crate) filter: Filter,
     pub(crate) pixels: bool,
 }
 
@@ -63,8 +64,8 @@ impl Preparer {
 
     fn transform(&self, image: &RgbImage, view: View) -> Vec<u8> {
         match view {
-            View::Evaluate => evaluate_transform(image, self.image_size),
-            View::Train { seed, position } => train_transform(image, self.image_size, seed, position),
+            View::Evaluate => evaluate_transform(image, self.image_size, self.filter),
+            View::Train { seed, position } => train_transform(image, self.image_size, self.filter, seed, position),
         }
     }
 

@@ -3,7 +3,7 @@
 mod fixture;
 
 use blip2_data::image::{ImageFormat, inspect};
-use blip2_data::{DecodeError, decode, evaluate_transform, train_transform};
+use blip2_data::{DecodeError, Filter, decode, evaluate_transform, train_transform};
 use fixture::{encode, gradient, jpeg};
 use image::{DynamicImage, ImageBuffer, Luma, LumaA, Rgb, RgbImage, Rgba};
 use jpeg_encoder::{ColorType, Encoder};
@@ -133,7 +133,9 @@ fn one_pixel() {
     ] {
         assert_near(colour(&bytes), [9, 80, 200]);
         let image = decode(&bytes).unwrap();
-        for planes in [evaluate_transform(&image, 5), train_transform(&image, 5, 1, 2)] {
+        for planes in
+            [evaluate_transform(&image, 5, Filter::Bicubic), train_transform(&image, 5, Filter::Lanczos, 1, 2)]
+        {
             assert_eq!(planes.len(), 75);
             assert!(planes[..25].iter().all(|&red| red == image.data[0]));
         }

@@ -212,6 +212,7 @@ fn eval_options(range: std::ops::Range<u64>) -> EvalOptions {
         threads: 2,
         prefetch: 2,
         image_size: 4,
+        filter: blip2_data::Filter::Bicubic,
         pixels: true,
         clean: blip2_data::Clean::Blip,
         pad_id: 0,

@@ -19,6 +19,7 @@ use crate::config::{AutoOr, Config, Prefix, QFormerConfig as QFormerKeys, Stage}
 use crate::encoder::{ImageEncoder, check_image_size};
 use crate::error::Error;
 use crate::model_files::{load_image_encoder, load_language_model};
+use crate::preprocessing::Preprocessing;
 use crate::task::stage1::Stage1Options;
 use crate::task::{Stage1Task, Stage2Task, Task};
 use crate::text::TextFrame;
@@ -53,7 +54,8 @@ impl Assembly {
         let vision_part = vision_dir.part(Part::Vision)?;
         let vision_json = vision_part.config.clone();
         let vision = VisionConfig::from_json(&vision_json).map_err(model_error(vision_dir.path()))?;
-        check_image_size(&vision, config.data.image.size)?;
+        let preprocessing = Preprocessing::of(vision_dir.path(), &vision, &config.data.image.size)?;
+        check_image_size(&vision, preprocessing.size)?;
         let layer = match config.model.vision.layer {
             AutoOr::Auto => None,
             AutoOr::Given(layer) => Some(layer),
@@ -81,7 +83,8 @@ impl Assembly {
             Stage::One => build_stage1(config, &init, &model_json, device)?,
             Stage::Two => build_stage2(config, &init, &mut model_json, device)?,
         };
-        let encoder = load_image_encoder(&vision_dir, &vision, depth, device, config.model.vision.dtype.kind())?;
+        let kind = config.model.vision.dtype.kind();
+        let encoder = load_image_encoder(&vision_dir, &vision, depth, preprocessing, device, kind)?;
         Ok(Assembly {
             encoder,
             task: built.task,

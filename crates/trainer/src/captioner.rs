@@ -15,6 +15,7 @@ use crate::config::Precision;
 use crate::encoder::{ImageEncoder, check_image_size};
 use crate::error::Error;
 use crate::model_files::ModelFiles;
+use crate::preprocessing::Preprocessing;
 use crate::task::Stage2Task;
 
 /// Images that go through the model together.
@@ -26,7 +27,6 @@ pub struct Captioner {
     task: Stage2Task,
     tokenizer: TextEncoder,
     tokenizer_file: PathBuf,
-    image_size: usize,
     eos: Vec<i64>,
     /// What stands behind the queries where there is no prompt.
     empty_prompt: Vec<i64>,
@@ -63,7 +63,7 @@ impl Captioner {
     /// Files that are missing or damaged, a stage-1 model, token ids outside the vocabulary.
     pub fn open(dir: &Path, device: Device, precision: Option<Precision>) -> Result<Captioner, Error> {
         let files = ModelFiles::open(dir)?;
-        check_image_size(&files.config.vision, files.image_size)?;
+        check_image_size(&files.config.vision, files.preprocessing.size)?;
         let kind = match precision {
             Some(precision) => precision.kind(),
             None => stored_kind(&dir.join("config.json"))?,
@@ -77,7 +77,6 @@ impl Captioner {
             encoder: files.image_encoder(device, kind)?,
             tokenizer: files.tokenizer(usize::MAX, as_transformers)?,
             tokenizer_file: dir.join("tokenizer.json"),
-            image_size: files.image_size,
             eos: end_tokens(dir, language)?,
             empty_prompt: if as_transformers { language.bos_token_id().into_iter().collect() } else { Vec::new() },
             task,
@@ -125,8 +124,9 @@ impl Captioner {
         prompts: &[Vec<i64>],
         options: &CaptionOptions,
     ) -> Result<Vec<Caption>, Error> {
-        let pixels = read_images(images, self.image_size)?;
-        let features = self.encoder.features(&pixels, images.len(), self.image_size)?;
+        let preprocessing = self.encoder.preprocessing();
+        let pixels = read_images(images, preprocessing)?;
+        let features = self.encoder.features(&pixels, images.len(), preprocessing.size)?;
         let options = GenerateOptions {
             max_new_tokens: options.max_new_tokens,
             min_new_tokens: options.min_new_tokens,
@@ -177,11 +177,11 @@ fn of_batch(decoding: Decoding, batch: usize) -> Decoding {
 ///
 /// # Shapes
 /// Returns `u8 [B, 3, size, size]`, flat.
-fn read_images(paths: &[PathBuf], size: usize) -> Result<Vec<u8>, Error> {
+fn read_images(paths: &[PathBuf], preprocessing: &Preprocessing) -> Result<Vec<u8>, Error> {
     let read = |path: &PathBuf| {
         let bytes = fs::read(path).map_err(|error| Error::file(path, format!("cannot be read: {error}")))?;
         let image = decode(&bytes).map_err(|error| Error::file(path, error))?;
-        Ok(evaluate_transform(&image, size))
+        Ok(evaluate_transform(&image, preprocessing.size, preprocessing.filter))
     };
     let images: Vec<Result<Vec<u8>, Error>> = paths.par_iter().map(read).collect();
     // The first that failed is told, whichever thread was faster.

@@ -55,7 +55,7 @@ impl TrainData {
         let cache = match &config.data.feature_cache {
             FeatureCache::Off => None,
             FeatureCache::Memory => {
-                let options = FillOptions { image_size: config.data.image.size, threads, clean };
+                let options = FillOptions { threads, clean };
                 Some(caches.get_or_fill(&dataset, &text.encoder, encoder, &options, progress)?)
             }
             FeatureCache::Directory(folder) => {
@@ -86,7 +86,8 @@ impl TrainData {
             threads,
             prefetch: loader.prefetch,
             augment: augment(config.data.image.augment),
-            image_size: config.data.image.size,
+            image_size: encoder.preprocessing().size,
+            filter: encoder.preprocessing().filter,
             pixels: cache.is_none(),
             clean,
             lanes: config.data.lanes,

@@ -3,26 +3,46 @@
 use blip2_model::Frozen;
 use blip2_model::vision::{VisionConfig, VisionTower};
 use blip2_torchx::autocast::autocast;
+use blip2_torchx::params::LoadReport;
 use blip2_torchx::pinned::to_device;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Error;
+use crate::preprocessing::Preprocessing;
 
-/// A tower with its channel means and deviations.
+/// A tower with what is done to its pixels.
 pub struct ImageEncoder {
     identity: String,
     tower: Frozen<VisionTower>,
+    preprocessing: Preprocessing,
+    report: LoadReport,
     mean: Tensor,
     std: Tensor,
 }
 
 impl ImageEncoder {
-    /// `normalisation`: means and deviations of red, green, blue. `identity` tells one encoder's features from another's.
-    pub fn new(tower: Frozen<VisionTower>, normalisation: ([f64; 3], [f64; 3]), identity: String) -> ImageEncoder {
+    /// A tower that was filled as `report` says. `identity` tells one encoder's features from another's.
+    pub fn new(
+        tower: Frozen<VisionTower>,
+        preprocessing: Preprocessing,
+        report: LoadReport,
+        identity: String,
+    ) -> ImageEncoder {
         let device = tower.params().device();
         let channels =
             |values: [f64; 3]| Tensor::from_slice(&values.map(|v| v as f32)).view([1, 3, 1, 1]).to_device(device);
-        ImageEncoder { mean: channels(normalisation.0), std: channels(normalisation.1), tower, identity }
+        let (mean, std) = (channels(preprocessing.mean), channels(preprocessing.std));
+        ImageEncoder { mean, std, tower, preprocessing, report, identity }
+    }
+
+    /// What is done to a picture before the tower sees it.
+    pub fn preprocessing(&self) -> &Preprocessing {
+        &self.preprocessing
+    }
+
+    /// What became of the tensors in the tower's files.
+    pub fn load_report(&self) -> &LoadReport {
+        &self.report
     }
 
     /// Equal for encoders that give the same features: weights, depth and dtype.
@@ -46,7 +66,7 @@ impl ImageEncoder {
         Ok(self.features_of_normalised(&self.normalise(pixels, batch, size)?))
     }
 
-    /// Pixels as the tower takes them: on the device, scaled to [0, 1], normalised by channel.
+    /// Pixels as the tower takes them: on the device, rescaled (to [0, 1], by default), normalised by channel.
     ///
     /// # Shapes
     /// `pixels u8 [B, 3, S, S]`, flat `-> f32 [B, 3, S, S]`.
@@ -55,7 +75,9 @@ impl ImageEncoder {
     /// When the device refuses.
     pub fn normalise(&self, pixels: &[u8], batch: usize, size: usize) -> Result<Tensor, Error> {
         let shape = [batch as i64, 3, size as i64, size as i64];
-        let pixels = to_device(pixels, &shape, self.device())?.to_kind(Kind::Float) / 255.0;
+        // A division, so that 1/255 scales as exactly as it can.
+        let scale = 1.0 / self.preprocessing.rescale_factor;
+        let pixels = to_device(pixels, &shape, self.device())?.to_kind(Kind::Float) / scale;
         Ok((pixels - &self.mean) / &self.std)
     }
 
@@ -68,13 +90,8 @@ impl ImageEncoder {
 /// Checks that images of `size` pixels suit a tower.
 ///
 /// # Errors
-/// When its patches do not tile them.
+/// When its patches do not tile them, or its positions are bound to another size.
 pub fn check_image_size(vision: &VisionConfig, size: usize) -> Result<(), Error> {
-    let patch = vision.patch_size();
-    if size as i64 % patch == 0 && size as i64 >= patch {
-        return Ok(());
-    }
-    Err(Error::Mismatch(format!(
-        "data.image.size: expected a multiple of the image encoder's patch of {patch} pixels, got {size}"
-    )))
+    let wrong = |expected| Error::Mismatch(format!("data.image.size: expected {expected}, got {size}"));
+    vision.check_size(size as i64).map_err(wrong)
 }

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use blip2_data::{Clean, Dataset, EvalOptions, EvalReader, HostBatch};
+use blip2_data::{Clean, Dataset, EvalOptions, EvalReader, Filter, HostBatch};
 use blip2_metrics::{Recall, recall_at};
 use tch::{Kind, Tensor};
 
@@ -12,6 +12,7 @@ use crate::config::{Config, FeatureCache};
 use crate::encoder::ImageEncoder;
 use crate::error::Error;
 use crate::features::{Features, FillOptions, MemoryCache, MemoryCaches};
+use crate::preprocessing::Preprocessing;
 use crate::task::TargetRule;
 use crate::text::TextFrame;
 
@@ -25,6 +26,7 @@ pub struct HeldOutSet {
     batch: usize,
     threads: usize,
     image_size: usize,
+    filter: Filter,
     clean: Clean,
     seed: u64,
     /// How many sample captions are wanted.
@@ -82,10 +84,11 @@ impl HeldOutSet {
         let dataset = Dataset::open(std::slice::from_ref(&val.shards), &crate::data::open_options(config));
         let dataset = Arc::new(dataset.map_err(|source| Error::DataSet { key: "data.val", source })?);
         let threads = crate::data::threads(&config.data.loader.threads);
-        let (image_size, clean) = (config.data.image.size, crate::data::clean(config.data.text.clean));
+        let Preprocessing { size: image_size, filter, .. } = *encoder.preprocessing();
+        let clean = crate::data::clean(config.data.text.clean);
         let cache = match config.data.feature_cache {
             FeatureCache::Memory => {
-                let options = FillOptions { image_size, threads, clean };
+                let options = FillOptions { threads, clean };
                 Some(caches.get_or_fill(&dataset, &text.encoder, encoder, &options, &mut |_, _| {})?)
             }
             _ => None,
@@ -96,6 +99,7 @@ impl HeldOutSet {
             batch: config.micro_batch().min(MAX_BATCH),
             threads,
             image_size,
+            filter,
             clean,
             seed: config.run.seed,
             captions: config.eval.captions,
@@ -121,6 +125,7 @@ impl HeldOutSet {
             threads: self.threads,
             prefetch: 2,
             image_size: self.image_size,
+            filter: self.filter,
             pixels,
             clean: self.clean,
             pad_id: text.pad_id,
@@ -156,7 +161,7 @@ impl HeldOutSet {
         for (column, &index) in indices.iter().enumerate() {
             let raw = self.dataset.read(index).map_err(|e| Error::Mismatch(e.to_string()))?;
             let picture = blip2_data::decode(&raw.image).map_err(|e| Error::Mismatch(e.to_string()))?;
-            let planes = blip2_data::evaluate_transform(&picture, SIDE);
+            let planes = blip2_data::evaluate_transform(&picture, SIDE, Filter::Bicubic);
             for (at, pixel) in (0..SIDE * SIDE).enumerate() {
                 let rgb = [0, 1, 2].map(|c| planes[c * SIDE * SIDE + pixel]);
                 let (x, y) = ((column * SIDE + at % SIDE) as u32, (at / SIDE) as u32);

@@ -6,7 +6,7 @@ use blip2_data::TextEncoder;
 use blip2_model::Blip2Config;
 use blip2_torchx::params::TensorSource;
 use blip2_weights::{
-    DEFAULT_MAX_SHARD_BYTES, Export, ExportTask, ImagePreprocessing, LavisCheckpoint, ModelDir, Projection, Stage,
+    DEFAULT_MAX_SHARD_BYTES, Export, ExportTask, LavisCheckpoint, ModelDir, Projection, Stage,
     save_lavis,
 };
 use serde_json::Value;
@@ -15,6 +15,7 @@ use tch::Tensor;
 use crate::checkpoint::{Checkpoint, CheckpointStore, Rejected};
 use crate::config::{Config, LanguageConfig};
 use crate::error::Error;
+use crate::preprocessing::Preprocessing;
 
 /// What was exported.
 #[derive(Debug)]
@@ -129,8 +130,8 @@ pub fn export_model(
     let wrong = |source| Error::Model { path: config.run_folder(), source };
     let model = Blip2Config::from_json(model_json).map_err(wrong)?;
     let depth = model.vision.depth(model.top.vision_feature_layer.or(Some(-1))).map_err(wrong)?;
-    let (mean, std) = model.vision.normalisation();
     let vision = ModelDir::open(&config.model.vision.weights)?;
+    let preprocessing = Preprocessing::of(vision.path(), &model.vision, &config.data.image.size)?;
     let language = match (&model.language, &config.model.language) {
         (None, _) => None,
         (Some(language), Some(LanguageConfig { weights, .. })) => {
@@ -160,7 +161,7 @@ pub fn export_model(
         vision_depth: depth as usize,
         qformer_config: model_json["qformer_config"].clone(),
         num_query_tokens: model.top.num_query_tokens as usize,
-        image: ImagePreprocessing { size: config.data.image.size as u32, mean, std },
+        image: preprocessing.exported(),
         tokenizer: Some(tokenizer),
         max_shard_bytes: DEFAULT_MAX_SHARD_BYTES,
     };

@@ -70,8 +70,8 @@ impl MemoryCaches {
         options: &FillOptions,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Rc<MemoryCache>, Error> {
-        let FillOptions { image_size, clean, .. } = options;
-        let key = format!("{} {} {image_size} {clean:?}", encoder.identity(), dataset.digest());
+        let (seen, clean) = (encoder.preprocessing(), options.clean);
+        let key = format!("{} {} {seen:?} {clean:?}", encoder.identity(), dataset.digest());
         if let Some(cache) = self.filled.get(&key) {
             return Ok(cache.clone());
         }
@@ -83,8 +83,6 @@ impl MemoryCaches {
 
 /// How a cache is filled.
 pub struct FillOptions {
-    /// Side of the images in pixels.
-    pub image_size: usize,
     /// Decoding threads.
     pub threads: usize,
     /// How captions are cleaned; an empty caption makes a sample unusable.
@@ -112,7 +110,8 @@ impl MemoryCache {
                 batch: ENCODE_BATCH,
                 threads: options.threads,
                 prefetch: 2,
-                image_size: options.image_size,
+                image_size: encoder.preprocessing().size,
+                filter: encoder.preprocessing().filter,
                 pixels: true,
                 clean: options.clean,
                 pad_id: 0,

@@ -19,6 +19,7 @@ pub mod features;
 pub mod meter;
 pub mod model_files;
 mod precision;
+pub mod preprocessing;
 mod quarantine;
 pub mod replay;
 pub mod run;

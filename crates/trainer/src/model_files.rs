@@ -9,8 +9,10 @@ use blip2_torchx::params::{LoadPlan, ParamStore};
 use blip2_weights::{ModelDir, ModelKind, Part, plans};
 use tch::{Device, Kind};
 
+use crate::config::AutoOr;
 use crate::encoder::ImageEncoder;
 use crate::error::Error;
+use crate::preprocessing::Preprocessing;
 use crate::task::stage1::Stage1Options;
 use crate::task::{Stage1Task, Stage2Task};
 
@@ -19,8 +21,8 @@ pub struct ModelFiles {
     dir: ModelDir,
     /// What `config.json` says.
     pub config: Blip2Config,
-    /// Side of the images it takes, in pixels.
-    pub image_size: usize,
+    /// How pictures become its pixels.
+    pub preprocessing: Preprocessing,
 }
 
 impl ModelFiles {
@@ -44,8 +46,8 @@ impl ModelFiles {
         }
         let config =
             Blip2Config::from_json(dir.config()).map_err(|source| Error::Model { path: path.into(), source })?;
-        let image_size = preprocessor_size(path)?.unwrap_or(config.vision.image_size() as usize);
-        Ok(ModelFiles { dir, config, image_size })
+        let preprocessing = Preprocessing::of(path, &config.vision, &AutoOr::Auto)?;
+        Ok(ModelFiles { dir, config, preprocessing })
     }
 
     /// Where it lies.
@@ -63,7 +65,7 @@ impl ModelFiles {
             .vision
             .depth(self.config.top.vision_feature_layer.or(Some(-1)))
             .map_err(|source| Error::Model { path: self.path().into(), source })?;
-        load_image_encoder(&self.dir, &self.config.vision, depth, device, kind)
+        load_image_encoder(&self.dir, &self.config.vision, depth, self.preprocessing.clone(), device, kind)
     }
 
     /// Stage 1 with its weights.
@@ -121,13 +123,14 @@ pub fn load_image_encoder(
     dir: &ModelDir,
     config: &blip2_model::vision::VisionConfig,
     depth: i64,
+    preprocessing: Preprocessing,
     device: Device,
     kind: Kind,
 ) -> Result<ImageEncoder, Error> {
     let tower = Frozen::build(device, kind, |root| config.build(&root.pp("vision_model"), depth));
-    tower.params().load(&dir.part(Part::Vision)?.weights, &plans::vision_tower(depth as usize))?;
+    let report = tower.params().load(&dir.part(Part::Vision)?.weights, &plans::vision_tower(depth as usize))?;
     let identity = format!("{} {depth} {kind:?}", dir.path().display());
-    Ok(ImageEncoder::new(tower, config.normalisation(), identity))
+    Ok(ImageEncoder::new(tower, preprocessing, report, identity))
 }
 
 /// Builds and fills a language model.
@@ -141,17 +144,4 @@ pub fn load_language_model(dir: &ModelDir, device: Device, kind: Kind) -> Result
     let model = Frozen::build(device, kind, |root| config.build(&root.pp("language_model")));
     model.params().load(&part.weights, &plans::language_model(plans::tied_head(part.config)))?;
     Ok(model)
-}
-
-/// The side that `preprocessor_config.json` names, where there is one.
-fn preprocessor_size(dir: &Path) -> Result<Option<usize>, Error> {
-    let path = dir.join("preprocessor_config.json");
-    let Ok(text) = std::fs::read_to_string(&path) else { return Ok(None) };
-    let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| Error::file(&path, e))?;
-    let size = &json["size"];
-    let side = size.as_u64().or(size["height"].as_u64()).or(size["shortest_edge"].as_u64());
-    match side {
-        Some(side) if (1..=4096).contains(&side) => Ok(Some(side as usize)),
-        _ => Err(Error::file(&path, format!("size.height: expected 1 to 4096 pixels, got {size}"))),
-    }
 }

@@ -40,7 +40,11 @@ pub fn replay(options: &ReplayOptions) -> Result<Vec<(String, f64)>, Error> {
     let files = ModelFiles::open(&options.model)?;
     let file = BatchFile::read(&options.batch, options.device)?;
     let encoder = files.image_encoder(options.device, kind)?;
-    let features = encoder.features_of_normalised(&file.tensor("pixel_values")?);
+    let pixels = file.tensor("pixel_values")?;
+    let side = pixels.size()[3];
+    let wrong = |expected| Error::file(&options.batch, format!("pixel_values: expected a side of {expected}, got {side}"));
+    files.config.vision.check_size(side).map_err(wrong)?;
+    let features = encoder.features_of_normalised(&pixels);
     let pass = Pass { autocast: options.precision.autocast(), dropout: 0.0, seed: 0 };
     let mut out: BTreeMap<String, Tensor> = BTreeMap::new();
     let params = match options.stage {

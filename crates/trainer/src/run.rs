@@ -7,6 +7,7 @@ use blip2_data::{BadSamples, Loader};
 use blip2_torchx::adamw::{AdamW, AdamWConfig};
 use blip2_torchx::grad_scaler::GradScaler;
 use blip2_torchx::{device, memory, rng};
+use blip2_weights::unused_modules;
 use tch::Device;
 
 use crate::assembly::Assembly;
@@ -120,6 +121,9 @@ impl Run {
         let name = folder.path().display().to_string();
         (request.say)(&format!("{name}: loading models on {}", device::name(device)));
         let assembly = Assembly::build(config, device)?;
+        if let Some(unused) = unused_modules(assembly.encoder.load_report()) {
+            (request.say)(&format!("{name}: of the image encoder's files these go unused: {unused}"));
+        }
         let rule = assembly.task.target_rule();
         let mut fill = FillLines::new(&name, request.say);
         let mut tell = |done, all| fill.tell(done, all);

@@ -68,7 +68,7 @@ impl ModelDir {
         if !config_path.exists() {
             return Err(WeightsError::NoConfig { path: path.to_path_buf() });
         }
-        let config = read_object(&config_path)?;
+        let mut config = read_object(&config_path)?;
         let kind = match config.get("model_type") {
             Some(Value::String(t)) if t == "blip-2" => ModelKind::WholeBlip2,
             Some(Value::String(t)) => ModelKind::Tower(t.clone()),
@@ -81,6 +81,7 @@ impl ModelDir {
                 });
             }
         };
+        name_vision_section(&mut config, &kind);
         Ok(ModelDir { weights: WeightsDir::open(path)?, path: path.to_path_buf(), config, kind })
     }
 
@@ -101,7 +102,8 @@ impl ModelDir {
         &self.path
     }
 
-    /// The whole `config.json`.
+    /// The whole `config.json`. In the directory of an image-text model (CLIP, SigLIP, AIMv2) `vision_config` has its `model_type` even
+    /// where the file leaves it to the class.
     pub fn config(&self) -> &Value {
         &self.config
     }
@@ -121,7 +123,8 @@ impl ModelDir {
     /// Of a whole BLIP-2 model the vision part is what lies below `vision_model.` but `post_layernorm`, which is trained and so belongs
     /// to [`Part::QFormer`]. A tower's tensors get our prefix (`vision_model.`, `language_model.`), those of a BERT none; prefixes
     /// that some classes put in front (`dinov2.`, `bert.`) are taken off, and BERT's old `LayerNorm.gamma`, `LayerNorm.beta` become
-    /// `weight`, `bias`.
+    /// `weight`, `bias`. The vision part of an image-text model is its `vision_config` with all of its tensors; those of its text half keep
+    /// their names. A `vision_model.post_layernorm` in a tower's vision part is that tower's final norm and never ln_vision.
     ///
     /// Of LAVIS' checkpoint, [`Part::QFormer`] is all of it, and what has no name of ours keeps its own; [`Part::Vision`] its
     /// `visual_encoder.`, where it has one.
@@ -142,7 +145,9 @@ impl ModelDir {
                     model_type: model_type.clone(),
                     supported: Layout::supported(part),
                 })?;
-                (&self.config, self.renamed(names.map(|name| (layout.our_name(name), name)))?)
+                let of_parts = part == Part::Vision && image_text_vision(model_type).is_some();
+                let config = if of_parts { self.section(part)? } else { &self.config };
+                (config, self.renamed(names.map(|name| (layout.our_name(name), name)))?)
             }
             (ModelKind::LavisCheckpoint, Part::QFormer) => {
                 let ours = |name: &str| lavis::our_name(name).unwrap_or_else(|| name.to_string());
@@ -232,23 +237,32 @@ struct Layout {
     our_head: &'static str,
 }
 
-const LAYOUTS: [Layout; 4] = [
-    Layout {
-        model_type: "blip_2_vision_model",
-        part: Part::Vision,
-        base_prefix: "vision_model.",
-        heads: &[],
-        our_base: "vision_model.",
-        our_head: "vision_model.",
-    },
-    Layout {
-        model_type: "dinov2",
-        part: Part::Vision,
-        base_prefix: "dinov2.",
-        heads: &["classifier."],
-        our_base: "vision_model.",
-        our_head: "vision_model.",
-    },
+/// What the text half of an image-text model and what joins the halves are called.
+const TEXT_HALF: &[&str] = &["text_model.", "visual_projection.", "text_projection.", "logit_scale", "logit_bias"];
+
+/// Image-text models, by what their image encoder is called.
+const IMAGE_TEXT: [(&str, &str); 3] =
+    [("aimv2", "aimv2_vision_model"), ("clip", "clip_vision_model"), ("siglip", "siglip_vision_model")];
+
+/// The row of [`LAYOUTS`] of a tower whose classes put `base_prefix` in front.
+const fn vision_tower(
+    model_type: &'static str,
+    base_prefix: &'static str,
+    heads: &'static [&'static str],
+    our_head: &'static str,
+) -> Layout {
+    Layout { model_type, part: Part::Vision, base_prefix, heads, our_base: "vision_model.", our_head }
+}
+
+const LAYOUTS: &[Layout] = &[
+    vision_tower("aimv2_vision_model", "vision_model.", TEXT_HALF, ""),
+    vision_tower("blip_2_vision_model", "vision_model.", &[], "vision_model."),
+    vision_tower("clip_vision_model", "vision_model.", TEXT_HALF, ""),
+    vision_tower("dinov2", "dinov2.", &["classifier."], "vision_model."),
+    vision_tower("dinov2_with_registers", "dinov2_with_registers.", &["classifier."], "vision_model."),
+    vision_tower("dinov3_vit", "dinov3_vit.", &[], "vision_model."),
+    vision_tower("siglip_vision_model", "vision_model.", TEXT_HALF, ""),
+    vision_tower("vit", "vit.", &["classifier.", "decoder."], "vision_model."),
     Layout {
         model_type: "bert",
         part: Part::QFormer,
@@ -267,14 +281,39 @@ const LAYOUTS: [Layout; 4] = [
     },
 ];
 
+/// What an image-text model's image encoder is called.
+fn image_text_vision(model_type: &str) -> Option<&'static str> {
+    IMAGE_TEXT.iter().find(|(whole, _)| *whole == model_type).map(|(_, vision)| *vision)
+}
+
+/// Writes into an image-text model's `vision_config` what its class takes for granted.
+fn name_vision_section(config: &mut Value, kind: &ModelKind) {
+    let ModelKind::Tower(model_type) = kind else { return };
+    let section = config.get_mut("vision_config").and_then(Value::as_object_mut);
+    if let (Some(vision), Some(section)) = (image_text_vision(model_type), section) {
+        section.entry("model_type").or_insert_with(|| vision.into());
+    }
+}
+
 impl Layout {
     fn of(part: Part, model_type: &str) -> Option<&'static Layout> {
+        let model_type = match part {
+            Part::Vision => image_text_vision(model_type).unwrap_or(model_type),
+            Part::Language | Part::QFormer => model_type,
+        };
         LAYOUTS.iter().find(|layout| layout.part == part && layout.model_type == model_type)
     }
 
     fn supported(part: Part) -> String {
         let towers = LAYOUTS.iter().filter(|layout| layout.part == part).map(|layout| layout.model_type);
-        towers.chain(["blip-2"]).collect::<Vec<_>>().join(", ")
+        let whole = IMAGE_TEXT.iter().map(|(whole, _)| *whole).filter(|_| part == Part::Vision);
+        let supported = towers.chain(whole).chain(["blip-2"]).collect::<Vec<_>>().join(", ");
+        match part {
+            Part::Vision => {
+                format!("{supported} (SigLIP 2 by its checkpoints of fixed resolution, whose model_type is siglip)")
+            }
+            Part::Language | Part::QFormer => supported,
+        }
     }
 
     fn our_name(&self, theirs: &str) -> String {

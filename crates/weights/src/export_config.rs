@@ -16,11 +16,15 @@ use crate::staging::write_file;
 pub(crate) const PRODUCER_KEY: &str = "exported_by";
 pub(crate) const PRODUCER: &str = concat!("blip2 ", env!("CARGO_PKG_VERSION"));
 
-/// How pictures become pixels: resize, scale to `[0, 1]`, normalise.
+/// How pictures become pixels: resize, rescale, normalise.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImagePreprocessing {
     /// Side of the square in pixels.
     pub size: u32,
+    /// Pillow's number of the filter that resizes.
+    pub resample: u8,
+    /// What a byte is multiplied by.
+    pub rescale_factor: f64,
     /// Mean of each of red, green, blue.
     pub mean: [f64; 3],
     /// Standard deviation of each.
@@ -95,9 +99,9 @@ pub(crate) fn preprocessor_config(image: &ImagePreprocessing) -> Value {
         "do_convert_rgb": true,
         "do_resize": true,
         "size": {"height": image.size, "width": image.size},
-        "resample": 3,
+        "resample": image.resample,
         "do_rescale": true,
-        "rescale_factor": 1.0 / 255.0,
+        "rescale_factor": image.rescale_factor,
         "do_normalize": true,
         "image_mean": image.mean,
         "image_std": image.std,

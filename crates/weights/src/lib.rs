@@ -33,7 +33,7 @@ pub use export::{DEFAULT_MAX_SHARD_BYTES, Export, ExportTask, TOKENIZER_FILES};
 pub use export_config::ImagePreprocessing;
 pub use inspect::{Contents, Inspection, TensorGroup, inspect};
 pub use lavis::{LavisCheckpoint, Projection, save_lavis};
-pub use load_report::LoadTable;
+pub use load_report::{LoadTable, unused_modules};
 pub use names::{Stage, pretraining_head, trained_names};
 pub use part_view::PartView;
 pub use safetensors_file::SafetensorsFile;

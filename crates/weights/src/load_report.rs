@@ -1,4 +1,4 @@
-//! A load report as a short table.
+//! A load report as a short table, and what it passed over.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -26,6 +26,17 @@ impl fmt::Display for LoadTable<'_> {
     }
 }
 
+/// What a load passed over, counted by the first component of the names below `vision_model.`: `head (11), text_model (196)`; `None`
+/// where it is nothing.
+pub fn unused_modules(report: &LoadReport) -> Option<String> {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for name in &report.unused {
+        *counts.entry(top_part(name.strip_prefix("vision_model.").unwrap_or(name))).or_default() += 1;
+    }
+    let listed: Vec<String> = counts.iter().map(|(module, count)| format!("{module} ({count})")).collect();
+    (!listed.is_empty()).then(|| listed.join(", "))
+}
+
 /// The first component of a tensor's name.
 pub(crate) fn top_part(name: &str) -> &str {
     name.split(['.', '/']).next().unwrap_or(name)
@@ -34,6 +45,14 @@ pub(crate) fn top_part(name: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_passed_over_is_counted_by_module() {
+        let unused = ["vision_model.head.probe", "vision_model.head.mlp.fc1.bias", "text_model.a.b", "logit_scale"];
+        let report = LoadReport { unused: unused.map(String::from).to_vec(), ..LoadReport::default() };
+        assert_eq!(unused_modules(&report).unwrap(), "head (2), logit_scale (1), text_model (1)");
+        assert_eq!(unused_modules(&LoadReport::default()), None);
+    }
 
     #[test]
     fn counts_by_part() {

@@ -50,8 +50,8 @@ impl QFormerSource {
 
 /// A vision tower of `depth` blocks from a tower at least as deep.
 ///
-/// Nothing may be fresh. Unused: blocks from `depth` on, the final norm (DINOv2's `layernorm`; `post_layernorm` of a BLIP-2 ViT that
-/// stands alone, since ln_vision is trained), `mask_token`, a pooler, a classifier, position id buffers.
+/// Nothing may be fresh. Unused: blocks from `depth` on; the tower's own final norm, whatever its name (a `post_layernorm` too: ln_vision is
+/// trained and comes from elsewhere); pooling heads, classifiers, mask tokens, position id buffers; the text half of an image-text model.
 pub fn vision_tower(depth: usize) -> LoadPlan {
     LoadPlan { unused: Box::new(move |name| vision_unused(name, depth)), ..LoadPlan::exact() }
 }
@@ -128,12 +128,16 @@ pub fn tied_head(text_config: &Value) -> bool {
 }
 
 pub(crate) fn vision_unused(name: &str, depth: usize) -> bool {
-    let Some(name) = name.strip_prefix("vision_model.") else { return false };
-    let block = ["encoder.layers.", "encoder.layer."].iter().find_map(|stem| name.strip_prefix(stem));
+    let Some(name) = name.strip_prefix("vision_model.") else {
+        let halves = ["text_model.", "visual_projection.", "text_projection."];
+        return halves.iter().any(|module| name.starts_with(module)) || ["logit_scale", "logit_bias"].contains(&name);
+    };
+    let block = ["encoder.layers.", "encoder.layer.", "layer."].iter().find_map(|list| name.strip_prefix(list));
     if let Some((index, _)) = block.and_then(|rest| rest.split_once('.')) {
         return index.parse::<usize>().is_ok_and(|index| index >= depth);
     }
-    let modules = ["layernorm.", "post_layernorm.", "pooler.", "classifier."];
+    let modules =
+        ["layernorm.", "post_layernorm.", "norm.", "rms_norm.", "pooler.", "head.", "classifier.", "decoder."];
     modules.iter().any(|module| name.starts_with(module))
         || name == "embeddings.mask_token"
         || name == "embeddings.position_ids"

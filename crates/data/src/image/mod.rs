@@ -4,7 +4,7 @@ mod decode;
 mod transform;
 
 pub use decode::{DecodeError, ImageFormat, MAX_PIXELS, MAX_SIDE, decode, inspect};
-pub use transform::{Augment, evaluate_transform, train_transform};
+pub use transform::{Augment, Filter, evaluate_transform, train_transform};
 
 /// An image in memory. `data` holds three bytes for each of the `width` times `height` pixels, at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]

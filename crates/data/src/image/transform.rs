@@ -1,6 +1,6 @@
 //! BLIP-2's image transforms up to the normalisation, which happens on the device: `blip2_image_train` is a random
-//! resized crop and a horizontal flip, `blip_image_eval` squeezes the image into the square. Both resize bicubically
-//! with the kernel widened for shrinking, as PIL does.
+//! resized crop and a horizontal flip, `blip_image_eval` squeezes the image into the square. Both resize with the image
+//! encoder's filter (BLIP-2's is bicubic), its kernel widened for shrinking, as PIL does.
 
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
@@ -16,6 +16,49 @@ const TRIES: usize = 10;
 const FLIP_PROBABILITY: f64 = 0.5;
 /// Sets the augmentation's numbers apart from those of the order.
 const AUGMENT: u64 = 3;
+
+/// How pixels are interpolated: Pillow's filters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filter {
+    /// The nearest pixel.
+    Nearest,
+    /// Three lobes of a windowed sinc.
+    Lanczos,
+    /// Linear.
+    Bilinear,
+    /// Cubic with a = -1/2 (Catmull-Rom).
+    Bicubic,
+    /// The mean of the pixels that are covered.
+    Box,
+    /// Linear with Hamming's window.
+    Hamming,
+}
+
+impl Filter {
+    const BY_NUMBER: [Filter; 6] =
+        [Filter::Nearest, Filter::Lanczos, Filter::Bilinear, Filter::Bicubic, Filter::Box, Filter::Hamming];
+
+    /// The filter with Pillow's number, as `resample` in a `preprocessor_config.json` gives it; `None` if there is none.
+    pub fn from_pillow(number: u64) -> Option<Filter> {
+        Self::BY_NUMBER.get(usize::try_from(number).ok()?).copied()
+    }
+
+    /// Pillow's number of it.
+    pub fn pillow(self) -> u8 {
+        self as u8
+    }
+
+    fn algorithm(self) -> ResizeAlg {
+        match self {
+            Filter::Nearest => ResizeAlg::Nearest,
+            Filter::Lanczos => ResizeAlg::Convolution(FilterType::Lanczos3),
+            Filter::Bilinear => ResizeAlg::Convolution(FilterType::Bilinear),
+            Filter::Bicubic => ResizeAlg::Convolution(FilterType::CatmullRom),
+            Filter::Box => ResizeAlg::Convolution(FilterType::Box),
+            Filter::Hamming => ResizeAlg::Convolution(FilterType::Hamming),
+        }
+    }
+}
 
 /// What is done to a training image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,9 +85,9 @@ struct Crop {
 ///
 /// # Panics
 /// When `size` is zero or the image does not hold what its sides say.
-pub fn evaluate_transform(image: &RgbImage, size: usize) -> Vec<u8> {
+pub fn evaluate_transform(image: &RgbImage, size: usize, filter: Filter) -> Vec<u8> {
     let whole = Crop { left: 0, top: 0, width: image.width, height: image.height };
-    to_planes(&resize(image, whole, size), size, false)
+    to_planes(&resize(image, whole, size, filter), size, false)
 }
 
 /// A random crop of the image, resized to a square of `size` pixels and flipped half of the time. The numbers are
@@ -55,11 +98,11 @@ pub fn evaluate_transform(image: &RgbImage, size: usize) -> Vec<u8> {
 ///
 /// # Panics
 /// When `size` is zero or the image does not hold what its sides say.
-pub fn train_transform(image: &RgbImage, size: usize, seed: u64, position: u64) -> Vec<u8> {
+pub fn train_transform(image: &RgbImage, size: usize, filter: Filter, seed: u64, position: u64) -> Vec<u8> {
     let mut rng = KeyedRng::new(key(seed, &[AUGMENT, position]));
     let crop = random_crop(image.width, image.height, &mut rng);
     let flip = rng.unit() < FLIP_PROBABILITY;
-    to_planes(&resize(image, crop, size), size, flip)
+    to_planes(&resize(image, crop, size, filter), size, flip)
 }
 
 /// torchvision's `RandomResizedCrop.get_params`.
@@ -88,9 +131,9 @@ fn random_crop(width: usize, height: usize, rng: &mut KeyedRng) -> Crop {
 }
 
 /// `[size, size, 3]`
-fn resize(image: &RgbImage, crop: Crop, size: usize) -> Vec<u8> {
+fn resize(image: &RgbImage, crop: Crop, size: usize, filter: Filter) -> Vec<u8> {
     let mut resized = Image::new(size as u32, size as u32, PixelType::U8x3);
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom)).crop(
+    let options = ResizeOptions::new().resize_alg(filter.algorithm()).crop(
         crop.left as f64,
         crop.top as f64,
         crop.width as f64,
@@ -138,14 +181,15 @@ mod tests {
         let enlarged: [u8; 25] =
             [0, 1, 6, 20, 29, 1, 3, 8, 22, 31, 6, 9, 14, 28, 37, 11, 14, 19, 33, 42, 13, 16, 21, 35, 44];
         let near = |a: &[u8], b: &[u8]| a.iter().zip(b).all(|(a, b)| a.abs_diff(*b) <= 1);
-        assert!(near(&evaluate_transform(&picture(13, 9), 4), &shrunk), "{:?}", evaluate_transform(&picture(13, 9), 4));
-        assert!(near(&evaluate_transform(&picture(3, 2), 5)[..25], &enlarged));
+        let squeezed = |picture, size| evaluate_transform(&picture, size, Filter::Bicubic);
+        assert!(near(&squeezed(picture(13, 9), 4), &shrunk), "{:?}", squeezed(picture(13, 9), 4));
+        assert!(near(&squeezed(picture(3, 2), 5)[..25], &enlarged));
     }
 
     #[test]
     fn an_image_of_the_right_size_stays_what_it_is() {
         let image = picture(6, 6);
-        let planes = evaluate_transform(&image, 6);
+        let planes = evaluate_transform(&image, 6, Filter::Bicubic);
         for (at, pixel) in image.data.chunks(3).enumerate() {
             assert_eq!(pixel, [planes[at], planes[36 + at], planes[72 + at]]);
         }
@@ -207,7 +251,7 @@ mod tests {
         let data = (0..32).flat_map(|_| (0..32).flat_map(|x| [x as u8 * 8; 3])).collect();
         let image = RgbImage { width: 32, height: 32, data };
         let flipped = (0..1000).filter(|&position| {
-            let planes = train_transform(&image, 8, 5, position);
+            let planes = train_transform(&image, 8, Filter::Bicubic, 5, position);
             planes[0] > planes[7]
         });
         let flipped = flipped.count();

@@ -182,10 +182,10 @@ section! {
 }
 
 section! {
-    /// From picture to pixels; mean and deviation are the vision tower's.
+    /// From picture to pixels; filter, scale, mean and deviation are the vision tower's.
     pub struct ImageConfig {
-        /// Height and width in pixels.
-        pub size: usize = 224 => at_least(1),
+        /// Height and width in pixels; auto: the tower's own.
+        pub size: AutoOr<usize> = AutoOr::Given(224) => rule("auto or a whole number of at least 1", |size| *size != AutoOr::Given(0)),
         /// How training images are varied.
         pub augment: Augment = Augment::CropFlip,
     }

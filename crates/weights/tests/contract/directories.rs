@@ -54,6 +54,40 @@ fn a_dinov2_with_or_without_its_prefix() {
 }
 
 #[test]
+fn towers_of_every_family_lie_below_vision_model() {
+    let block = "vision_model.encoder.layers.0.layer_norm1.weight";
+    for (model_type, theirs, ours) in [
+        ("clip_vision_model", block, block),
+        ("siglip_vision_model", "vision_model.head.probe", "vision_model.head.probe"),
+        ("dinov2_with_registers", "dinov2_with_registers.layernorm.bias", "vision_model.layernorm.bias"),
+        ("dinov3_vit", "layer.0.norm1.weight", "vision_model.layer.0.norm1.weight"),
+        ("vit", "vit.embeddings.cls_token", "vision_model.embeddings.cls_token"),
+        ("vit", "decoder.0.weight", "vision_model.decoder.0.weight"),
+        ("aimv2_vision_model", "embeddings.rms_norm.weight", "vision_model.embeddings.rms_norm.weight"),
+        ("aimv2_vision_model", "vision_model.rms_norm.weight", "vision_model.rms_norm.weight"),
+    ] {
+        assert_eq!(tower_names(model_type, Part::Vision, &[theirs]), [ours], "{model_type}");
+    }
+}
+
+#[test]
+fn an_image_text_model_gives_its_image_encoder() {
+    for (whole, vision) in
+        [("aimv2", "aimv2_vision_model"), ("clip", "clip_vision_model"), ("siglip", "siglip_vision_model")]
+    {
+        let directory = tempfile::tempdir().unwrap();
+        let config = json!({"model_type": whole, "vision_config": {"hidden_size": 8}, "text_config": {}});
+        let theirs = ["logit_scale", "text_model.embeddings.token_embedding.weight", "vision_model.a.weight"];
+        write_model(directory.path(), &config, &theirs.map(|name| (name, &[1i64][..])));
+        let model = ModelDir::open(directory.path()).unwrap();
+        let part = model.part(Part::Vision).unwrap();
+        assert_eq!(part.config, &json!({"model_type": vision, "hidden_size": 8}));
+        assert_eq!(names(&part.weights), theirs);
+        assert!(line(model.part(Part::QFormer)).contains("has no Q-Former or BERT; supported: bert, blip-2"));
+    }
+}
+
+#[test]
 fn a_llama_with_head_or_base_alone() {
     let headed = tower_names("llama", Part::Language, &["lm_head.weight", "model.norm.weight"]);
     assert_eq!(headed, ["language_model.lm_head.weight", "language_model.model.norm.weight"]);
@@ -94,9 +128,9 @@ fn a_part_that_is_not_there() {
     write_model(directory.path(), &json!({"model_type": "resnet"}), &[("a", &[1])]);
     let model = ModelDir::open(directory.path()).unwrap();
     let message = line(model.part(Part::Vision));
-    assert!(
-        message.contains(r#"model_type "resnet" has no image encoder; supported: blip_2_vision_model, dinov2, blip-2"#)
-    );
+    assert!(message.contains(
+        r#"model_type "resnet" has no image encoder; supported: aimv2_vision_model, blip_2_vision_model, clip_vision_model, dinov2, dinov2_with_registers, dinov3_vit, siglip_vision_model, vit, aimv2, clip, siglip, blip-2 (SigLIP 2"#
+    ));
     write_model(directory.path(), &json!({"model_type": "blip-2", "text_config": 3}), &[("a", &[1])]);
     let model = ModelDir::open(directory.path()).unwrap();
     assert!(line(model.part(Part::Language)).ends_with("text_config: expected an object, got 3"));

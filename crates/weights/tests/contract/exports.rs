@@ -30,7 +30,13 @@ fn export<'a>(task: ExportTask<'a>, trained: &'a [(String, Tensor)], vision: &'a
         vision_depth: 3,
         qformer_config,
         num_query_tokens: 8,
-        image: ImagePreprocessing { size: 32, mean: [0.5, 0.4, 0.3], std: [0.2, 0.2, 0.1] },
+        image: ImagePreprocessing {
+            size: 32,
+            resample: 2,
+            rescale_factor: 0.25,
+            mean: [0.5, 0.4, 0.3],
+            std: [0.2, 0.2, 0.1],
+        },
         tokenizer: None,
         max_shard_bytes: DEFAULT_MAX_SHARD_BYTES,
     }
@@ -85,7 +91,8 @@ fn stage_1_goes_there_and_back() {
     assert!(config.get("vision_feature_layer").is_none() && config.get("before_queries").is_none());
     let preprocessor = read_json(out.join("preprocessor_config.json"));
     assert_eq!(preprocessor["size"], json!({"height": 32, "width": 32}));
-    assert_eq!(preprocessor["resample"], 3);
+    assert_eq!(preprocessor["resample"], 2);
+    assert_eq!(preprocessor["rescale_factor"], 0.25);
     assert_eq!(preprocessor["image_mean"], json!([0.5, 0.4, 0.3]));
 }
 

@@ -49,11 +49,19 @@ fn vision_tower_takes_the_first_blocks_only() {
         [("vision_model.embeddings.cls_token", &[1, 1, 4]), ("vision_model.encoder.layer.0.norm1.weight", &[4])];
     let mut offered = ours.to_vec();
     let extra: Shapes = vec![
+        ("logit_bias", &[1]),
+        ("text_model.embeddings.position_ids", &[1]),
         ("vision_model.classifier.weight", &[2, 8]),
         ("vision_model.embeddings.mask_token", &[1, 4]),
+        ("vision_model.embeddings.position_ids", &[1]),
         ("vision_model.encoder.layer.1.norm1.weight", &[4]),
         ("vision_model.encoder.layer.10.norm1.weight", &[4]),
+        ("vision_model.head.probe", &[1, 1, 4]),
         ("vision_model.layernorm.weight", &[4]),
+        ("vision_model.norm.weight", &[4]),
+        ("vision_model.pooler.dense.weight", &[4, 4]),
+        ("vision_model.post_layernorm.weight", &[4]),
+        ("vision_model.rms_norm.weight", &[4]),
     ];
     offered.extend(extra.clone());
     let tower = store(&ours);
