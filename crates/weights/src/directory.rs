@@ -213,7 +213,7 @@ struct Layout {
     our_head: &'static str,
 }
 
-const LAYOUTS: [Layout; 4] = [
+const LAYOUTS: &[Layout] = &[
     Layout {
         model_type: "blip_2_vision_model",
         part: Part::Vision,
@@ -238,15 +238,31 @@ const LAYOUTS: [Layout; 4] = [
         our_base: "",
         our_head: "",
     },
+    decoder("llama"),
+    decoder("mistral"),
+    decoder("qwen2"),
+    decoder("qwen3"),
+    decoder("smollm3"),
+    decoder("phi3"),
+    decoder("gemma"),
+    decoder("gemma2"),
+    decoder("gemma3_text"),
+    // OPT's base model lies below `decoder.`, which is part of its names.
+    decoder("opt"),
+    Layout { base_prefix: "transformer.", our_base: "language_model.transformer.", ..decoder("gpt2") },
+];
+
+/// Most decoders: the base model below `model.`, the head beside it.
+const fn decoder(model_type: &'static str) -> Layout {
     Layout {
-        model_type: "llama",
+        model_type,
         part: Part::Language,
         base_prefix: "model.",
         heads: &["lm_head."],
         our_base: "language_model.model.",
         our_head: "language_model.",
-    },
-];
+    }
+}
 
 impl Layout {
     fn of(part: Part, model_type: &str) -> Option<&'static Layout> {
