@@ -20,13 +20,31 @@ const POSITIONS_PER_PAIR_KIND: i64 = 1 << 41;
 /// Sites of the pairs' pass begin here, behind those of the packed pass.
 const FIRST_PAIR_SITE: u64 = 1 << 20;
 
+/// Probabilities of dropout by place.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct DropoutRates {
+    /// Of what enters the first layer.
+    pub embedding: f64,
+    /// Of attention's probabilities.
+    pub attention: f64,
+    /// Of what a sub-layer adds to the residual stream.
+    pub residual: f64,
+}
+
+impl DropoutRates {
+    /// The same probability everywhere.
+    pub fn all(p: f64) -> DropoutRates {
+        DropoutRates { embedding: p, attention: p, residual: p }
+    }
+}
+
 /// The dropout of one forward pass: off, or keyed.
 #[derive(Debug)]
 pub struct Dropout(Option<Keyed>);
 
 #[derive(Debug)]
 struct Keyed {
-    p: f64,
+    rates: DropoutRates,
     seed: u64,
     positions: Tensor,
     site: Cell<u64>,
@@ -44,7 +62,18 @@ impl Dropout {
 
     /// Dropout with probability `p` for the samples at these stream positions (`i64 [B]`, on the device).
     pub fn keyed(p: f64, seed: u64, positions: Tensor) -> Dropout {
-        Dropout((p > 0.0).then(|| Keyed { p, seed, positions, site: Cell::new(0) }))
+        Dropout::keyed_rates(DropoutRates::all(p), seed, positions)
+    }
+
+    /// The same with a probability for each kind of place, as a language model's configuration has them.
+    pub fn keyed_rates(rates: DropoutRates, seed: u64, positions: Tensor) -> Dropout {
+        let on = rates != DropoutRates::default();
+        Dropout(on.then(|| Keyed { rates, seed, positions, site: Cell::new(0) }))
+    }
+
+    /// Whether [`Dropout::attend`] drops anything.
+    pub fn drops_attention(&self) -> bool {
+        self.0.as_ref().is_some_and(|keyed| keyed.rates.attention > 0.0)
     }
 
     /// The dropout of the three kinds of ITM pairs made from this batch, in their order: the same stream positions, other keys.
@@ -72,7 +101,21 @@ impl Dropout {
 
     /// `dropout(x)`; `keys` has one entry a row of `x [R, ..]`.
     pub fn apply(&self, x: &Tensor, keys: &RowKeys) -> Tensor {
-        match self.next(keys) {
+        self.dropped(x, keys, |rates| rates.residual)
+    }
+
+    /// [`Dropout::apply`] at the rate of embeddings.
+    pub fn apply_embedding(&self, x: &Tensor, keys: &RowKeys) -> Tensor {
+        self.dropped(x, keys, |rates| rates.embedding)
+    }
+
+    /// [`Dropout::apply`] at the rate of attention, for probabilities `[B, H, N, M]` that were computed outside [`Dropout::attend`].
+    pub fn apply_attention(&self, x: &Tensor, keys: &RowKeys) -> Tensor {
+        self.dropped(x, keys, |rates| rates.attention)
+    }
+
+    fn dropped(&self, x: &Tensor, keys: &RowKeys, rate: impl Fn(&DropoutRates) -> f64) -> Tensor {
+        match self.next(keys, rate) {
             Some((p, key)) => dropout(x, p, key),
             None => x.shallow_clone(),
         }
@@ -80,7 +123,7 @@ impl Dropout {
 
     /// `LayerNorm(dropout(x) + residual)`, the end of every BERT sub-layer.
     pub fn add_norm(&self, x: &Tensor, residual: &Tensor, norm: &LayerNorm, keys: &RowKeys) -> Tensor {
-        let (p, key) = self.next(keys).map_or((0.0, None), |(p, key)| (p, Some(key)));
+        let (p, key) = self.next(keys, |rates| rates.residual).map_or((0.0, None), |(p, key)| (p, Some(key)));
         dropout_add_layer_norm(x, residual, &norm.weight, &norm.bias, norm.eps, p, key)
     }
 
@@ -89,19 +132,24 @@ impl Dropout {
     /// # Shapes
     /// As [`attend`]; `keys` has one entry a sample `[B]`.
     pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, keys: &RowKeys) -> Tensor {
-        match self.next(keys) {
+        match self.next(keys, |rates| rates.attention) {
             Some((p, key)) => attention(q, k, v, mask, p, Some(key)),
             None => attend(q, k, v, mask),
         }
     }
 
-    /// The next site's key. Sites are numbered in the order of the forward pass, which is the same for every batch.
-    fn next<'a>(&self, keys: &'a RowKeys) -> Option<(f64, DropoutKey<'a>)> {
+    /// The next site's key, where its rate is above 0. Sites are numbered in the order of the forward pass, which is the same for every
+    /// batch.
+    fn next<'a>(&self, keys: &'a RowKeys, rate: impl Fn(&DropoutRates) -> f64) -> Option<(f64, DropoutKey<'a>)> {
         let keyed = self.0.as_ref()?;
+        let p = rate(&keyed.rates);
+        if p == 0.0 {
+            return None;
+        }
         let rows = keys.0.as_ref()?;
         let site = keyed.site.get();
         keyed.site.set(site + 1);
-        Some((keyed.p, DropoutKey { site: mix(keyed.seed, site), rows }))
+        Some((p, DropoutKey { site: mix(keyed.seed, site), rows }))
     }
 }
 

@@ -57,7 +57,7 @@ impl Stage2 {
     pub fn text_logits(&self, prompt: &Tensor, ids: &Tensor, labelled: &Tensor, language: &LanguageModel) -> Tensor {
         let (batch, tokens) = ids.size2().expect("rank 2: [B, T]");
         let embeds = Tensor::cat(&[prompt, &language.embed(ids)], 1);
-        let hidden = language.forward(&embeds);
+        let hidden = language.forward(&embeds, &Dropout::off());
         let predicting = hidden.narrow(1, prompt.size()[1] - 1, tokens).reshape([batch * tokens, -1]);
         language.logits(&predicting.index_select(0, labelled))
     }

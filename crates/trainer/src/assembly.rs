@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blip2_data::{SpecialTokens, TextEncoder};
-use blip2_model::language::LanguageConfig;
+use blip2_model::language::{CaptionFrame, LanguageConfig};
 use blip2_model::qformer::QFormerConfig;
 use blip2_model::vision::VisionConfig;
 use blip2_model::{Blip2Config, Stage1, Stage2};
@@ -162,7 +162,7 @@ fn build_stage2(config: &Config, init: &Init, model_json: &mut Value, device: De
     }
     if language.dropout > 0.0 {
         return Err(Error::Mismatch(format!(
-            "model.language.dropout: expected 0 for the Llama family, got {}",
+            "model.language.dropout: expected 0 for a decoder-only model, got {}",
             language.dropout
         )));
     }
@@ -170,7 +170,10 @@ fn build_stage2(config: &Config, init: &Init, model_json: &mut Value, device: De
     let text_json = dir.part(Part::Language)?.config.clone();
     let text_config = LanguageConfig::from_json(&text_json).map_err(model_error(dir.path()))?;
     let before: Vec<i64> = match &language.before_queries {
-        AutoOr::Auto => text_config.bos_token_id().into_iter().collect(),
+        AutoOr::Auto => match text_config.caption_frame() {
+            CaptionFrame::BosFirst => text_config.bos_token_id().into_iter().collect(),
+            CaptionFrame::Opt => Vec::new(),
+        },
         AutoOr::Given(ids) => ids.0.iter().map(|&id| id as i64).collect(),
     };
     if let Some(id) = before.iter().find(|&&id| !(0..text_config.vocab_size()).contains(&id)) {
@@ -179,7 +182,19 @@ fn build_stage2(config: &Config, init: &Init, model_json: &mut Value, device: De
             text_config.vocab_size()
         )));
     }
+    let length = before.len() + config.model.qformer.query_tokens + config.task.max_text_tokens;
+    if let Some(longest) = text_config.max_positions().filter(|&longest| length as i64 > longest) {
+        return Err(Error::Mismatch(format!(
+            "task.max_text_tokens: expected queries and text within the {longest} positions of the language model, got {length}"
+        )));
+    }
+    let file = language.weights.join("tokenizer.json");
+    let text = TextFrame::decoder(&file, config.task.max_text_tokens, &language.prompt, &text_config)?;
     model_json["text_config"] = text_json;
+    if !text_config.eos_token_ids().iter().any(|id| text.end_tokens().first() == Some(id)) {
+        // What ends the captions that are trained on ends those of the exported model.
+        model_json["text_config"]["eos_token_id"] = json!(text.end_tokens()[0]);
+    }
     model_json["before_queries"] = json!(before);
     let model_config = Blip2Config::from_json(model_json).map_err(model_error(&init.path))?;
     let params = ParamStore::trainable(device);
@@ -198,11 +213,15 @@ fn build_stage2(config: &Config, init: &Init, model_json: &mut Value, device: De
     let report = params.load(&part.weights, &init.plan(&part.weights, plan)?)?;
     let vocabulary = text_config.vocab_size() as usize;
     let frozen = load_language_model(&dir, device, language.dtype.kind())?;
-    let file = language.weights.join("tokenizer.json");
-    let text = TextFrame::decoder(&file, config.task.max_text_tokens, &language.prompt, &text_config)?;
-    let end_tokens = text_config.eos_token_ids();
-    let task =
-        Stage2Task { model, params, language: frozen, prompt_tokens: text.prompt_tokens(), vocabulary, end_tokens };
+    let task = Stage2Task {
+        model,
+        params,
+        language: frozen,
+        tokens_before: text.tokens_before().to_vec(),
+        untargeted: text.untargeted_tokens(),
+        vocabulary,
+        end_tokens: text.end_tokens().to_vec(),
+    };
     Ok(Built { task: Box::new(task), text, tokenizer: language.weights.clone(), report })
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use blip2_data::{TextEncoder, decode, evaluate_transform};
 pub use blip2_model::language::Decoding;
-use blip2_model::language::{GenerateOptions, LanguageConfig};
+use blip2_model::language::{CaptionFrame, GenerateOptions, LanguageConfig};
 use blip2_model::{Dropout, Stage2};
 use rayon::prelude::*;
 use serde_json::Value;
@@ -30,6 +30,10 @@ pub struct Captioner {
     eos: Vec<i64>,
     /// What stands behind the queries where there is no prompt.
     empty_prompt: Vec<i64>,
+    /// What stands in front of every prompt.
+    first: Option<i64>,
+    /// Tokens behind the queries for which the language model has positions, where these end.
+    max_tokens: Option<usize>,
 }
 
 /// How captions are written.
@@ -73,12 +77,16 @@ impl Captioner {
         let before_queries = files.config.top.before_queries.as_deref();
         // Without our key the directory is read as transformers reads it: queries first, then what the tokenizer gives.
         let as_transformers = before_queries.is_none();
+        let trained_with_opt = !as_transformers && language.caption_frame() == CaptionFrame::Opt;
+        let in_front = before_queries.map_or(0, <[i64]>::len) + files.config.top.num_query_tokens as usize;
         let captioner = Captioner {
             encoder: files.image_encoder(device, kind)?,
             tokenizer: files.tokenizer(usize::MAX, as_transformers)?,
             tokenizer_file: dir.join("tokenizer.json"),
             eos: end_tokens(dir, language)?,
             empty_prompt: if as_transformers { language.bos_token_id().into_iter().collect() } else { Vec::new() },
+            first: language.bos_token_id().filter(|_| trained_with_opt),
+            max_tokens: language.max_positions().map(|longest| (longest as usize).saturating_sub(in_front)),
             task,
         };
         let config_file = dir.join("config.json");
@@ -110,6 +118,11 @@ impl Captioner {
                 return Err(Error::Mismatch(format!("{message} {} images, got {}", images.len(), ids.len())));
             }
         };
+        let longest = ids.iter().map(Vec::len).max().unwrap_or(0) + options.max_new_tokens;
+        if let Some(room) = self.max_tokens.filter(|&room| longest > room) {
+            let message = "positions behind the queries, expected prompt and max_new_tokens within them, got";
+            return Err(Error::Mismatch(format!("the language model has {room} {message} {longest}")));
+        }
         let batches = images.chunks(BATCH).enumerate();
         Ok(batches.map(move |(batch, images)| {
             let first = batch * BATCH;
@@ -146,7 +159,8 @@ impl Captioner {
 
     /// The ids behind the queries.
     fn prompt_ids(&self, prompt: &str) -> Result<Vec<i64>, Error> {
-        let ids: Vec<i64> = self.tokenizer.encode(prompt)?.into_iter().map(i64::from).collect();
+        let encoded = self.tokenizer.encode(prompt)?.into_iter().map(i64::from);
+        let ids: Vec<i64> = self.first.into_iter().chain(encoded).collect();
         self.check_ids(&self.tokenizer_file, &format!("prompt {prompt:?}"), &ids)?;
         Ok(if ids.is_empty() { self.empty_prompt.clone() } else { ids })
     }

@@ -6,8 +6,7 @@ use blip2_data::TextEncoder;
 use blip2_model::Blip2Config;
 use blip2_torchx::params::TensorSource;
 use blip2_weights::{
-    DEFAULT_MAX_SHARD_BYTES, Export, ExportTask, LavisCheckpoint, ModelDir, Projection, Stage,
-    save_lavis,
+    DEFAULT_MAX_SHARD_BYTES, Export, ExportTask, LavisCheckpoint, ModelDir, Part, Projection, Stage, save_lavis,
 };
 use serde_json::Value;
 use tch::Tensor;
@@ -137,7 +136,9 @@ pub fn export_model(
         (Some(language), Some(LanguageConfig { weights, .. })) => {
             let dir = ModelDir::open(weights)?;
             let image_token = image_token(&dir, tokenizer, language.vocab_size())?;
-            Some((dir, image_token))
+            let own = dir.part(Part::Language)?.config.get("eos_token_id").cloned();
+            let trained = model_json["text_config"].get("eos_token_id").cloned();
+            Some((dir, image_token, trained.filter(|trained| own.as_ref() != Some(trained))))
         }
         (Some(_), None) => {
             let message = "model.language: missing, but the checkpoint is of stage 2";
@@ -150,9 +151,12 @@ pub fn export_model(
             image_text_hidden_size: model.top.image_text_hidden_size as usize,
             decoder_start_token_id: model.decoder_start_token(),
         },
-        Some((language, image_token)) => {
-            ExportTask::Stage2 { language, before_queries: &before_queries, image_token_index: *image_token }
-        }
+        Some((language, image_token, end)) => ExportTask::Stage2 {
+            language,
+            before_queries: &before_queries,
+            image_token_index: *image_token,
+            eos_token_id: end.as_ref(),
+        },
     };
     let export = Export {
         task,

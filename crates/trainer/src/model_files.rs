@@ -99,7 +99,8 @@ impl ModelFiles {
             model,
             params,
             language,
-            prompt_tokens: 0,
+            tokens_before: Vec::new(),
+            untargeted: 0,
             vocabulary: language_config.vocab_size() as usize,
             end_tokens: language_config.eos_token_ids(),
         })

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use blip2_model::Blip2Config;
 use blip2_model::qformer::TextBatch;
 use blip2_torchx::params::TensorSource;
 use blip2_weights::{SafetensorsFile, save_safetensors};
@@ -69,6 +70,7 @@ pub fn replay(options: &ReplayOptions) -> Result<Vec<(String, f64)>, Error> {
         }
         Stage::Two => {
             let task = files.stage2_task(options.device, kind)?;
+            file.check_positions(&files.config)?;
             let batch = file.stage2_batch(features)?;
             let losses = task.forward(&batch, &pass);
             losses.total.backward();
@@ -139,6 +141,21 @@ impl BatchFile {
             }
         }
         Ok(())
+    }
+
+    /// Whether the language model has a position for every row.
+    fn check_positions(&self, config: &Blip2Config) -> Result<(), Error> {
+        let in_front =
+            config.top.num_query_tokens + config.top.before_queries.as_ref().map_or(0, |ids| ids.len() as i64);
+        let rows = in_front + self.tensor("input_ids")?.size()[1];
+        match config.language.as_ref().and_then(|language| language.max_positions()).filter(|&longest| rows > longest) {
+            None => Ok(()),
+            Some(longest) => {
+                let message =
+                    format!("input_ids: expected at most {} tokens, got {}", longest - in_front, rows - in_front);
+                Err(Error::file(&self.path, format!("{message}; the language model has {longest} positions")))
+            }
+        }
     }
 
     fn tensor(&self, name: &str) -> Result<Tensor, Error> {

@@ -271,15 +271,31 @@ const LAYOUTS: &[Layout] = &[
         our_base: "",
         our_head: "",
     },
+    decoder("llama"),
+    decoder("mistral"),
+    decoder("qwen2"),
+    decoder("qwen3"),
+    decoder("smollm3"),
+    decoder("phi3"),
+    decoder("gemma"),
+    decoder("gemma2"),
+    decoder("gemma3_text"),
+    // OPT's base model lies below `decoder.`, which is part of its names.
+    decoder("opt"),
+    Layout { base_prefix: "transformer.", our_base: "language_model.transformer.", ..decoder("gpt2") },
+];
+
+/// Most decoders: the base model below `model.`, the head beside it.
+const fn decoder(model_type: &'static str) -> Layout {
     Layout {
-        model_type: "llama",
+        model_type,
         part: Part::Language,
         base_prefix: "model.",
         heads: &["lm_head."],
         our_base: "language_model.model.",
         our_head: "language_model.",
-    },
-];
+    }
+}
 
 /// What an image-text model's image encoder is called.
 fn image_text_vision(model_type: &str) -> Option<&'static str> {

@@ -79,6 +79,8 @@ pub enum ExportTask<'a> {
         before_queries: &'a [i64],
         /// The id whose places `transformers` fills with the queries; must be below the vocabulary's size.
         image_token_index: Option<i64>,
+        /// What ends the captions that were trained on, where it is not what the language model's own files say (OPT's line break).
+        eos_token_id: Option<&'a Value>,
     },
 }
 
@@ -116,11 +118,16 @@ impl Export<'_> {
         write_directory(out, |directory| {
             write_json(&directory.join("config.json"), &config)?;
             write_json(&directory.join("preprocessor_config.json"), &preprocessor_config(&self.image))?;
-            if let ExportTask::Stage2 { language: model, image_token_index, .. } = &self.task {
+            if let ExportTask::Stage2 { language: model, image_token_index, eos_token_id, .. } = &self.task {
                 let name = "generation_config.json";
                 copy_present(model.path(), directory, &[name])?;
                 if let Some(language) = language.as_ref().filter(|_| !directory.join(name).exists()) {
                     write_json(&directory.join(name), &generation_config(language.config))?;
+                }
+                if let Some(end) = eos_token_id {
+                    let mut generation = read_object(&directory.join(name))?;
+                    generation["eos_token_id"] = (*end).clone();
+                    write_json(&directory.join(name), &generation)?;
                 }
                 if image_token_index.is_some() {
                     let processor =

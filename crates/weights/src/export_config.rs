@@ -70,9 +70,13 @@ pub(crate) fn model_config(export: &Export) -> Result<Value, WeightsError> {
             set("image_token_index", Value::Null);
             set("qformer_decoder_start_token_id", json!(decoder_start_token_id));
         }
-        ExportTask::Stage2 { language, before_queries, image_token_index } => {
+        ExportTask::Stage2 { language, before_queries, image_token_index, eos_token_id } => {
             set("architectures", json!(["Blip2ForConditionalGeneration"]));
-            set("text_config", language.part(Part::Language)?.config.clone());
+            let mut text_config = language.part(Part::Language)?.config.clone();
+            if let Some(end) = eos_token_id {
+                text_config["eos_token_id"] = (*end).clone();
+            }
+            set("text_config", text_config);
             set("image_token_index", json!(image_token_index));
             set("before_queries", json!(before_queries));
         }

@@ -58,7 +58,8 @@ pub fn vision_tower(depth: usize) -> LoadPlan {
 
 /// A language model, `tied` when its head is its word embedding.
 ///
-/// Nothing may be fresh. Unused: RoPE's `inv_freq` buffers that old files carry, and a tied head's own copy.
+/// Nothing may be fresh. Unused: buffers that old files carry (RoPE's `inv_freq`, GPT-2's causal masks, OPT's version), and a tied head's own
+/// copy.
 pub fn language_model(tied: bool) -> LoadPlan {
     LoadPlan { unused: Box::new(move |name| language_unused(name, tied)), ..LoadPlan::exact() }
 }
@@ -123,7 +124,9 @@ pub fn from_lavis(source: &dyn TensorSource, plan: LoadPlan) -> Result<LoadPlan,
 
 /// Whether a language model's head is its word embedding, by its configuration or else its family's default in `transformers`.
 pub fn tied_head(text_config: &Value) -> bool {
-    let family_default = text_config.get("model_type").and_then(Value::as_str) != Some("llama");
+    let untied = ["llama", "mistral", "qwen2", "qwen3", "phi3"];
+    let model_type = text_config.get("model_type").and_then(Value::as_str);
+    let family_default = !model_type.is_some_and(|model_type| untied.contains(&model_type));
     text_config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(family_default)
 }
 
@@ -144,7 +147,8 @@ pub(crate) fn vision_unused(name: &str, depth: usize) -> bool {
 }
 
 pub(crate) fn language_unused(name: &str, tied: bool) -> bool {
-    name.ends_with(".rotary_emb.inv_freq") || (tied && name == "language_model.lm_head.weight")
+    let buffers = [".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".decoder.version"];
+    buffers.iter().any(|buffer| name.ends_with(buffer)) || (tied && name == "language_model.lm_head.weight")
 }
 
 fn contrast_or_matching(name: &str) -> bool {

@@ -3,6 +3,7 @@
 mod bad_input;
 mod bad_steps;
 mod damage;
+mod decoders;
 mod help;
 mod hostile;
 mod lavis;

@@ -23,8 +23,10 @@ pub struct Stage2Task {
     pub params: ParamStore,
     /// The frozen language model.
     pub language: Frozen<LanguageModel>,
-    /// Tokens of the prompt between the queries and the caption, which are no targets.
-    pub prompt_tokens: usize,
+    /// Tokens between the queries and the caption: the prompt, OPT's `</s>`.
+    pub tokens_before: Vec<i64>,
+    /// How many tokens at the beginning of a text are no targets.
+    pub untargeted: usize,
     /// Size of the vocabulary.
     pub vocabulary: usize,
     /// Tokens that end a caption.
@@ -63,7 +65,7 @@ impl Task for Stage2Task {
     }
 
     fn target_rule(&self) -> TargetRule {
-        TargetRule { untargeted: self.prompt_tokens }
+        TargetRule { untargeted: self.untargeted }
     }
 
     fn reference(&self, metric: &str, _batch: usize) -> Option<Reference> {
@@ -90,8 +92,7 @@ impl Task for Stage2Task {
                     continue;
                 }
                 let features = batch.features.narrow(0, 0, wanted as i64);
-                let prompt = Vec::<i64>::try_from(batch.text.ids.get(0).narrow(0, 0, self.prompt_tokens as i64));
-                let prompts = vec![prompt.map_err(|e| Error::Mismatch(e.to_string()))?; wanted];
+                let prompts = vec![self.tokens_before.clone(); wanted];
                 let device = features.device();
                 let ids = autocast(device, pass.autocast, || {
                     let soft = self.model.soft_prompt(&features, &self.language, &Dropout::off());

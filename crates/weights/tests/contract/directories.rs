@@ -95,6 +95,16 @@ fn a_llama_with_head_or_base_alone() {
 }
 
 #[test]
+fn an_opt_of_any_age_and_a_gpt2() {
+    let expected = ["language_model.lm_head.weight", "language_model.model.decoder.embed_tokens.weight"];
+    assert_eq!(tower_names("opt", Part::Language, &["lm_head.weight", "model.decoder.embed_tokens.weight"]), expected);
+    assert_eq!(tower_names("opt", Part::Language, &["decoder.embed_tokens.weight"]), expected[1..]);
+    let expected = ["language_model.transformer.h.0.attn.c_attn.weight"];
+    assert_eq!(tower_names("gpt2", Part::Language, &["transformer.h.0.attn.c_attn.weight"]), expected);
+    assert_eq!(tower_names("gpt2", Part::Language, &["h.0.attn.c_attn.weight"]), expected);
+}
+
+#[test]
 fn a_bert_of_any_age() {
     let expected = ["cls.predictions.transform.LayerNorm.bias", "embeddings.LayerNorm.weight"];
     let old = ["cls.predictions.transform.LayerNorm.beta", "bert.embeddings.LayerNorm.gamma"];

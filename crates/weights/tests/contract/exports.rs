@@ -47,7 +47,7 @@ fn stage1_task() -> ExportTask<'static> {
 }
 
 fn stage2_task(language: &ModelDir) -> ExportTask<'_> {
-    ExportTask::Stage2 { language, before_queries: &[2], image_token_index: Some(119) }
+    ExportTask::Stage2 { language, before_queries: &[2], image_token_index: Some(119), eos_token_id: None }
 }
 
 fn read_json(path: PathBuf) -> Value {
@@ -149,6 +149,20 @@ fn towers(directory: &Path) -> (ModelDir, ModelDir) {
     ];
     write_model(&language, &config, &shapes);
     (ModelDir::open(&vision).unwrap(), ModelDir::open(&language).unwrap())
+}
+
+#[test]
+fn the_end_of_what_was_trained_on_replaces_the_language_model_s_own() {
+    let model = ModelDir::open(&golden("stage2_llama")).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let end = json!(7);
+    let task =
+        ExportTask::Stage2 { language: &model, before_queries: &[], image_token_index: None, eos_token_id: Some(&end) };
+    let out = directory.path().join("export");
+    export(task, &trained(&model), &model).write(&out).unwrap();
+    assert_eq!(read_json(out.join("config.json"))["text_config"]["eos_token_id"], 7);
+    let generation = read_json(out.join("generation_config.json"));
+    assert_eq!((&generation["eos_token_id"], &generation["pad_token_id"]), (&json!(7), &json!(1)));
 }
 
 #[test]

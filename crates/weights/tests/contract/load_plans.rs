@@ -100,6 +100,21 @@ fn heads_are_tied_by_config_or_by_family() {
     assert!(!tied_head(&json!({"model_type": "llama"})));
     assert!(tied_head(&json!({"model_type": "llama", "tie_word_embeddings": true})));
     assert!(tied_head(&json!({"model_type": "opt"})));
+    assert!(tied_head(&json!({"model_type": "gemma3_text"})) && !tied_head(&json!({"model_type": "phi3"})));
+}
+
+#[test]
+fn buffers_of_old_language_models_go_unused() {
+    let ours: [(&str, &[i64]); 1] = [("language_model.transformer.h.0.attn.c_attn.bias", &[3])];
+    let buffers: [(&str, &[i64]); 3] = [
+        ("language_model.transformer.h.0.attn.bias", &[1, 1, 4, 4]),
+        ("language_model.transformer.h.0.attn.masked_bias", &[1]),
+        ("language_model.model.decoder.version", &[1]),
+    ];
+    let offered = [ours.as_slice(), buffers.as_slice()].concat();
+    let report = store(&ours).load(&source(&offered), &language_model(true)).unwrap();
+    assert_eq!(report.unused.len(), 3);
+    assert_eq!(report.loaded, ["language_model.transformer.h.0.attn.c_attn.bias"]);
 }
 
 /// A BERT of two layers as [`Part::QFormer`] names it; every parameter has one element but the vocabulary's.
