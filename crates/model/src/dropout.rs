@@ -19,6 +19,8 @@ const ROWS_PER_SEGMENT: i64 = 1 << 14;
 const POSITIONS_PER_PAIR_KIND: i64 = 1 << 41;
 /// Sites of the pairs' pass begin here, behind those of the packed pass.
 const FIRST_PAIR_SITE: u64 = 1 << 20;
+/// Sites of the frozen language model begin here.
+const FIRST_LANGUAGE_SITE: u64 = 1 << 21;
 
 /// The dropout of one forward pass: off, or keyed.
 #[derive(Debug)]
@@ -45,6 +47,17 @@ impl Dropout {
     /// Dropout with probability `p` for the samples at these stream positions (`i64 [B]`, on the device).
     pub fn keyed(p: f64, seed: u64, positions: Tensor) -> Dropout {
         Dropout((p > 0.0).then(|| Keyed { p, seed, positions, site: Cell::new(0) }))
+    }
+
+    /// The same inside a frozen language model, which has sites of its own.
+    pub fn keyed_in_language_model(p: f64, seed: u64, positions: Tensor) -> Dropout {
+        let keyed = Keyed { p, seed, positions, site: Cell::new(FIRST_LANGUAGE_SITE) };
+        Dropout((p > 0.0).then_some(keyed))
+    }
+
+    /// Whether nothing is dropped.
+    pub fn is_off(&self) -> bool {
+        self.0.is_none()
     }
 
     /// The dropout of the three kinds of ITM pairs made from this batch, in their order: the same stream positions, other keys.
@@ -74,6 +87,14 @@ impl Dropout {
     pub fn apply(&self, x: &Tensor, keys: &RowKeys) -> Tensor {
         match self.next(keys) {
             Some((p, key)) => dropout(x, p, key),
+            None => x.shallow_clone(),
+        }
+    }
+
+    /// `dropout(x)` of token rows `x [B, rows, ..]`; `keys` are those of [`Dropout::token_keys`].
+    pub fn apply_tokens(&self, x: &Tensor, keys: &RowKeys) -> Tensor {
+        match self.next(keys) {
+            Some((p, key)) => dropout(&x.flatten(0, 1).contiguous(), p, key).view_as(x),
             None => x.shallow_clone(),
         }
     }

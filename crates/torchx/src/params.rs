@@ -81,7 +81,7 @@ impl ParamStore {
         self.device
     }
 
-    /// The storage dtype of every parameter.
+    /// The storage dtype of every parameter that was declared in no other ([`Scope::in_kind`]).
     pub fn kind(&self) -> Kind {
         self.kind
     }
@@ -141,7 +141,7 @@ impl ParamStore {
                     } else if !is_float(info.kind) {
                         problems.push(LoadProblem::Kind { name: wanted, got: info.kind });
                     } else {
-                        if info.kind != self.kind {
+                        if info.kind != tensor.kind() {
                             report.cast.push(name.clone());
                         }
                         copies.push((name, wanted, tensor));
@@ -185,6 +185,16 @@ impl Scope {
     /// The device on which parameters are made.
     pub fn device(&self) -> Device {
         self.device
+    }
+
+    /// The dtype in which parameters are kept.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The same place for parameters that are kept in another dtype than the store's.
+    pub fn in_kind(&self, kind: Kind) -> Scope {
+        Scope { kind, ..self.clone() }
     }
 
     /// Declares a parameter and returns it.
@@ -280,7 +290,7 @@ impl LoadPlan {
 pub struct LoadReport {
     /// Filled from the source.
     pub loaded: Vec<String>,
-    /// Of those, cast to the store's dtype.
+    /// Of those, cast to the parameter's dtype.
     pub cast: Vec<String>,
     /// Kept at their initial values.
     pub fresh: Vec<String>,

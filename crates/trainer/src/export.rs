@@ -97,15 +97,17 @@ pub fn export_model(
             return Err(Error::file(config.run_folder().join("config.yaml"), message));
         }
     };
-    let before_queries = model.top.before_queries.clone().unwrap_or_default();
     let task = match &language {
         None => ExportTask::Stage1 {
             image_text_hidden_size: model.top.image_text_hidden_size as usize,
             decoder_start_token_id: model.decoder_start_token(),
         },
-        Some((language, image_token)) => {
-            ExportTask::Stage2 { language, before_queries: &before_queries, image_token_index: *image_token }
-        }
+        Some((language, image_token)) => ExportTask::Stage2 {
+            language,
+            text_config: &model_json["text_config"],
+            before_queries: model.top.before_queries.as_deref(),
+            image_token_index: *image_token,
+        },
     };
     let export = Export {
         task,

@@ -1,17 +1,26 @@
-//! Generation from image files equals `transformers`' on the golden case: greedy and beams, batched, fp32.
+//! Generation from image files equals `transformers`' on the golden cases: greedy and beams, batched, fp32.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use blip2_trainer::captioner::{Caption, CaptionOptions, Captioner, Decoding};
+use blip2_trainer::captioner::{Caption, CaptionOptions, Captioner, Decoding, EarlyStopping};
 use serde_json::{Value, json};
 use tch::Device;
 
+/// A decoder and an encoder-decoder, each with its end token.
+const CASES: [(&str, i64); 2] = [("stage2_llama", 3), ("stage2_t5", 1)];
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
+}
+
 fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/stage2_llama")
+    folder("stage2_llama")
 }
 
 struct Case {
+    folder: PathBuf,
+    eos: i64,
     images: Vec<PathBuf>,
     prompts: Vec<String>,
     max_new_tokens: usize,
@@ -21,15 +30,22 @@ struct Case {
 }
 
 fn case() -> Case {
-    let json: Value = serde_json::from_slice(&fs::read(golden().join("generate.json")).unwrap()).unwrap();
+    case_of(CASES[0])
+}
+
+fn case_of((name, eos): (&str, i64)) -> Case {
+    let folder = folder(name);
+    let json: Value = serde_json::from_slice(&fs::read(folder.join("generate.json")).unwrap()).unwrap();
     let texts = |key: &str| json[key].as_array().unwrap().iter().map(|v| v.as_str().unwrap().to_string());
     Case {
-        images: texts("images").map(|name| golden().join(name)).collect(),
+        eos,
+        images: texts("images").map(|name| folder.join(name)).collect(),
         prompts: texts("prompts").collect(),
         max_new_tokens: json["max_new_tokens"].as_u64().unwrap() as usize,
         min_new_tokens: json["min_new_tokens"].as_u64().unwrap() as usize,
         length_penalty: json["length_penalty"].as_f64().unwrap(),
         outputs: json["outputs"].clone(),
+        folder,
     }
 }
 
@@ -43,13 +59,14 @@ impl Case {
     }
 
     fn check(&self, output: &str, decoding: Decoding) {
-        let captioner = Captioner::open(&golden(), Device::Cpu, None).unwrap();
+        let captioner = Captioner::open(&self.folder, Device::Cpu, None).unwrap();
         let options = self.options(decoding);
         let got = captions(&captioner, &self.images, &self.prompts, &options);
         let expected = self.outputs[output].as_array().unwrap();
         assert_eq!(got.len(), expected.len());
         for ((caption, ids), prompt) in got.iter().zip(expected).zip(&self.prompts) {
-            let until_eos: Vec<&Value> = ids.as_array().unwrap().iter().take_while(|&id| id != &json!(3)).collect();
+            let until_eos: Vec<&Value> =
+                ids.as_array().unwrap().iter().take_while(|&id| id != &json!(self.eos)).collect();
             assert_eq!(json!(caption.ids), json!(until_eos), "{}", caption.image.display());
             let words: Vec<String> = caption.ids.iter().map(|id| format!("t{id}")).collect();
             assert_eq!(caption.text, words.join(" "));
@@ -63,25 +80,30 @@ impl Case {
 
 #[test]
 fn greedy_ids_equal_transformers() {
-    case().check("beams_1", Decoding::Greedy);
+    for case in CASES {
+        case_of(case).check("beams_1", Decoding::Greedy);
+    }
 }
 
 #[test]
 fn beam_ids_equal_transformers() {
-    let case = case();
-    case.check("beams_3", Decoding::Beam { beams: 3, length_penalty: case.length_penalty });
+    for case in CASES.map(case_of) {
+        let (length_penalty, early_stopping) = (case.length_penalty, EarlyStopping::Off);
+        case.check("beams_3", Decoding::Beam { beams: 3, length_penalty, early_stopping });
+    }
 }
 
 #[test]
 fn prompts_of_different_lengths_share_a_batch() {
-    let case = case();
-    let captioner = Captioner::open(&golden(), Device::Cpu, None).unwrap();
-    let options = case.options(Decoding::Greedy);
-    let prompts: Vec<String> = (0..case.images.len()).map(|i| vec!["t7"; i].join(" ")).collect();
-    let together = captions(&captioner, &case.images, &prompts, &options);
-    for (i, caption) in together.iter().enumerate() {
-        let alone = captions(&captioner, &case.images[i..=i], &prompts[i..=i], &options);
-        assert_eq!(alone[0].ids, caption.ids, "prompt of {i} words");
+    for case in CASES.map(case_of) {
+        let captioner = Captioner::open(&case.folder, Device::Cpu, None).unwrap();
+        let options = case.options(Decoding::Greedy);
+        let prompts: Vec<String> = (0..case.images.len()).map(|i| vec!["t7"; i].join(" ")).collect();
+        let together = captions(&captioner, &case.images, &prompts, &options);
+        for (i, caption) in together.iter().enumerate() {
+            let alone = captions(&captioner, &case.images[i..=i], &prompts[i..=i], &options);
+            assert_eq!(alone[0].ids, caption.ids, "prompt of {i} words");
+        }
     }
 }
 

@@ -56,3 +56,8 @@ fn stage1_equals_lavis() {
 fn stage2_equals_transformers_with_llama() {
     check("stage2_llama", Stage::Two);
 }
+
+#[test]
+fn stage2_equals_transformers_with_t5() {
+    check("stage2_t5", Stage::Two);
+}

@@ -213,7 +213,7 @@ struct Layout {
     our_head: &'static str,
 }
 
-const LAYOUTS: [Layout; 4] = [
+const LAYOUTS: [Layout; 5] = [
     Layout {
         model_type: "blip_2_vision_model",
         part: Part::Vision,
@@ -244,6 +244,14 @@ const LAYOUTS: [Layout; 4] = [
         base_prefix: "model.",
         heads: &["lm_head."],
         our_base: "language_model.model.",
+        our_head: "language_model.",
+    },
+    Layout {
+        model_type: "t5",
+        part: Part::Language,
+        base_prefix: "",
+        heads: &[],
+        our_base: "language_model.",
         our_head: "language_model.",
     },
 ];

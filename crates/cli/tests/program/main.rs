@@ -3,6 +3,7 @@
 mod bad_input;
 mod bad_steps;
 mod damage;
+mod encoder_decoder;
 mod help;
 mod hostile;
 mod models;

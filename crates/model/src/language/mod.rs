@@ -1,22 +1,28 @@
-//! Frozen language models.
+//! Frozen language models: decoders, which continue a text, and encoder-decoders, which read one text and write another.
 
 pub mod beam;
 pub mod generate;
 pub mod llama;
+pub mod session;
+pub mod t5;
 
 use blip2_torchx::params::Scope;
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
 use crate::config::ConfigError;
+pub use beam::EarlyStopping;
 pub use generate::{Decoding, GenerateOptions, Prompt, generate};
 pub use llama::{KvCache, Llama, LlamaConfig};
+pub use t5::{T5, T5Config};
 
 /// A language model's configuration, by `model_type`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum LanguageConfig {
     /// `llama`.
     Llama(LlamaConfig),
+    /// `t5`: T5, T5 1.1, FlanT5.
+    T5(T5Config),
 }
 
 impl LanguageConfig {
@@ -27,11 +33,12 @@ impl LanguageConfig {
     pub fn from_json(json: &Value) -> Result<LanguageConfig, ConfigError> {
         match json.get("model_type").and_then(Value::as_str) {
             Some("llama") => LlamaConfig::from_json(json).map(LanguageConfig::Llama),
+            Some("t5") => T5Config::from_json(json).map(LanguageConfig::T5),
             other => Err(ConfigError::Unsupported {
                 part: "text_config",
                 key: "model_type",
                 got: other.unwrap_or("none").into(),
-                supported: "llama",
+                supported: "llama, t5",
             }),
         }
     }
@@ -40,6 +47,7 @@ impl LanguageConfig {
     pub fn hidden_size(&self) -> i64 {
         match self {
             LanguageConfig::Llama(c) => c.hidden_size,
+            LanguageConfig::T5(c) => c.d_model,
         }
     }
 
@@ -47,6 +55,7 @@ impl LanguageConfig {
     pub fn vocab_size(&self) -> i64 {
         match self {
             LanguageConfig::Llama(c) => c.vocab_size,
+            LanguageConfig::T5(c) => c.vocab_size,
         }
     }
 
@@ -54,6 +63,7 @@ impl LanguageConfig {
     pub fn bos_token_id(&self) -> Option<i64> {
         match self {
             LanguageConfig::Llama(c) => c.bos_token_id,
+            LanguageConfig::T5(_) => None,
         }
     }
 
@@ -61,6 +71,7 @@ impl LanguageConfig {
     pub fn eos_token_ids(&self) -> Vec<i64> {
         match self {
             LanguageConfig::Llama(c) => c.eos_token_id.as_ref().map(llama::TokenIds::all).unwrap_or_default(),
+            LanguageConfig::T5(c) => vec![c.eos_token_id],
         }
     }
 
@@ -68,6 +79,7 @@ impl LanguageConfig {
     pub fn pad_token_id(&self) -> i64 {
         let pad = match self {
             LanguageConfig::Llama(c) => c.pad_token_id,
+            LanguageConfig::T5(c) => Some(c.pad_token_id),
         };
         pad.or(self.eos_token_ids().first().copied()).unwrap_or(0)
     }
@@ -76,15 +88,18 @@ impl LanguageConfig {
     pub fn build(&self, scope: &Scope) -> LanguageModel {
         match self {
             LanguageConfig::Llama(c) => LanguageModel::Llama(Llama::new(scope, c)),
+            LanguageConfig::T5(c) => LanguageModel::T5(T5::new(scope, c)),
         }
     }
 }
 
-/// A decoder-only language model.
+/// A language model. What only one kind can do is a method of that kind's type, so neither is taken for the other.
 #[derive(Debug)]
 pub enum LanguageModel {
-    /// The Llama family.
+    /// A decoder: the Llama family.
     Llama(Llama),
+    /// An encoder-decoder.
+    T5(T5),
 }
 
 impl LanguageModel {
@@ -92,6 +107,7 @@ impl LanguageModel {
     pub fn kind(&self) -> Kind {
         match self {
             LanguageModel::Llama(m) => m.kind(),
+            LanguageModel::T5(m) => m.kind(),
         }
     }
 
@@ -99,33 +115,7 @@ impl LanguageModel {
     pub fn embed(&self, ids: &Tensor) -> Tensor {
         match self {
             LanguageModel::Llama(m) => m.embed(ids),
-        }
-    }
-
-    /// Final hidden states of right-padded sequences under the causal mask; rows of padding hold no meaning.
-    ///
-    /// # Shapes
-    /// `embeds [B, L, hidden] -> [B, L, hidden]`.
-    pub fn forward(&self, embeds: &Tensor) -> Tensor {
-        match self {
-            LanguageModel::Llama(m) => m.forward(embeds),
-        }
-    }
-
-    /// Final hidden states of the rows behind a cache, which grows by them.
-    ///
-    /// # Shapes
-    /// `embeds [B, L, hidden]`; `mask bool [B, cached + L]`, true at tokens (left padding).
-    pub fn forward_cached(&self, embeds: &Tensor, mask: &Tensor, cache: &mut KvCache) -> Tensor {
-        match self {
-            LanguageModel::Llama(m) => m.forward_cached(embeds, mask, cache),
-        }
-    }
-
-    /// `hidden [.., hidden] -> logits [.., vocabulary]`.
-    pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        match self {
-            LanguageModel::Llama(m) => m.logits(hidden),
+            LanguageModel::T5(m) => m.embed(ids),
         }
     }
 }
