@@ -59,7 +59,7 @@ fn from_pictures_to_captions() {
             ["generate", "--json", "--device", "cpu", "--min-new-tokens", "1", "--model"].map(PathBuf::from).to_vec();
         arguments.push(out.clone());
         arguments.push("--image".into());
-        arguments.extend((0..6).map(|i| golden("stage2_t5").join(format!("image_{i}.png"))));
+        arguments.extend((0..6).map(|i| golden("stage2_llama").join(format!("image_{i}.png")))); // the shards'
         arguments.extend(more.iter().map(PathBuf::from));
         let printed = blip2(arguments).success();
         printed.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["text"].clone()).collect()
