@@ -1,6 +1,7 @@
 //! Values of options that several commands share.
 
 use anyhow::Result;
+use blip2_trainer::captioner;
 use blip2_trainer::config;
 use blip2_trainer::device::{self, Device, DeviceChoice};
 use clap::{Args, ValueEnum};
@@ -22,6 +23,27 @@ impl From<Precision> for config::Precision {
             Precision::Fp32 => config::Precision::Fp32,
             Precision::Bf16 => config::Precision::Bf16,
             Precision::Fp16 => config::Precision::Fp16,
+        }
+    }
+}
+
+/// When beam search ends before the length limit.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum EarlyStopping {
+    /// When no running text can beat the worst of the candidates at its present length
+    False,
+    /// With as many candidates as beams
+    True,
+    /// When no running text can beat the worst of the candidates at any length
+    Never,
+}
+
+impl From<EarlyStopping> for captioner::EarlyStopping {
+    fn from(when: EarlyStopping) -> captioner::EarlyStopping {
+        match when {
+            EarlyStopping::False => captioner::EarlyStopping::Off,
+            EarlyStopping::True => captioner::EarlyStopping::On,
+            EarlyStopping::Never => captioner::EarlyStopping::Never,
         }
     }
 }

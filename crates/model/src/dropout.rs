@@ -19,6 +19,8 @@ const ROWS_PER_SEGMENT: i64 = 1 << 14;
 const POSITIONS_PER_PAIR_KIND: i64 = 1 << 41;
 /// Sites of the pairs' pass begin here, behind those of the packed pass.
 const FIRST_PAIR_SITE: u64 = 1 << 20;
+/// Sites of the frozen language model begin here.
+const FIRST_LANGUAGE_SITE: u64 = 1 << 21;
 
 /// Probabilities of dropout by place.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -62,18 +64,27 @@ impl Dropout {
 
     /// Dropout with probability `p` for the samples at these stream positions (`i64 [B]`, on the device).
     pub fn keyed(p: f64, seed: u64, positions: Tensor) -> Dropout {
-        Dropout::keyed_rates(DropoutRates::all(p), seed, positions)
+        Dropout::starting_at(0, DropoutRates::all(p), seed, positions)
     }
 
-    /// The same with a probability for each kind of place, as a language model's configuration has them.
-    pub fn keyed_rates(rates: DropoutRates, seed: u64, positions: Tensor) -> Dropout {
+    /// Dropout inside a frozen language model: sites of its own, and a probability for each kind of place.
+    pub fn keyed_in_language_model(rates: DropoutRates, seed: u64, positions: Tensor) -> Dropout {
+        Dropout::starting_at(FIRST_LANGUAGE_SITE, rates, seed, positions)
+    }
+
+    fn starting_at(site: u64, rates: DropoutRates, seed: u64, positions: Tensor) -> Dropout {
         let on = rates != DropoutRates::default();
-        Dropout(on.then(|| Keyed { rates, seed, positions, site: Cell::new(0) }))
+        Dropout(on.then(|| Keyed { rates, seed, positions, site: Cell::new(site) }))
     }
 
     /// Whether [`Dropout::attend`] drops anything.
     pub fn drops_attention(&self) -> bool {
         self.0.as_ref().is_some_and(|keyed| keyed.rates.attention > 0.0)
+    }
+
+    /// Whether nothing is dropped.
+    pub fn is_off(&self) -> bool {
+        self.0.is_none()
     }
 
     /// The dropout of the three kinds of ITM pairs made from this batch, in their order: the same stream positions, other keys.
@@ -117,6 +128,14 @@ impl Dropout {
     fn dropped(&self, x: &Tensor, keys: &RowKeys, rate: impl Fn(&DropoutRates) -> f64) -> Tensor {
         match self.next(keys, rate) {
             Some((p, key)) => dropout(x, p, key),
+            None => x.shallow_clone(),
+        }
+    }
+
+    /// `dropout(x)` of token rows `x [B, rows, ..]`; `keys` are those of [`Dropout::token_keys`].
+    pub fn apply_tokens(&self, x: &Tensor, keys: &RowKeys) -> Tensor {
+        match self.next(keys, |rates| rates.residual) {
+            Some((p, key)) => dropout(&x.flatten(0, 1).contiguous(), p, key).view_as(x),
             None => x.shallow_clone(),
         }
     }

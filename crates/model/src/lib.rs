@@ -17,4 +17,4 @@ pub use config::{Blip2Config, ConfigError};
 pub use dropout::Dropout;
 pub use frozen::Frozen;
 pub use stage1::Stage1;
-pub use stage2::Stage2;
+pub use stage2::{Stage2, Stage2Texts};

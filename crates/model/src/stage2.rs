@@ -7,7 +7,18 @@ use crate::config::Blip2Config;
 use crate::dropout::Dropout;
 use crate::language::{GenerateOptions, LanguageModel, generate};
 use crate::layers::{LayerNorm, Linear};
-use crate::qformer::QFormer;
+use crate::qformer::{QFormer, TextBatch};
+
+/// The texts of a batch, right-padded.
+#[derive(Debug)]
+pub struct Stage2Texts<'a> {
+    /// What stands behind the queries: a decoder's whole text, an encoder-decoder's prompt and prefix.
+    pub read: &'a TextBatch,
+    /// The text that holds the targets, `i64 [B, T]`: a decoder's is the one that it reads.
+    pub targets: &'a Tensor,
+    /// Flat positions of the targets in `[B, T]`, `i64 [M]`.
+    pub labelled: &'a Tensor,
+}
 
 /// Everything that stage 2 trains: the query half of the Q-Former, `ln_vision` and the projection.
 #[derive(Debug)]
@@ -49,17 +60,35 @@ impl Stage2 {
         Tensor::cat(&[before, queries], 1)
     }
 
-    /// Logits at the rows that predict labelled tokens; the vocabulary head runs on those rows only.
+    /// Logits of the labelled tokens; the vocabulary head runs on the rows that predict them only.
+    ///
+    /// A decoder continues the prompt with the text: row `t` is predicted from the row before it, its first from the last row of the prompt. An
+    /// encoder-decoder encodes prompt and text, and its decoder writes the targets.
     ///
     /// # Shapes
-    /// `prompt [B, P, hidden]`, `ids i64 [B, T]` right-padded; `labelled i64 [M]` are flat positions in `[B, T]`; `-> [M, vocabulary]`. Row `t` of the
-    /// text is predicted from the row before it; its first from the last row of the prompt.
-    pub fn text_logits(&self, prompt: &Tensor, ids: &Tensor, labelled: &Tensor, language: &LanguageModel) -> Tensor {
-        let (batch, tokens) = ids.size2().expect("rank 2: [B, T]");
-        let embeds = Tensor::cat(&[prompt, &language.embed(ids)], 1);
-        let hidden = language.forward(&embeds, &Dropout::off());
-        let predicting = hidden.narrow(1, prompt.size()[1] - 1, tokens).reshape([batch * tokens, -1]);
-        language.logits(&predicting.index_select(0, labelled))
+    /// `prompt [B, P, hidden]`; `-> [M, vocabulary]`.
+    pub fn text_logits(
+        &self,
+        prompt: &Tensor,
+        texts: &Stage2Texts,
+        language: &LanguageModel,
+        dropout: &Dropout,
+    ) -> Tensor {
+        let read = Tensor::cat(&[prompt, &language.embed(&texts.read.ids)], 1);
+        let predicting = |hidden: &Tensor| hidden.flatten(0, 1).index_select(0, texts.labelled);
+        match language {
+            LanguageModel::Decoder(model) => {
+                let hidden = model.forward(&read, dropout);
+                let before_text = hidden.narrow(1, prompt.size()[1] - 1, texts.read.tokens());
+                model.logits(&predicting(&before_text))
+            }
+            LanguageModel::T5(model) => {
+                let (batch, rows, _) = prompt.size3().expect("rank 3: [B, P, hidden]");
+                let all = Tensor::ones([batch, rows], (Kind::Bool, prompt.device()));
+                let mask = Tensor::cat(&[&all, &texts.read.mask], 1);
+                model.logits(&predicting(&model.forward(&read, &mask, texts.targets, dropout)))
+            }
+        }
     }
 
     /// New token ids for each image behind its prompt of token ids, fp32 in the Q-Former.

@@ -101,7 +101,7 @@ impl ParamStore {
         self.device
     }
 
-    /// The storage dtype of every parameter.
+    /// The storage dtype of every parameter that was declared in no other ([`Scope::in_kind`]).
     pub fn kind(&self) -> Kind {
         self.kind
     }
@@ -142,6 +142,16 @@ impl Scope {
     /// The device on which parameters are made.
     pub fn device(&self) -> Device {
         self.device
+    }
+
+    /// The dtype in which parameters are kept.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The same place for parameters that are kept in another dtype than the store's.
+    pub fn in_kind(&self, kind: Kind) -> Scope {
+        Scope { kind, ..self.clone() }
     }
 
     /// Declares a parameter and returns it.

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blip2_data::{SpecialTokens, TextEncoder};
-use blip2_model::language::{CaptionFrame, LanguageConfig};
 use blip2_model::qformer::QFormerConfig;
 use blip2_model::vision::VisionConfig;
 use blip2_model::{Blip2Config, Stage1, Stage2};
@@ -15,9 +14,10 @@ use serde_json::{Value, json};
 use tch::Device;
 
 use crate::checkpoint::CheckpointStore;
-use crate::config::{AutoOr, Config, Prefix, QFormerConfig as QFormerKeys, Stage};
+use crate::config::{AutoOr, Config, QFormerConfig as QFormerKeys, Stage};
 use crate::encoder::{ImageEncoder, check_image_size};
 use crate::error::Error;
+use crate::language::LanguagePlan;
 use crate::model_files::{load_image_encoder, load_language_model};
 use crate::preprocessing::Preprocessing;
 use crate::task::stage1::Stage1Options;
@@ -149,56 +149,15 @@ fn build_stage1(config: &Config, init: &Init, model_json: &Value, device: Device
 }
 
 fn build_stage2(config: &Config, init: &Init, model_json: &mut Value, device: Device) -> Result<Built, Error> {
-    let language = config
-        .model
-        .language
-        .as_ref()
-        .ok_or_else(|| Error::Mismatch("model.language: missing; stage 2 needs one".into()))?;
-    if language.prefix == Prefix::Split {
-        return Err(Error::Mismatch(
-            "model.language.prefix: expected none for a decoder-only model, got split, which is for encoder-decoders"
-                .into(),
-        ));
+    let language = LanguagePlan::open(config)?;
+    model_json["text_config"] = language.json.clone();
+    if let Some(before) = &language.before_queries {
+        model_json["before_queries"] = json!(before);
     }
-    if language.dropout > 0.0 {
-        return Err(Error::Mismatch(format!(
-            "model.language.dropout: expected 0 for a decoder-only model, got {}",
-            language.dropout
-        )));
-    }
-    let dir = ModelDir::open(&language.weights)?;
-    let text_json = dir.part(Part::Language)?.config.clone();
-    let text_config = LanguageConfig::from_json(&text_json).map_err(model_error(dir.path()))?;
-    let before: Vec<i64> = match &language.before_queries {
-        AutoOr::Auto => match text_config.caption_frame() {
-            CaptionFrame::BosFirst => text_config.bos_token_id().into_iter().collect(),
-            CaptionFrame::Opt => Vec::new(),
-        },
-        AutoOr::Given(ids) => ids.0.iter().map(|&id| id as i64).collect(),
-    };
-    if let Some(id) = before.iter().find(|&&id| !(0..text_config.vocab_size()).contains(&id)) {
-        return Err(Error::Mismatch(format!(
-            "model.language.before_queries: expected ids below the vocabulary's {}, got {id}",
-            text_config.vocab_size()
-        )));
-    }
-    let length = before.len() + config.model.qformer.query_tokens + config.task.max_text_tokens;
-    if let Some(longest) = text_config.max_positions().filter(|&longest| length as i64 > longest) {
-        return Err(Error::Mismatch(format!(
-            "task.max_text_tokens: expected queries and text within the {longest} positions of the language model, got {length}"
-        )));
-    }
-    let file = language.weights.join("tokenizer.json");
-    let text = TextFrame::decoder(&file, config.task.max_text_tokens, &language.prompt, &text_config)?;
-    model_json["text_config"] = text_json;
-    if !text_config.eos_token_ids().iter().any(|id| text.end_tokens().first() == Some(id)) {
-        // What ends the captions that are trained on ends those of the exported model.
-        model_json["text_config"]["eos_token_id"] = json!(text.end_tokens()[0]);
-    }
-    model_json["before_queries"] = json!(before);
     let model_config = Blip2Config::from_json(model_json).map_err(model_error(&init.path))?;
     let params = ParamStore::trainable(device);
-    let model = Stage2::new(&params.root(), &model_config, text_config.hidden_size(), before);
+    let before = language.before_queries.clone().unwrap_or_default();
+    let model = Stage2::new(&params.root(), &model_config, language.config.hidden_size(), before);
     let part = init.dir.part(Part::QFormer)?;
     let plan = match init.kind {
         QFormerSource::Stage1 => plans::stage2_from_stage1(),
@@ -211,18 +170,18 @@ fn build_stage2(config: &Config, init: &Init, model_json: &mut Value, device: De
         }
     };
     let report = params.load(&part.weights, &init.plan(&part.weights, plan)?)?;
-    let vocabulary = text_config.vocab_size() as usize;
-    let frozen = load_language_model(&dir, device, language.dtype.kind())?;
     let task = Stage2Task {
         model,
         params,
-        language: frozen,
-        tokens_before: text.tokens_before().to_vec(),
-        untargeted: text.untargeted_tokens(),
-        vocabulary,
-        end_tokens: text.end_tokens().to_vec(),
+        language: load_language_model(&language.dir, &language.config, device, language.dtype)?,
+        language_dropout: language.dropout,
+        prompt: language.text.prompt(),
+        untargeted: language.text.untargeted(),
+        vocabulary: language.config.vocab_size() as usize,
+        end_tokens: language.text.end_tokens().to_vec(),
     };
-    Ok(Built { task: Box::new(task), text, tokenizer: language.weights.clone(), report })
+    let tokenizer = language.dir.path().to_path_buf();
+    Ok(Built { task: Box::new(task), text: language.text, tokenizer, report })
 }
 
 /// What the Q-Former starts from.

@@ -3,28 +3,29 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use blip2_data::HostBatch;
 use blip2_weights::save_safetensors;
 use tch::Tensor;
 
 use crate::assembly::Assembly;
 use crate::config::Config;
 use crate::error::Error;
+use crate::framed::FramedBatch;
 
 /// Writes `batch.safetensors` and `model/` below `folder`.
 ///
 /// # Errors
 /// When the disk refuses.
-pub fn record(folder: &Path, config: &Config, assembly: &Assembly, batch: &HostBatch) -> Result<PathBuf, Error> {
+pub fn record(folder: &Path, config: &Config, assembly: &Assembly, batch: &FramedBatch) -> Result<PathBuf, Error> {
     std::fs::create_dir_all(folder).map_err(|e| Error::file(folder, e))?;
+    let labels = batch.labels(assembly.task.target_rule());
+    let target_tokens = batch.target_text().2 as i64;
+    let batch = &batch.host;
     let (rows, tokens) = (batch.size as i64, batch.text_len as i64);
     let ids = Tensor::from_slice(&batch.input_ids).view([rows, tokens]);
     let mask: Vec<i64> =
         batch.lengths.iter().flat_map(|&l| (0..batch.text_len).map(move |t| i64::from(t < l))).collect();
     let mask = Tensor::from_slice(&mask).view([rows, tokens]);
-    let rule = assembly.task.target_rule();
-    let labels = ids.masked_fill(&mask.eq(0), -100);
-    let _ = labels.narrow(1, 0, (rule.untargeted as i64).min(tokens)).fill_(-100);
+    let labels = Tensor::from_slice(&labels).view([rows, target_tokens]);
     let pixels = batch.pixels.as_deref().ok_or_else(|| Error::Mismatch("a batch without pixels".into()))?;
     let pixels = assembly.encoder.normalise(pixels, batch.size, batch.image_size)?;
     let entries = vec![

@@ -1,19 +1,20 @@
 //! A micro-batch on the device: what a task's forward pass takes.
 
-use blip2_data::HostBatch;
 use blip2_model::Dropout;
+use blip2_model::dropout::DropoutRates;
 use blip2_model::qformer::TextBatch;
 use blip2_torchx::pinned::to_device;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Error;
+use crate::framed::FramedBatch;
 
 /// Samples, ready for a forward pass.
 #[derive(Debug)]
 pub struct Batch {
     /// Output of the frozen image encoder, `[B, N, width]`.
     pub features: Tensor,
-    /// Right-padded ids.
+    /// What the model reads, right-padded.
     pub text: TextBatch,
     /// Rows with a target, and the targets.
     pub targets: Targets,
@@ -27,9 +28,11 @@ pub struct Batch {
     pub share: Share,
 }
 
-/// Labelled positions of a text batch.
+/// The text that holds the targets, and which of its tokens they are.
 #[derive(Debug)]
 pub struct Targets {
+    /// Right-padded ids, `i64 [B, T]`: what the model reads, but for an encoder-decoder, whose decoder writes another text.
+    pub ids: Tensor,
     /// Flat positions in `[B, T]` of the labelled tokens, `i64 [M]`.
     pub positions: Tensor,
     /// The tokens there, `i64 [M]`.
@@ -80,8 +83,15 @@ impl Batch {
     ///
     /// # Errors
     /// When the device refuses.
-    pub fn new(host: &HostBatch, features: Tensor, rule: TargetRule, share: Share, seed: u64) -> Result<Batch, Error> {
+    pub fn new(
+        framed: &FramedBatch,
+        features: Tensor,
+        rule: TargetRule,
+        share: Share,
+        seed: u64,
+    ) -> Result<Batch, Error> {
         let device = features.device();
+        let host = &framed.host;
         let (rows, tokens) = (host.size as i64, host.text_len as i64);
         let ids = to_device(&host.input_ids, &[rows, tokens], device)?;
         let lengths: Vec<i64> = host.lengths.iter().map(|&l| l as i64).collect();
@@ -95,7 +105,7 @@ impl Batch {
             host.positions.iter().map(|&p| keyed_uniform(seed, p, direction)).collect()
         };
         Ok(Batch {
-            targets: Targets::new(&host.input_ids, &host.lengths, host.text_len, rule, device)?,
+            targets: Targets::new(framed.target_text(), rule, device)?,
             text: TextBatch { ids, mask },
             image_ids: to_device(&as_i64(&host.image_id), &[rows], device)?,
             positions: to_device(&as_i64(&host.positions), &[rows], device)?,
@@ -117,43 +127,48 @@ impl Batch {
     pub fn dropout(&self, p: f64, seed: u64) -> Dropout {
         Dropout::keyed(p, seed, self.positions.shallow_clone())
     }
+
+    /// The dropout inside the frozen language model.
+    pub fn language_dropout(&self, rates: DropoutRates, seed: u64) -> Dropout {
+        Dropout::keyed_in_language_model(rates, seed, self.positions.shallow_clone())
+    }
 }
 
 impl Targets {
     fn new(
-        ids: &[i64],
-        lengths: &[usize],
-        text_len: usize,
+        (ids, lengths, width): (&[i64], &[usize], usize),
         rule: TargetRule,
         device: Device,
     ) -> Result<Targets, Error> {
         let positions: Vec<i64> = lengths
             .iter()
             .enumerate()
-            .flat_map(|(row, &length)| (rule.untargeted..length).map(move |t| (row * text_len + t) as i64))
+            .flat_map(|(row, &length)| (rule.untargeted..length).map(move |t| (row * width + t) as i64))
             .collect();
         let labels: Vec<i64> = positions.iter().map(|&p| ids[p as usize]).collect();
         let count = positions.len();
         Ok(Targets {
+            ids: to_device(ids, &[lengths.len() as i64, width as i64], device)?,
             positions: to_device(&positions, &[count as i64], device)?,
             labels: to_device(&labels, &[count as i64], device)?,
             count,
         })
     }
 
-    /// From labels `i64 [B, T]` in which -100 marks what is no target.
-    pub fn from_labels(labels: &Tensor) -> Targets {
+    /// From labels `i64 [B, T]` in which -100 marks what is no target; `pad_id` takes its place where the labels are read as a text.
+    pub fn from_labels(labels: &Tensor, pad_id: i64) -> Targets {
         let positions = blip2_model::stage2::labelled_positions(labels, -100);
         let count = positions.size()[0] as usize;
-        Targets { labels: labels.flatten(0, 1).index_select(0, &positions), positions, count }
+        let ids = labels.masked_fill(&labels.eq(-100), pad_id);
+        Targets { ids, labels: labels.flatten(0, 1).index_select(0, &positions), positions, count }
     }
 }
 
 /// A number in [0, 1) that is a function of seed, stream position and direction (splitmix64's finaliser, 24 bits).
-fn keyed_uniform(seed: u64, position: u64, direction: u64) -> f32 {
+pub(crate) fn keyed_uniform(seed: u64, position: u64, direction: u64) -> f32 {
     let mut z = (seed ^ 0x1F83_D9AB_FB41_BD6B)
         .wrapping_mul(0x9E37_79B9_7F4A_7C15)
-        .wrapping_add((2 * position + direction).wrapping_mul(0xD1B5_4A32_D192_ED03));
+        .wrapping_add(position.wrapping_mul(2).wrapping_add(direction).wrapping_mul(0xD1B5_4A32_D192_ED03));
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     ((z ^ (z >> 31)) >> 40) as f32 / (1u32 << 24) as f32
@@ -176,7 +191,7 @@ mod tests {
     #[test]
     fn targets_are_the_tokens_behind_the_untargeted_ones() {
         let ids = [9, 1, 2, 0, 9, 3, 0, 0];
-        let targets = Targets::new(&ids, &[3, 2], 4, TargetRule { untargeted: 1 }, Device::Cpu).unwrap();
+        let targets = Targets::new((&ids, &[3, 2], 4), TargetRule { untargeted: 1 }, Device::Cpu).unwrap();
         assert_eq!(Vec::<i64>::try_from(&targets.positions).unwrap(), [1, 2, 5]);
         assert_eq!(Vec::<i64>::try_from(&targets.labels).unwrap(), [1, 2, 3]);
         assert_eq!(TargetRule { untargeted: 1 }.count(&[3, 2]), 3);

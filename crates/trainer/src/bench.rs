@@ -85,7 +85,7 @@ pub fn stage1_step(options: &BenchOptions) -> Result<StepReport, Error> {
     let (mut steps, mut forwards, mut updates) = (Vec::new(), Vec::new(), Vec::new());
     for step in 0..=options.steps {
         let host = host_batch(options.batch, (step * options.batch) as u64);
-        let batch = Batch::new(&host, features.shallow_clone(), task.target_rule(), Share::WHOLE, SEED)?;
+        let batch = Batch::new(&host.into(), features.shallow_clone(), task.target_rule(), Share::WHOLE, SEED)?;
         device::synchronize(device);
         let begin = Instant::now();
         let losses = task.forward(&batch, &pass);

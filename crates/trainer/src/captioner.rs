@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use blip2_data::{TextEncoder, decode, evaluate_transform};
-pub use blip2_model::language::Decoding;
+pub use blip2_model::language::{Decoding, EarlyStopping};
 use blip2_model::language::{CaptionFrame, GenerateOptions, LanguageConfig};
 use blip2_model::{Dropout, Stage2};
 use rayon::prelude::*;
@@ -75,9 +75,10 @@ impl Captioner {
         let task = files.stage2_task(device, kind)?;
         let language = files.config.language.as_ref().ok_or_else(|| Error::file(dir, "text_config: missing"))?;
         let before_queries = files.config.top.before_queries.as_deref();
-        // Without our key the directory is read as transformers reads it: queries first, then what the tokenizer gives.
-        let as_transformers = before_queries.is_none();
-        let trained_with_opt = !as_transformers && language.caption_frame() == CaptionFrame::Opt;
+        // Without our key the directory is read as transformers reads it: queries first, then what the tokenizer gives. An encoder-decoder's
+        // always is: training gave it the same.
+        let as_transformers = before_queries.is_none() || matches!(language, LanguageConfig::T5(_));
+        let trained_with_opt = !as_transformers && language.caption_frame() == Some(CaptionFrame::Opt);
         let in_front = before_queries.map_or(0, <[i64]>::len) + files.config.top.num_query_tokens as usize;
         let captioner = Captioner {
             encoder: files.image_encoder(device, kind)?,

@@ -12,6 +12,7 @@ use crate::config::{self, AutoOr, Config, FeatureCache};
 use crate::encoder::ImageEncoder;
 use crate::error::Error;
 use crate::features::{Features, FillOptions, MemoryCache, MemoryCaches};
+use crate::framed::FramedBatch;
 use crate::task::TargetRule;
 use crate::text::TextFrame;
 
@@ -115,7 +116,7 @@ impl TrainData {
     ///
     /// # Errors
     /// When it can no longer be read.
-    pub fn batch_with_pixels(&self, position: u64, bad: &BadSamples) -> Result<HostBatch, Error> {
+    pub fn batch_with_pixels(&self, position: u64, bad: &BadSamples) -> Result<FramedBatch, Error> {
         let end = Some(position + self.options.global_batch as u64);
         let mut options = LoaderOptions { start: position, end, pixels: true, ..self.options.clone() };
         options.bad.merge(bad);
@@ -129,17 +130,17 @@ impl TrainData {
         host: HostBatch,
         encoder: &'a ImageEncoder,
     ) -> impl Iterator<Item = Result<Batch, Error>> + 'a {
-        let host = self.text.frame(host);
-        let (size, tokens) = (host.size, self.rule.count(&host.lengths));
+        let framed = self.text.frame(host);
+        let (size, tokens) = (framed.host.size, framed.target_count(self.rule));
         let step = self.micro_batch.min(size);
         let features = self.cache.as_deref().map_or(Features::Encode(encoder), Features::Memory);
         (0..size).step_by(step).map(move |first| {
-            let rows = host.rows(first..(first + step).min(size), self.options.pad_to_multiple);
+            let rows = framed.rows(first..(first + step).min(size), self.options.pad_to_multiple);
             let share = Share {
-                samples: rows.size as f64 / size as f64,
-                tokens: self.rule.count(&rows.lengths) as f64 / tokens as f64,
+                samples: rows.host.size as f64 / size as f64,
+                tokens: rows.target_count(self.rule) as f64 / tokens as f64,
             };
-            Batch::new(&rows, features.of(&rows, encoder)?, self.rule, share, self.options.seed)
+            Batch::new(&rows, features.of(&rows.host, encoder)?, self.rule, share, self.options.seed)
         })
     }
 

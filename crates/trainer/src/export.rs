@@ -145,7 +145,6 @@ pub fn export_model(
             return Err(Error::file(config.run_folder().join("config.yaml"), message));
         }
     };
-    let before_queries = model.top.before_queries.clone().unwrap_or_default();
     let task = match &language {
         None => ExportTask::Stage1 {
             image_text_hidden_size: model.top.image_text_hidden_size as usize,
@@ -153,7 +152,8 @@ pub fn export_model(
         },
         Some((language, image_token, end)) => ExportTask::Stage2 {
             language,
-            before_queries: &before_queries,
+            text_config: &model_json["text_config"],
+            before_queries: model.top.before_queries.as_deref(),
             image_token_index: *image_token,
             eos_token_id: end.as_ref(),
         },

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use blip2_data::TextEncoder;
-use blip2_model::language::LanguageModel;
+use blip2_model::dropout::DropoutRates;
+use blip2_model::language::{LanguageConfig, LanguageModel};
 use blip2_model::{Blip2Config, Frozen, Stage1, Stage2};
 use blip2_torchx::params::{LoadPlan, ParamStore};
 use blip2_weights::{ModelDir, ModelKind, Part, plans};
@@ -94,12 +95,13 @@ impl ModelFiles {
         let before = self.config.top.before_queries.clone().unwrap_or_default();
         let model = Stage2::new(&params.root(), &self.config, language_config.hidden_size(), before);
         params.load(&self.dir.part(Part::QFormer)?.weights, &LoadPlan::exact())?;
-        let language = load_language_model(&self.dir, device, kind)?;
+        let language = load_language_model(&self.dir, language_config, device, kind)?;
         Ok(Stage2Task {
             model,
             params,
             language,
-            tokens_before: Vec::new(),
+            language_dropout: DropoutRates::default(),
+            prompt: Vec::new(),
             untargeted: 0,
             vocabulary: language_config.vocab_size() as usize,
             end_tokens: language_config.eos_token_ids(),
@@ -134,14 +136,17 @@ pub fn load_image_encoder(
     Ok(ImageEncoder::new(tower, preprocessing, report, identity))
 }
 
-/// Builds and fills a language model.
+/// Builds and fills the language model that `config` describes.
 ///
 /// # Errors
-/// A configuration that no code of ours computes, tensors that are missing, unexpected or misshapen.
-pub fn load_language_model(dir: &ModelDir, device: Device, kind: Kind) -> Result<Frozen<LanguageModel>, Error> {
+/// Tensors that are missing, unexpected or misshapen.
+pub fn load_language_model(
+    dir: &ModelDir,
+    config: &LanguageConfig,
+    device: Device,
+    kind: Kind,
+) -> Result<Frozen<LanguageModel>, Error> {
     let part = dir.part(Part::Language)?;
-    let config = blip2_model::language::LanguageConfig::from_json(part.config)
-        .map_err(|source| Error::Model { path: dir.path().into(), source })?;
     let model = Frozen::build(device, kind, |root| config.build(&root.pp("language_model")));
     model.params().load(&part.weights, &plans::language_model(plans::tied_head(part.config)))?;
     Ok(model)

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use blip2_model::Blip2Config;
+use blip2_model::language::{LanguageConfig, LanguageModel};
 use blip2_model::qformer::TextBatch;
 use blip2_torchx::params::TensorSource;
 use blip2_weights::{SafetensorsFile, save_safetensors};
@@ -13,7 +14,7 @@ use crate::batch::{Batch, Negatives, Share, TargetRule, Targets};
 use crate::config::{Precision, Stage};
 use crate::error::Error;
 use crate::model_files::ModelFiles;
-use crate::task::{Pass, Task};
+use crate::task::{Pass, Stage2Task, Task};
 
 /// What `blip2 replay` is asked for.
 #[derive(Debug, Clone)]
@@ -71,7 +72,7 @@ pub fn replay(options: &ReplayOptions) -> Result<Vec<(String, f64)>, Error> {
         Stage::Two => {
             let task = files.stage2_task(options.device, kind)?;
             file.check_positions(&files.config)?;
-            let batch = file.stage2_batch(features)?;
+            let batch = file.stage2_batch(features, &files, &task)?;
             let losses = task.forward(&batch, &pass);
             losses.total.backward();
             out.insert("loss".into(), losses.total.detach());
@@ -124,8 +125,7 @@ impl BatchFile {
         let square = matches!(&pixels, Some((Kind::Float, s)) if s.len() == 4 && s[1] == 3 && s[2] == s[3] && s[0] > 0);
         expect("pixel_values", square, "f32 [B, 3, S, S]")?;
         let rows = pixels.map_or(0, |(_, s)| s[0]);
-        let matrix =
-            |name: &str| matches!(shape(name), Some((Kind::Int64, s)) if s.len() == 2 && s[0] == rows && s[1] > 0);
+        let matrix = |name: &str| matches!(shape(name), Some((Kind::Int64, s)) if s.len() == 2 && s[0] == rows);
         expect("input_ids", matrix("input_ids"), &format!("i64 [{rows}, L]"))?;
         let like_ids = shape("input_ids");
         expect("attention_mask", shape("attention_mask") == like_ids, "the shape of input_ids, i64")?;
@@ -169,6 +169,9 @@ impl BatchFile {
 
     fn stage1_batch(&self, features: Tensor, rule: TargetRule) -> Result<Batch, Error> {
         let mask = self.tensor("attention_mask")?;
+        if mask.size()[1] == 0 {
+            return Err(Error::file(&self.path, "input_ids: expected at least one token a text, got none"));
+        }
         // Padding beyond the longest text changes nothing but the time.
         let longest = mask.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64).max().int64_value(&[]).max(1);
         let text = TextBatch::new(self.tensor("input_ids")?, &mask).truncated(longest);
@@ -182,15 +185,32 @@ impl BatchFile {
                 Negatives::Sample(uniform(), uniform())
             }
         };
-        self.batch(features, text, Targets::from_labels(&labels), negatives)
+        self.batch(features, text, Targets::from_labels(&labels, 0), negatives)
     }
 
-    fn stage2_batch(&self, features: Tensor) -> Result<Batch, Error> {
-        let text = TextBatch::new(self.tensor("input_ids")?, &self.tensor("attention_mask")?);
+    /// A decoder's labels are among its ids; an encoder-decoder's are a text of their own, which the decoder writes.
+    fn stage2_batch(&self, features: Tensor, files: &ModelFiles, task: &Stage2Task) -> Result<Batch, Error> {
+        let (ids, labels) = (self.tensor("input_ids")?, self.tensor("labels")?);
+        if matches!(*task.language, LanguageModel::Llama(_)) && labels.size() != ids.size() {
+            let (expected, got) = (ids.size(), labels.size());
+            return Err(Error::file(
+                &self.path,
+                format!("labels: expected i64 {expected:?}, as input_ids, got {got:?}"),
+            ));
+        }
+        let targets = labels.masked_select(&labels.not_equal(-100));
+        for (name, ids) in [("input_ids", &ids), ("labels", &targets)] {
+            let outside = ids.lt(0).logical_or(&ids.ge(task.vocabulary as i64));
+            if bool::try_from(outside.any()).unwrap_or(true) {
+                let message = format!("{name}: expected ids from 0 to {}, got others", task.vocabulary - 1);
+                return Err(Error::file(&self.path, message));
+            }
+        }
+        let text = TextBatch::new(ids, &self.tensor("attention_mask")?);
         let none = || Tensor::zeros([0], (Kind::Float, features.device()));
         let negatives = Negatives::Sample(none(), none());
-        let targets = Targets::from_labels(&self.tensor("labels")?);
-        self.batch(features, text, targets, negatives)
+        let pad_id = files.config.language.as_ref().map_or(0, LanguageConfig::pad_token_id);
+        self.batch(features, text, Targets::from_labels(&labels, pad_id), negatives)
     }
 
     fn batch(&self, features: Tensor, text: TextBatch, targets: Targets, negatives: Negatives) -> Result<Batch, Error> {

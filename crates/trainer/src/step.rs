@@ -177,7 +177,7 @@ mod tests {
         let ids = Tensor::zeros([1, 1], (Kind::Int64, Device::Cpu));
         Ok(Batch {
             features: Tensor::from_slice(&[x, 1.0]),
-            targets: Targets::from_labels(&ids),
+            targets: Targets::from_labels(&ids, 0),
             text: TextBatch::new(ids.shallow_clone(), &ids),
             image_ids: ids.shallow_clone(),
             positions: ids.shallow_clone(),

@@ -1,13 +1,23 @@
-//! What stands around a caption: nothing in stage 1 (the tokenizer adds `[CLS]` and `[SEP]`), prompt and end token for a decoder, OPT's `</s>`
-//! in front of them.
+//! What stands around a caption: nothing in stage 1 (the tokenizer adds `[CLS]` and `[SEP]`), prompt and end token for a language model.
+//!
+//! | model | reads | writes |
+//! |---|---|---|
+//! | stage 1 | `[CLS] caption [SEP]` | the same, from the second token on |
+//! | decoder | `prompt caption EOS` | the same, from the caption on |
+//! | OPT | `</s> prompt caption "\n"` | the same, from the caption on; without a prompt from `</s>` on, as LAVIS trained it |
+//! | encoder-decoder | `prompt prefix EOS` | `suffix EOS` |
+//!
+//! `prefix suffix` is the caption; the prefix is empty unless captions are split.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use blip2_data::{HostBatch, TextEncoder};
-use blip2_model::language::{CaptionFrame, LanguageConfig};
+use blip2_model::language::{CaptionFrame, LanguageConfig, T5Config};
 
 use crate::error::Error;
+use crate::framed::{FramedBatch, IdRows};
+use crate::prefix::split_point;
 
 /// A tokenizer with the ids in front of and behind every caption.
 #[derive(Clone)]
@@ -21,12 +31,30 @@ pub struct TextFrame {
     untargeted: usize,
     after: Vec<i64>,
     end_tokens: Vec<i64>,
+    read_apart: Option<ReadApart>,
+}
+
+/// An encoder-decoder reads another text than it writes.
+#[derive(Clone)]
+struct ReadApart {
+    /// What its tokenizer puts behind a text: `</s>`.
+    after: Vec<i64>,
+    /// Decides where captions are split; `None`: the decoder writes the whole caption.
+    split_seed: Option<u64>,
 }
 
 impl TextFrame {
     /// Captions as the tokenizer gives them.
     pub fn plain(encoder: Arc<TextEncoder>, pad_id: i64) -> TextFrame {
-        TextFrame { encoder, pad_id, before: Vec::new(), untargeted: 0, after: Vec::new(), end_tokens: Vec::new() }
+        TextFrame {
+            encoder,
+            pad_id,
+            before: Vec::new(),
+            untargeted: 0,
+            after: Vec::new(),
+            end_tokens: Vec::new(),
+            read_apart: None,
+        }
     }
 
     /// `prompt, caption, EOS` without a further BOS; `</s>, prompt, caption, "\n"` for OPT. `max_tokens` counts all of it.
@@ -36,54 +64,69 @@ impl TextFrame {
     /// # Errors
     /// A tokenizer file that is missing or does not suit the model, a prompt that leaves no room for a caption.
     pub fn decoder(file: &Path, max_tokens: usize, prompt: &str, config: &LanguageConfig) -> Result<TextFrame, Error> {
-        let whole = TextEncoder::from_file(file, max_tokens, false)?;
-        let largest = whole.vocab_size() as i64;
-        if largest > config.vocab_size() {
-            let vocabulary = config.vocab_size();
-            return Err(Error::file(file, format!("{largest} tokens, but the model's vocabulary is {vocabulary}")));
-        }
-        let ids = |text: &str| -> Result<Vec<i64>, Error> {
-            Ok(if text.is_empty() { Vec::new() } else { whole.encode(text)?.into_iter().map(i64::from).collect() })
-        };
         let own_ends = config.eos_token_ids();
         let (first, end) = match config.caption_frame() {
-            CaptionFrame::BosFirst => match own_ends.first() {
+            Some(CaptionFrame::Opt) => (config.bos_token_id(), line_end(file)?),
+            Some(CaptionFrame::BosFirst) | None => match own_ends.first() {
                 Some(&end) => (None, end),
                 None => {
                     let message = "eos_token_id: expected an id, got none";
                     return Err(Error::file(file.with_file_name("config.json"), message));
                 }
             },
-            CaptionFrame::Opt => match ids("\n")?.as_slice() {
-                // A tokenizer without this token gives its unknown one, which stands for no line break.
-                [line_end] if whole.decode(&[*line_end as u32])? == "\n" => (config.bos_token_id(), *line_end),
-                other => {
-                    let message = "OPT's captions end with a line break, which must be one token of the tokenizer";
-                    return Err(Error::file(file, format!("{message}; it is {other:?}")));
-                }
-            },
         };
-        let prompt = ids(prompt)?;
+        let added = 1 + usize::from(first.is_some());
+        let (encoder, prompt) = open(file, max_tokens, prompt, added, config.vocab_size())?;
         let untargeted = if prompt.is_empty() { 0 } else { prompt.len() + usize::from(first.is_some()) };
-        let before: Vec<i64> = first.into_iter().chain(prompt).collect();
-        let room = max_tokens.saturating_sub(before.len() + 1);
-        if room == 0 {
-            return Err(Error::Mismatch(format!(
-                "model.language.prompt: takes {} of task.max_text_tokens ({max_tokens}), which leaves no caption; raise it",
-                before.len()
-            )));
-        }
-        let encoder = TextEncoder::from_file(file, room, false)?;
         let mut end_tokens = own_ends;
         if !end_tokens.contains(&end) {
             end_tokens.insert(0, end);
         }
-        let pad_id = config.pad_token_id();
-        Ok(TextFrame { encoder: Arc::new(encoder), pad_id, before, untargeted, after: vec![end], end_tokens })
+        Ok(TextFrame {
+            encoder: Arc::new(encoder),
+            pad_id: config.pad_token_id(),
+            before: first.into_iter().chain(prompt).collect(),
+            untargeted,
+            after: vec![end],
+            end_tokens,
+            read_apart: None,
+        })
     }
 
-    /// Tokens at the beginning of a framed text that are no targets.
-    pub fn untargeted_tokens(&self) -> usize {
+    /// `prompt, prefix, EOS` to be read and `suffix, EOS` to be written, each of at most `max_tokens`.
+    ///
+    /// With `split_seed` captions are split at [`split_point`], else all of the caption is the suffix.
+    ///
+    /// # Errors
+    /// A tokenizer file that is missing or does not suit the model, a prompt that leaves no room for a caption.
+    pub fn encoder_decoder(
+        file: &Path,
+        max_tokens: usize,
+        prompt: &str,
+        config: &T5Config,
+        split_seed: Option<u64>,
+    ) -> Result<TextFrame, Error> {
+        let special = TextEncoder::from_file(file, max_tokens, true)?.encode("")?;
+        let (encoder, before) = open(file, max_tokens, prompt, special.len().max(1), config.vocab_size)?;
+        Ok(TextFrame {
+            encoder: Arc::new(encoder),
+            pad_id: config.pad_token_id,
+            before,
+            untargeted: 0,
+            after: vec![config.eos_token_id],
+            end_tokens: vec![config.eos_token_id],
+            read_apart: Some(ReadApart { after: special.into_iter().map(i64::from).collect(), split_seed }),
+        })
+    }
+
+    /// What the model reads behind the queries before it writes a caption of its own.
+    pub fn prompt(&self) -> Vec<i64> {
+        let behind = self.read_apart.as_ref().map(|read| read.after.as_slice()).unwrap_or_default();
+        [self.before.as_slice(), behind].concat()
+    }
+
+    /// How many tokens at the beginning of the target text are no targets: the prompt, where that stands in it.
+    pub fn untargeted(&self) -> usize {
         self.untargeted
     }
 
@@ -92,26 +135,176 @@ impl TextFrame {
         &self.end_tokens
     }
 
-    /// Tokens in front of the caption.
-    pub fn tokens_before(&self) -> &[i64] {
-        &self.before
+    /// The batch with every text framed.
+    pub fn frame(&self, batch: HostBatch) -> FramedBatch {
+        if self.before.is_empty() && self.after.is_empty() {
+            return batch.into();
+        }
+        let captions = batch.lengths.iter().enumerate().map(|(row, &n)| &batch.input_ids[row * batch.text_len..][..n]);
+        let (read, written): (Vec<_>, Option<Vec<_>>) = match &self.read_apart {
+            None => (captions.map(|caption| [self.before.as_slice(), caption, &self.after].concat()).collect(), None),
+            Some(apart) => {
+                let both = captions.zip(&batch.positions).map(|(caption, &position)| {
+                    let point = apart.split_seed.map_or(0, |seed| split_point(seed, position, caption.len()));
+                    let (prefix, suffix) = caption.split_at(point);
+                    ([self.before.as_slice(), prefix, &apart.after].concat(), [suffix, &self.after].concat())
+                });
+                let (read, written) = both.unzip();
+                (read, Some(written))
+            }
+        };
+        let IdRows { ids, lengths, width } = IdRows::padded(&read, self.pad_id);
+        FramedBatch {
+            written: written.map(|rows| IdRows::padded(&rows, self.pad_id)),
+            host: HostBatch { input_ids: ids, lengths, text_len: width, ..batch },
+        }
+    }
+}
+
+/// The line break that ends OPT's captions.
+fn line_end(file: &Path) -> Result<i64, Error> {
+    let tokenizer = TextEncoder::from_file(file, usize::MAX, false)?;
+    match tokenizer.encode("\n")?.as_slice() {
+        // A tokenizer without this token gives its unknown one, which stands for no line break.
+        &[line_end] if tokenizer.decode(&[line_end])? == "\n" => Ok(i64::from(line_end)),
+        other => {
+            let message = "OPT's captions end with a line break, which must be one token of the tokenizer";
+            Err(Error::file(file, format!("{message}; it is {other:?}")))
+        }
+    }
+}
+
+/// A tokenizer whose captions leave room for the prompt and `added` tokens, and the prompt's ids.
+fn open(
+    file: &Path,
+    max_tokens: usize,
+    prompt: &str,
+    added: usize,
+    vocabulary: i64,
+) -> Result<(TextEncoder, Vec<i64>), Error> {
+    let before: Vec<i64> = if prompt.is_empty() {
+        Vec::new()
+    } else {
+        let whole = TextEncoder::from_file(file, max_tokens, false)?;
+        whole.encode(prompt)?.into_iter().map(i64::from).collect()
+    };
+    let room = max_tokens.saturating_sub(before.len() + added);
+    if room == 0 {
+        return Err(Error::Mismatch(format!(
+            "model.language.prompt: takes {} of task.max_text_tokens ({max_tokens}), which leaves no caption; raise it",
+            before.len()
+        )));
+    }
+    let encoder = TextEncoder::from_file(file, room, false)?;
+    let largest = encoder.vocab_size() as i64;
+    if largest > vocabulary {
+        return Err(Error::file(file, format!("{largest} tokens, but the model's vocabulary is {vocabulary}")));
+    }
+    Ok((encoder, before))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::TargetRule;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    const PROMPT: [i64; 2] = [7, 8];
+    const END: i64 = 1;
+
+    fn encoder() -> Arc<TextEncoder> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("tokenizer.json");
+        let json = json!({
+            "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "decoder": null, "added_tokens": [],
+            "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null,
+            "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"},
+        });
+        std::fs::write(&file, json.to_string()).unwrap();
+        Arc::new(TextEncoder::from_file(&file, 9, false).unwrap())
     }
 
-    /// The same batch with every text framed.
-    pub fn frame(&self, batch: HostBatch) -> HostBatch {
-        if self.before.is_empty() && self.after.is_empty() {
-            return batch;
+    fn batch(captions: &[Vec<i64>], first: u64) -> HostBatch {
+        let IdRows { ids, lengths, width } = IdRows::padded(captions, 0);
+        let rows: Vec<u64> = (0..captions.len() as u64).map(|row| first + row).collect();
+        HostBatch {
+            position: first,
+            size: captions.len(),
+            image_size: 0,
+            pixels: None,
+            input_ids: ids,
+            lengths,
+            text_len: width,
+            sample_index: rows.clone(),
+            image_id: rows.clone(),
+            captions: vec![String::new(); captions.len()],
+            positions: rows,
+            epoch: 0,
         }
-        let added = self.before.len() + self.after.len();
-        let text_len = batch.text_len + added;
-        let mut input_ids = Vec::with_capacity(batch.size * text_len);
-        for (row, &length) in batch.lengths.iter().enumerate() {
-            let end = input_ids.len() + text_len;
-            input_ids.extend(&self.before);
-            input_ids.extend(&batch.input_ids[row * batch.text_len..][..length]);
-            input_ids.extend(&self.after);
-            input_ids.resize(end, self.pad_id);
+    }
+
+    fn frame(read_apart: Option<ReadApart>) -> TextFrame {
+        let untargeted = if read_apart.is_some() { 0 } else { PROMPT.len() };
+        let (before, after, end_tokens) = (PROMPT.into(), vec![END], vec![END]);
+        TextFrame { encoder: encoder(), pad_id: 0, before, untargeted, after, end_tokens, read_apart }
+    }
+
+    /// The rows without padding.
+    fn rows<'a>(ids: &'a [i64], lengths: &'a [usize], width: usize) -> impl Iterator<Item = &'a [i64]> {
+        lengths.iter().enumerate().map(move |(row, &length)| &ids[row * width..][..length])
+    }
+
+    fn captions() -> impl Strategy<Value = Vec<Vec<i64>>> {
+        prop::collection::vec(prop::collection::vec(2..60i64, 0..12), 1..6)
+    }
+
+    proptest! {
+        #[test]
+        fn prefix_and_suffix_are_the_caption(captions in captions(), seed: u64, first in 0..1u64 << 40) {
+            let apart = ReadApart { after: vec![END], split_seed: Some(seed) };
+            let framed = frame(Some(apart)).frame(batch(&captions, first));
+            let read: Vec<&[i64]> = rows(&framed.host.input_ids, &framed.host.lengths, framed.host.text_len).collect();
+            let (ids, lengths, width) = framed.target_text();
+            for (row, (written, caption)) in rows(ids, lengths, width).zip(&captions).enumerate() {
+                let point = split_point(seed, first + row as u64, caption.len());
+                prop_assert_eq!(read[row], [PROMPT.as_slice(), &caption[..point], &[END]].concat());
+                prop_assert_eq!(written, [&caption[point..], &[END]].concat());
+            }
+            let targets: usize = captions.iter().zip(read).map(|(c, r)| c.len() + 1 - (r.len() - 3)).sum();
+            prop_assert_eq!(framed.target_count(TargetRule { untargeted: 0 }), targets);
         }
-        HostBatch { input_ids, text_len, lengths: batch.lengths.iter().map(|l| l + added).collect(), ..batch }
+
+        #[test]
+        fn a_part_of_a_batch_is_framed_as_in_the_whole(captions in captions(), seed: u64) {
+            let frame = frame(Some(ReadApart { after: vec![END], split_seed: Some(seed) }));
+            let whole = frame.frame(batch(&captions, 5));
+            for row in 0..captions.len() {
+                let alone = frame.frame(batch(&captions[row..=row], 5 + row as u64));
+                prop_assert_eq!(whole.rows(row..row + 1, 1), alone);
+            }
+        }
+    }
+
+    #[test]
+    fn without_a_split_the_decoder_writes_all_of_the_caption() {
+        let frame = frame(Some(ReadApart { after: vec![END], split_seed: None }));
+        let framed = frame.frame(batch(&[vec![3, 4, 5], vec![6]], 0));
+        assert_eq!(framed.host.input_ids, [7, 8, 1, 7, 8, 1]);
+        let written = framed.written.clone().unwrap();
+        assert_eq!((written.ids.as_slice(), written.width), ([3, 4, 5, 1, 6, 1, 0, 0].as_slice(), 4));
+        let rule = TargetRule { untargeted: frame.untargeted() };
+        assert_eq!(framed.labels(rule), [3, 4, 5, 1, 6, 1, -100, -100]);
+        assert_eq!((frame.prompt(), framed.target_count(rule)), (vec![7, 8, 1], 6));
+    }
+
+    #[test]
+    fn a_decoder_s_targets_stand_behind_its_prompt() {
+        let frame = frame(None);
+        let framed = frame.frame(batch(&[vec![3, 4], vec![6]], 0));
+        assert_eq!(framed.host.input_ids, [7, 8, 3, 4, 1, 7, 8, 6, 1, 0]);
+        let rule = TargetRule { untargeted: frame.untargeted() };
+        assert_eq!(framed.labels(rule), [-100, -100, 3, 4, 1, -100, -100, 6, 1, -100]);
+        assert_eq!((frame.prompt(), framed.target_count(rule)), (vec![7, 8], 5));
     }
 }

@@ -3,15 +3,20 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use blip2_trainer::captioner::{Caption, CaptionOptions, Captioner, Decoding};
+use blip2_trainer::captioner::{Caption, CaptionOptions, Captioner, Decoding, EarlyStopping};
 use serde_json::{Value, json};
 use tch::Device;
 
-/// The golden cases, one a kind of language model.
-const CASES: [&str; 2] = ["stage2_llama", "stage2_opt"];
+/// The golden cases, one a kind of language model, each with its end token.
+const CASES: [(&str, i64); 3] = [("stage2_llama", 3), ("stage2_opt", 3), ("stage2_t5", 1)];
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
+}
 
 struct Case {
     folder: PathBuf,
+    eos: i64,
     images: Vec<PathBuf>,
     prompts: Vec<String>,
     max_new_tokens: usize,
@@ -21,10 +26,15 @@ struct Case {
 }
 
 fn case(name: &str) -> Case {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name);
+    case_of(*CASES.iter().find(|case| case.0 == name).unwrap())
+}
+
+fn case_of((name, eos): (&str, i64)) -> Case {
+    let folder = folder(name);
     let json: Value = serde_json::from_slice(&fs::read(folder.join("generate.json")).unwrap()).unwrap();
     let texts = |key: &str| json[key].as_array().unwrap().iter().map(|v| v.as_str().unwrap().to_string());
     Case {
+        eos,
         images: texts("images").map(|name| folder.join(name)).collect(),
         prompts: texts("prompts").collect(),
         max_new_tokens: json["max_new_tokens"].as_u64().unwrap() as usize,
@@ -55,7 +65,8 @@ impl Case {
         let expected = self.outputs[output].as_array().unwrap();
         assert_eq!(got.len(), expected.len());
         for ((caption, ids), prompt) in got.iter().zip(expected).zip(&self.prompts) {
-            let until_eos: Vec<&Value> = ids.as_array().unwrap().iter().take_while(|&id| id != &json!(3)).collect();
+            let until_eos: Vec<&Value> =
+                ids.as_array().unwrap().iter().take_while(|&id| id != &json!(self.eos)).collect();
             assert_eq!(json!(caption.ids), json!(until_eos), "{}", caption.image.display());
             let words: Vec<String> = caption.ids.iter().map(|id| format!("t{id}")).collect();
             assert_eq!(caption.text, words.join(" "));
@@ -69,30 +80,29 @@ impl Case {
 
 #[test]
 fn greedy_ids_equal_transformers() {
-    for name in CASES {
-        case(name).check("beams_1", Decoding::Greedy);
+    for case in CASES.map(case_of) {
+        case.check("beams_1", Decoding::Greedy);
     }
 }
 
 #[test]
 fn beam_ids_equal_transformers() {
-    for name in CASES {
-        let case = case(name);
-        case.check("beams_3", Decoding::Beam { beams: 3, length_penalty: case.length_penalty });
+    for case in CASES.map(case_of) {
+        let (length_penalty, early_stopping) = (case.length_penalty, EarlyStopping::Off);
+        case.check("beams_3", Decoding::Beam { beams: 3, length_penalty, early_stopping });
     }
 }
 
 #[test]
 fn prompts_of_different_lengths_share_a_batch() {
-    for name in CASES {
-        let case = case(name);
+    for case in CASES.map(case_of) {
         let captioner = case.captioner();
         let options = case.options(Decoding::Greedy);
         let prompts: Vec<String> = (0..case.images.len()).map(|i| vec!["t7"; i].join(" ")).collect();
         let together = captions(&captioner, &case.images, &prompts, &options);
         for (i, caption) in together.iter().enumerate() {
             let alone = captions(&captioner, &case.images[i..=i], &prompts[i..=i], &options);
-            assert_eq!(alone[0].ids, caption.ids, "{name}: prompt of {i} words");
+            assert_eq!(alone[0].ids, caption.ids, "prompt of {i} words");
         }
     }
 }

@@ -61,3 +61,8 @@ fn stage2_equals_transformers_with_llama() {
 fn stage2_equals_transformers_with_opt() {
     check("stage2_opt", Stage::Two);
 }
+
+#[test]
+fn stage2_equals_transformers_with_t5() {
+    check("stage2_t5", Stage::Two);
+}

@@ -186,7 +186,7 @@ fn a_model_s_own_rates_drop_where_its_configuration_says() {
         let rates = DecoderConfig::from_json(&case.json("config.json")).unwrap().unwrap().dropout;
         assert_eq!(rates != DropoutRates::default(), drops, "{family}");
         let positions = Tensor::arange(3, (Kind::Int64, Device::Cpu));
-        let dropped = case.model.forward(&case.tensor("embeds"), &Dropout::keyed_rates(rates, 1, positions));
+        let dropped = case.model.forward(&case.tensor("embeds"), &Dropout::keyed_in_language_model(rates, 1, positions));
         let whole = case.model.forward(&case.tensor("embeds"), &Dropout::off());
         assert_eq!(dropped != whole, drops, "{family}");
     }

@@ -283,6 +283,7 @@ const LAYOUTS: &[Layout] = &[
     // OPT's base model lies below `decoder.`, which is part of its names.
     decoder("opt"),
     Layout { base_prefix: "transformer.", our_base: "language_model.transformer.", ..decoder("gpt2") },
+    Layout { base_prefix: "", heads: &[], our_base: "language_model.", ..decoder("t5") },
 ];
 
 /// Most decoders: the base model below `model.`, the head beside it.

@@ -75,8 +75,10 @@ pub enum ExportTask<'a> {
     Stage2 {
         /// Where the frozen language model comes from.
         language: &'a ModelDir,
-        /// Token ids in front of the queries.
-        before_queries: &'a [i64],
+        /// Its configuration as it was trained with.
+        text_config: &'a Value,
+        /// Token ids in front of the queries; `None` where they stand as `transformers` has them.
+        before_queries: Option<&'a [i64]>,
         /// The id whose places `transformers` fills with the queries; must be below the vocabulary's size.
         image_token_index: Option<i64>,
         /// What ends the captions that were trained on, where it is not what the language model's own files say (OPT's line break).
@@ -97,18 +99,18 @@ impl Export<'_> {
         let vision = self.vision.part(Part::Vision)?;
         let language = match &self.task {
             ExportTask::Stage1 { .. } => None,
-            ExportTask::Stage2 { language, .. } => Some(language.part(Part::Language)?),
+            ExportTask::Stage2 { language, .. } => Some(language.part(Part::Language)?.weights),
         };
 
         let mut all = Union::default();
         all.add(&trained, |name| !pretraining_head(name));
         let frozen = all.add(&vision.weights, |name| !vision_unused(name, self.vision_depth));
-        let frozen = match &language {
-            None => frozen,
-            Some(language) => {
-                let tied = tied_head(language.config);
-                all.add(&language.weights, |name| !language_unused(name, tied))
+        let frozen = match (&language, &self.task) {
+            (Some(language), ExportTask::Stage2 { text_config, .. }) => {
+                let tied = tied_head(text_config);
+                all.add(language, |name| !language_unused(name, tied))
             }
+            _ => frozen,
         };
         let mut config = model_config(self)?;
         if let Some(dtype) = frozen.and_then(|info| dtype_name(info.kind)) {
@@ -118,11 +120,11 @@ impl Export<'_> {
         write_directory(out, |directory| {
             write_json(&directory.join("config.json"), &config)?;
             write_json(&directory.join("preprocessor_config.json"), &preprocessor_config(&self.image))?;
-            if let ExportTask::Stage2 { language: model, image_token_index, eos_token_id, .. } = &self.task {
+            if let ExportTask::Stage2 { language: model, text_config, image_token_index, eos_token_id, .. } = &self.task {
                 let name = "generation_config.json";
                 copy_present(model.path(), directory, &[name])?;
-                if let Some(language) = language.as_ref().filter(|_| !directory.join(name).exists()) {
-                    write_json(&directory.join(name), &generation_config(language.config))?;
+                if !directory.join(name).exists() {
+                    write_json(&directory.join(name), &generation_config(text_config))?;
                 }
                 if let Some(end) = eos_token_id {
                     let mut generation = read_object(&directory.join(name))?;

@@ -70,15 +70,13 @@ pub(crate) fn model_config(export: &Export) -> Result<Value, WeightsError> {
             set("image_token_index", Value::Null);
             set("qformer_decoder_start_token_id", json!(decoder_start_token_id));
         }
-        ExportTask::Stage2 { language, before_queries, image_token_index, eos_token_id } => {
+        ExportTask::Stage2 { text_config, before_queries, image_token_index, .. } => {
             set("architectures", json!(["Blip2ForConditionalGeneration"]));
-            let mut text_config = language.part(Part::Language)?.config.clone();
-            if let Some(end) = eos_token_id {
-                text_config["eos_token_id"] = (*end).clone();
-            }
-            set("text_config", text_config);
+            set("text_config", (*text_config).clone());
             set("image_token_index", json!(image_token_index));
-            set("before_queries", json!(before_queries));
+            if let Some(before) = before_queries {
+                set("before_queries", json!(before));
+            }
         }
     }
     set(PRODUCER_KEY, json!(PRODUCER));
@@ -115,9 +113,13 @@ pub(crate) fn preprocessor_config(image: &ImagePreprocessing) -> Value {
 /// `generation_config.json` for a language model whose directory has none.
 pub(crate) fn generation_config(text_config: &Value) -> Value {
     let keys = ["bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"];
+    // What T5's configuration class has where the file says nothing; a generation configuration has no such defaults.
+    let t5 = text_config.get("model_type").and_then(Value::as_str) == Some("t5");
+    let family: &[(&str, i64)] = if t5 { &[("eos_token_id", 1), ("pad_token_id", 0)] } else { &[] };
     let ids = keys.iter().filter_map(|&key| {
-        let id = text_config.get(key).filter(|id| !id.is_null())?;
-        Some((key.to_string(), id.clone()))
+        let default = family.iter().find(|(name, _)| *name == key).map(|(_, id)| json!(id));
+        let id = text_config.get(key).cloned().or(default).filter(|id| !id.is_null())?;
+        Some((key.to_string(), id))
     });
     Value::Object(ids.collect())
 }

@@ -58,8 +58,8 @@ pub fn vision_tower(depth: usize) -> LoadPlan {
 
 /// A language model, `tied` when its head is its word embedding.
 ///
-/// Nothing may be fresh. Unused: buffers that old files carry (RoPE's `inv_freq`, GPT-2's causal masks, OPT's version), and a tied head's own
-/// copy.
+/// Nothing may be fresh. Unused: buffers that old files carry (RoPE's `inv_freq`, GPT-2's causal masks, OPT's version), a tied head's own copy,
+/// and those that T5's encoder and decoder may have of the embedding they share.
 pub fn language_model(tied: bool) -> LoadPlan {
     LoadPlan { unused: Box::new(move |name| language_unused(name, tied)), ..LoadPlan::exact() }
 }
@@ -148,7 +148,12 @@ pub(crate) fn vision_unused(name: &str, depth: usize) -> bool {
 
 pub(crate) fn language_unused(name: &str, tied: bool) -> bool {
     let buffers = [".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".decoder.version"];
-    buffers.iter().any(|buffer| name.ends_with(buffer)) || (tied && name == "language_model.lm_head.weight")
+    let stack = ["language_model.encoder.", "language_model.decoder."].iter().find_map(|stem| name.strip_prefix(stem));
+    // T5's stacks share one embedding; and its first files have positions for a cross-attention that uses none.
+    let t5 = ["embed_tokens.weight", "block.0.layer.1.EncDecAttention.relative_attention_bias.weight"];
+    buffers.iter().any(|buffer| name.ends_with(buffer))
+        || (tied && name == "language_model.lm_head.weight")
+        || stack.is_some_and(|name| t5.contains(&name))
 }
 
 fn contrast_or_matching(name: &str) -> bool {

@@ -7,7 +7,7 @@ use blip2_trainer::captioner::{Caption, CaptionOptions, Captioner, Decoding};
 use clap::Args;
 use serde::Serialize;
 
-use crate::arguments::{DeviceArgument, Precision, finite, positive, probability};
+use crate::arguments::{DeviceArgument, EarlyStopping, Precision, finite, positive, probability};
 use crate::output::{UsageError, print, print_json};
 
 const EXAMPLES: &str = "\
@@ -29,7 +29,7 @@ pub(crate) struct GenerateArguments {
     /// Images: JPEG, PNG or WebP
     #[arg(long = "image", value_name = "FILE", num_args = 1.., required = true)]
     images: Vec<PathBuf>,
-    /// Text that the caption continues; once for all images, or once for each
+    /// Text that the caption continues or answers; once for all images, or once for each
     #[arg(long = "prompt", value_name = "TEXT")]
     prompts: Vec<String>,
     /// Texts that beam search keeps; 1 is greedy
@@ -44,6 +44,9 @@ pub(crate) struct GenerateArguments {
     /// Beam search divides a text's score by its length to this power
     #[arg(long, value_name = "F", default_value_t = 1.0, value_parser = finite, allow_negative_numbers = true)]
     length_penalty: f64,
+    /// When beam search ends before the length limit, as in transformers
+    #[arg(long, value_name = "WHEN", default_value = "false")]
+    early_stopping: EarlyStopping,
     /// Sample among the likeliest tokens that have this probability together [default when sampling: 0.9]
     #[arg(long, value_name = "F", value_parser = probability)]
     top_p: Option<f64>,
@@ -102,7 +105,11 @@ impl GenerateArguments {
                 return Err(UsageError(message).into());
             }
             (false, 1) => Decoding::Greedy,
-            (false, beams) => Decoding::Beam { beams: beams.into(), length_penalty: self.length_penalty },
+            (false, beams) => Decoding::Beam {
+                beams: beams.into(),
+                length_penalty: self.length_penalty,
+                early_stopping: self.early_stopping.into(),
+            },
         };
         if self.min_new_tokens > self.max_new_tokens {
             let (min, max) = (self.min_new_tokens, self.max_new_tokens);

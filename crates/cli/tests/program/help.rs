@@ -43,11 +43,12 @@ fn train_is_blip2_train() {
 
 #[test]
 fn a_wrong_command_line_ends_with_2() {
-    let wrong: [&[&str]; 8] = [
+    let wrong: [&[&str]; 9] = [
         &["no-such-command"],
         &["train"],
         &["generate", "--model", "m", "--image", "a", "--top-p", "1.5"],
         &["generate", "--model", "m", "--image", "a", "--num-beams", "0"],
+        &["generate", "--model", "m", "--image", "a", "--num-beams", "2", "--early-stopping", "maybe"],
         &["generate", "--model", "m", "--image", "a", "--num-beams", "3", "--seed", "1"],
         &["generate", "--model", "m", "--image", "a", "--prompt", "x", "--prompt", "y"],
         &["train", "--config", "a", "--config", "b", "--resume", "c"],

@@ -4,6 +4,7 @@ mod bad_input;
 mod bad_steps;
 mod damage;
 mod decoders;
+mod encoder_decoder;
 mod help;
 mod hostile;
 mod lavis;

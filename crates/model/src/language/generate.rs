@@ -1,9 +1,10 @@
-//! Text from a frozen decoder behind embedded prefixes: greedy, beam, nucleus; batched with left padding and a key-value cache.
+//! Text from a frozen language model behind embedded prefixes: greedy, beam, nucleus; batched, whatever kind of model it is.
 
 use tch::{Kind, Tensor, no_grad};
 
-use super::beam::BeamSearch;
-use super::{KvCache, LanguageModel};
+use super::LanguageModel;
+use super::beam::{BeamRule, BeamSearch, EarlyStopping};
+use super::session::Session;
 
 /// How the next token is chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -16,6 +17,8 @@ pub enum Decoding {
         beams: usize,
         /// Scores are divided by length to this power.
         length_penalty: f64,
+        /// When an image's search ends before the length limit.
+        early_stopping: EarlyStopping,
     },
     /// A draw from the smallest set of tokens whose probability reaches `top_p`.
     Nucleus {
@@ -41,7 +44,7 @@ pub struct GenerateOptions {
     pub decoding: Decoding,
 }
 
-/// What stands in front of the new text of each image.
+/// What stands in front of a decoder's new text, or what an encoder-decoder reads: embedded rows `[rows, hidden]` of each image.
 pub type Prompt = Tensor;
 
 /// New token ids for each prefix `[rows, hidden]`, cut before the end token.
@@ -50,16 +53,17 @@ pub fn generate(model: &LanguageModel, prefixes: &[Prompt], options: &GenerateOp
         return vec![Vec::new(); prefixes.len()];
     }
     no_grad(|| {
-        let prefix = LeftPadded::new(prefixes);
+        let (session, first) = Session::begin(model, prefixes);
         match options.decoding {
-            Decoding::Beam { beams, length_penalty } if beams > 1 => {
-                beam(model, prefix, options, beams, length_penalty)
+            Decoding::Beam { beams, length_penalty, early_stopping } if beams > 1 => {
+                let rule = BeamRule { beams, length_penalty, early_stopping, max_new_tokens: options.max_new_tokens };
+                beam(session, &first, options, rule)
             }
             Decoding::Beam { .. } | Decoding::Greedy => {
-                step_by_step(model, prefix, options, |scores, _, _| ints(&scores.argmax(-1, false)))
+                step_by_step(session, first, options, |scores, _, _| ints(&scores.argmax(-1, false)))
             }
             Decoding::Nucleus { top_p, temperature, seed } => {
-                step_by_step(model, prefix, options, |scores, step, rows| {
+                step_by_step(session, first, options, |scores, step, rows| {
                     let probabilities = (scores / temperature).softmax(-1, Kind::Float);
                     let (sorted, order) = probabilities.sort(-1, true);
                     (0..rows)
@@ -75,33 +79,6 @@ pub fn generate(model: &LanguageModel, prefixes: &[Prompt], options: &GenerateOp
     })
 }
 
-/// Prefixes of different lengths, padded in front.
-struct LeftPadded {
-    embeds: Tensor,
-    mask: Tensor,
-}
-
-impl LeftPadded {
-    fn new(prefixes: &[Prompt]) -> LeftPadded {
-        let longest = prefixes.iter().map(|p| p.size()[0]).max().unwrap_or(0);
-        let pad = |p: &Tensor| p.constant_pad_nd([0, 0, longest - p.size()[0], 0]);
-        let mask = |p: &Tensor| {
-            let ones = Tensor::ones([p.size()[0]], (Kind::Float, p.device()));
-            ones.constant_pad_nd([longest - p.size()[0], 0])
-        };
-        LeftPadded {
-            embeds: Tensor::stack(&prefixes.iter().map(pad).collect::<Vec<_>>(), 0),
-            mask: Tensor::stack(&prefixes.iter().map(mask).collect::<Vec<_>>(), 0).to_kind(Kind::Bool),
-        }
-    }
-}
-
-/// Logits of the last row in f32, `[B, vocabulary]`.
-fn next_logits(model: &LanguageModel, embeds: &Tensor, mask: &Tensor, cache: &mut KvCache) -> Tensor {
-    let hidden = model.forward_cached(embeds, mask, cache);
-    model.logits(&hidden.select(1, hidden.size()[1] - 1)).to_kind(Kind::Float)
-}
-
 fn forbid_end(scores: &Tensor, options: &GenerateOptions, step: usize) {
     if step < options.min_new_tokens {
         for &id in &options.eos {
@@ -110,22 +87,17 @@ fn forbid_end(scores: &Tensor, options: &GenerateOptions, step: usize) {
     }
 }
 
-fn extend_mask(mask: &Tensor) -> Tensor {
-    Tensor::cat(&[mask, &Tensor::ones([mask.size()[0], 1], (Kind::Bool, mask.device()))], 1)
-}
-
 fn step_by_step(
-    model: &LanguageModel,
-    prefix: LeftPadded,
+    mut session: Session,
+    first: Tensor,
     options: &GenerateOptions,
     choose: impl Fn(&Tensor, usize, usize) -> Vec<i64>,
 ) -> Vec<Vec<i64>> {
-    let rows = prefix.embeds.size()[0] as usize;
-    let (mut embeds, mut mask, mut cache) = (prefix.embeds, prefix.mask, KvCache::default());
+    let rows = first.size()[0] as usize;
+    let mut scores = first;
     let mut texts = vec![Vec::new(); rows];
     let mut ended = vec![false; rows];
     for step in 0..options.max_new_tokens {
-        let scores = next_logits(model, &embeds, &mask, &mut cache);
         forbid_end(&scores, options, step);
         let tokens = choose(&scores, step, rows);
         for (row, &token) in tokens.iter().enumerate() {
@@ -135,35 +107,26 @@ fn step_by_step(
                 texts[row].push(token);
             }
         }
-        if ended.iter().all(|&e| e) {
+        if step + 1 == options.max_new_tokens || ended.iter().all(|&e| e) {
             break;
         }
-        embeds = model.embed(&Tensor::from_slice(&tokens).to_device(mask.device()).unsqueeze(1));
-        mask = extend_mask(&mask);
+        scores = session.step(&tokens);
     }
     texts
 }
 
-fn beam(
-    model: &LanguageModel,
-    prefix: LeftPadded,
-    options: &GenerateOptions,
-    beams: usize,
-    length_penalty: f64,
-) -> Vec<Vec<i64>> {
-    let texts = prefix.embeds.size()[0];
+fn beam(mut session: Session, first: &Tensor, options: &GenerateOptions, rule: BeamRule) -> Vec<Vec<i64>> {
+    let (texts, vocabulary) = first.size2().expect("rank 2: [B, vocabulary]");
+    let beams = rule.beams;
     let width = beams as i64;
-    let device = prefix.mask.device();
-    let mut embeds = prefix.embeds.repeat_interleave_self_int(width, 0, None);
-    let mut mask = prefix.mask.repeat_interleave_self_int(width, 0, None);
-    let mut cache = KvCache::default();
-    let mut searches: Vec<BeamSearch> =
-        (0..texts).map(|_| BeamSearch::new(beams, length_penalty, &options.eos)).collect();
+    let device = first.device();
+    session.widen(width);
+    let mut logits = first.repeat_interleave_self_int(width, 0, None);
+    let mut searches: Vec<BeamSearch> = (0..texts).map(|_| BeamSearch::new(rule, &options.eos)).collect();
     let candidates = (1 + options.eos.len()).max(2) as i64 * width;
     for step in 0..options.max_new_tokens {
-        let scores = next_logits(model, &embeds, &mask, &mut cache).log_softmax(-1, Kind::Float);
+        let scores = logits.log_softmax(-1, Kind::Float);
         forbid_end(&scores, options, step);
-        let vocabulary = scores.size()[1];
         let running: Vec<f32> = searches.iter().flat_map(BeamSearch::running_scores).collect();
         let total = scores + Tensor::from_slice(&running).to_device(device).unsqueeze(1);
         let (best, index) = total.view([texts, width * vocabulary]).topk(candidates, -1, true, true);
@@ -182,9 +145,8 @@ fn beam(
         if last || searches.iter().all(BeamSearch::is_done) {
             break;
         }
-        cache.select(&Tensor::from_slice(&parents).to_device(device));
-        embeds = model.embed(&Tensor::from_slice(&tokens).to_device(device).unsqueeze(1));
-        mask = extend_mask(&mask);
+        session.select(&parents);
+        logits = session.step(&tokens);
     }
     searches.into_iter().map(BeamSearch::best).collect()
 }

@@ -1,23 +1,31 @@
-//! Frozen language models.
+//! Frozen language models: decoders, which continue a text, and encoder-decoders, which read one text and write another.
 
 pub mod beam;
 pub mod decoder;
 pub mod generate;
+pub mod session;
+pub mod t5;
 
 use blip2_torchx::params::Scope;
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
 use crate::config::ConfigError;
-use crate::dropout::Dropout;
+pub use beam::EarlyStopping;
 pub use decoder::{CaptionFrame, Decoder, DecoderConfig, KvCache};
 pub use generate::{Decoding, GenerateOptions, Prompt, generate};
+pub use t5::{T5, T5Config};
+
+/// Every `model_type` that [`LanguageConfig::from_json`] reads: the decoders' and the encoder-decoders'.
+const KNOWN: &str = "opt, gpt2, llama, mistral, qwen2, qwen3, smollm3, phi3, gemma, gemma2, gemma3_text, t5";
 
 /// A language model's configuration, by `model_type`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum LanguageConfig {
     /// A decoder: OPT, GPT-2, Llama and its descendants, Gemma.
     Decoder(DecoderConfig),
+    /// `t5`: T5, T5 1.1, FlanT5.
+    T5(T5Config),
 }
 
 impl LanguageConfig {
@@ -26,13 +34,15 @@ impl LanguageConfig {
     /// # Errors
     /// An unknown `model_type`, a missing key, a value that no code of ours computes.
     pub fn from_json(json: &Value) -> Result<LanguageConfig, ConfigError> {
+        let model_type = json.get("model_type");
+        if model_type.and_then(Value::as_str) == Some("t5") {
+            return T5Config::from_json(json).map(LanguageConfig::T5);
+        }
         let unknown = || ConfigError::Unsupported {
             part: "text_config",
             key: "model_type",
-            got: json
-                .get("model_type")
-                .map_or("none".into(), |got| got.as_str().map_or(got.to_string(), str::to_string)),
-            supported: DecoderConfig::KNOWN,
+            got: model_type.map_or("none".into(), |got| got.as_str().map_or(got.to_string(), str::to_string)),
+            supported: KNOWN,
         };
         DecoderConfig::from_json(json).ok_or_else(unknown)?.map(LanguageConfig::Decoder)
     }
@@ -41,6 +51,7 @@ impl LanguageConfig {
     pub fn hidden_size(&self) -> i64 {
         match self {
             LanguageConfig::Decoder(c) => c.hidden_size(),
+            LanguageConfig::T5(c) => c.d_model,
         }
     }
 
@@ -48,6 +59,7 @@ impl LanguageConfig {
     pub fn vocab_size(&self) -> i64 {
         match self {
             LanguageConfig::Decoder(c) => c.vocab_size,
+            LanguageConfig::T5(c) => c.vocab_size,
         }
     }
 
@@ -55,6 +67,7 @@ impl LanguageConfig {
     pub fn bos_token_id(&self) -> Option<i64> {
         match self {
             LanguageConfig::Decoder(c) => c.bos_token_id,
+            LanguageConfig::T5(_) => None,
         }
     }
 
@@ -62,6 +75,7 @@ impl LanguageConfig {
     pub fn eos_token_ids(&self) -> Vec<i64> {
         match self {
             LanguageConfig::Decoder(c) => c.eos_token_ids.clone(),
+            LanguageConfig::T5(c) => vec![c.eos_token_id],
         }
     }
 
@@ -69,14 +83,16 @@ impl LanguageConfig {
     pub fn pad_token_id(&self) -> i64 {
         let pad = match self {
             LanguageConfig::Decoder(c) => c.pad_token_id,
+            LanguageConfig::T5(c) => Some(c.pad_token_id),
         };
         pad.or(self.eos_token_ids().first().copied()).unwrap_or(0)
     }
 
-    /// What stands around the queries and a caption.
-    pub fn caption_frame(&self) -> CaptionFrame {
+    /// What stands around a decoder's queries and caption; an encoder-decoder has them in different texts.
+    pub fn caption_frame(&self) -> Option<CaptionFrame> {
         match self {
-            LanguageConfig::Decoder(c) => c.frame,
+            LanguageConfig::Decoder(c) => Some(c.frame),
+            LanguageConfig::T5(_) => None,
         }
     }
 
@@ -84,6 +100,7 @@ impl LanguageConfig {
     pub fn max_positions(&self) -> Option<i64> {
         match self {
             LanguageConfig::Decoder(c) => c.max_positions(),
+            LanguageConfig::T5(_) => None,
         }
     }
 
@@ -91,15 +108,18 @@ impl LanguageConfig {
     pub fn build(&self, scope: &Scope) -> LanguageModel {
         match self {
             LanguageConfig::Decoder(c) => LanguageModel::Decoder(Decoder::new(scope, c)),
+            LanguageConfig::T5(c) => LanguageModel::T5(T5::new(scope, c)),
         }
     }
 }
 
-/// A decoder-only language model.
+/// A language model. What only one kind can do is a method of that kind's type, so neither is taken for the other.
 #[derive(Debug)]
 pub enum LanguageModel {
     /// Any of the decoders.
     Decoder(Decoder),
+    /// An encoder-decoder.
+    T5(T5),
 }
 
 impl LanguageModel {
@@ -107,6 +127,7 @@ impl LanguageModel {
     pub fn kind(&self) -> Kind {
         match self {
             LanguageModel::Decoder(m) => m.kind(),
+            LanguageModel::T5(m) => m.kind(),
         }
     }
 
@@ -114,33 +135,17 @@ impl LanguageModel {
     pub fn embed(&self, ids: &Tensor) -> Tensor {
         match self {
             LanguageModel::Decoder(m) => m.embed(ids),
+            LanguageModel::T5(m) => m.embed(ids),
         }
     }
+}
 
-    /// Final hidden states of right-padded sequences under the causal mask; rows of padding hold no meaning.
-    ///
-    /// # Shapes
-    /// `embeds [B, L, hidden] -> [B, L, hidden]`.
-    pub fn forward(&self, embeds: &Tensor, dropout: &Dropout) -> Tensor {
-        match self {
-            LanguageModel::Decoder(m) => m.forward(embeds, dropout),
-        }
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// Final hidden states of the rows behind a cache, which grows by them.
-    ///
-    /// # Shapes
-    /// `embeds [B, L, hidden]`; `mask bool [B, cached + L]`, true at tokens (left padding).
-    pub fn forward_cached(&self, embeds: &Tensor, mask: &Tensor, cache: &mut KvCache) -> Tensor {
-        match self {
-            LanguageModel::Decoder(m) => m.forward_cached(embeds, mask, cache),
-        }
-    }
-
-    /// `hidden [.., hidden] -> logits [.., vocabulary]`.
-    pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        match self {
-            LanguageModel::Decoder(m) => m.logits(hidden),
-        }
+    #[test]
+    fn the_list_of_models_is_that_of_the_decoders_and_t5() {
+        assert_eq!(KNOWN, format!("{}, t5", DecoderConfig::KNOWN));
     }
 }

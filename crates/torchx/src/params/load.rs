@@ -31,7 +31,7 @@ impl ParamStore {
             } else if !is_float(info.kind) {
                 audit.problems.push(LoadProblem::Kind { name: wanted, got: info.kind });
             } else {
-                if info.kind != self.kind {
+                if info.kind != tensor.kind() {
                     audit.report.cast.push(name.clone());
                 }
                 audit.report.loaded.push(name);
@@ -158,7 +158,7 @@ impl LoadPlan {
 pub struct LoadReport {
     /// Filled from the source.
     pub loaded: Vec<String>,
-    /// Of those, cast to the store's dtype.
+    /// Of those, cast to the parameter's dtype.
     pub cast: Vec<String>,
     /// Kept at their initial values.
     pub fresh: Vec<String>,

@@ -59,6 +59,16 @@ choice! {
 }
 
 choice! {
+    /// Which GELU a language model with T5's approximated one computes.
+    pub enum Gelu {
+        /// The one that its `config.json` names.
+        Config = "config",
+        /// GELU by its definition, as in LAVIS.
+        Exact = "exact",
+    }
+}
+
+choice! {
     /// Course of the learning rate after warmup.
     pub enum Shape {
         /// Half a cosine down to `optimizer.min_lr`.
@@ -172,6 +182,48 @@ impl Leaf for DeviceChoice {
 
     fn fallback() -> Self {
         Self::Auto
+    }
+}
+
+/// Dropout inside the frozen language model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum LanguageDropout {
+    /// This rate wherever the model drops; 0: nowhere.
+    Rate(f64),
+    /// The rates of the model's own configuration, as LAVIS trains.
+    Parity,
+}
+
+impl fmt::Display for LanguageDropout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rate(rate) => write!(f, "{rate}"),
+            Self::Parity => f.write_str("parity"),
+        }
+    }
+}
+
+impl Leaf for LanguageDropout {
+    fn expected() -> String {
+        "a number from 0 to below 1, or parity".into()
+    }
+
+    fn read(node: &Node) -> Option<Self> {
+        match node {
+            Node::Text(text) if text == "parity" => Some(Self::Parity),
+            other => f64::read(other).filter(|rate| (0.0..1.0).contains(rate)).map(Self::Rate),
+        }
+    }
+
+    fn encode(&self) -> Node {
+        match self {
+            Self::Rate(rate) => Leaf::encode(rate),
+            Self::Parity => Node::Text("parity".into()),
+        }
+    }
+
+    fn fallback() -> Self {
+        Self::Rate(0.0)
     }
 }
 

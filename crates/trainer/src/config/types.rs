@@ -6,8 +6,8 @@
 use std::path::PathBuf;
 
 pub use super::leaves::{
-    Augment, AutoOr, BestMetric, Clean, DeviceChoice, FeatureCache, Precision, Prefix, Shape, Stage, TokenIds,
-    TokenMean,
+    Augment, AutoOr, BestMetric, Clean, DeviceChoice, FeatureCache, Gelu, LanguageDropout, Precision, Prefix, Shape,
+    Stage, TokenIds, TokenMean,
 };
 use super::node::Node;
 use super::reader::Reader;
@@ -132,13 +132,15 @@ section! {
         pub weights: PathBuf,
         /// Storage of the frozen weights.
         pub dtype: Precision = Precision::Bf16,
-        /// Dropout inside the frozen model.
-        pub dropout: f64 = 0.0 => below_one(),
+        /// Dropout inside the frozen model while training; parity: the rates of its own `config.json`.
+        pub dropout: LanguageDropout = LanguageDropout::Rate(0.0),
+        /// Which GELU a T5 1.1 or FlanT5 computes.
+        pub gelu: Gelu = Gelu::Config,
         /// Text between the queries and the caption; never a target.
         pub prompt: String = String::new(),
-        /// What part of the caption is given.
+        /// What part of the caption is given; split is for encoder-decoders.
         pub prefix: Prefix = Prefix::None,
-        /// Tokens in front of the queries; auto: `bos_token_id`, none for OPT.
+        /// Tokens in front of the queries of a decoder; auto: `bos_token_id`, none for OPT.
         pub before_queries: AutoOr<TokenIds> = AutoOr::Auto,
     }
 }

@@ -1,8 +1,9 @@
-//! Stage 2: the language-modelling loss through a frozen decoder (BLIP-2, section 3.3).
+//! Stage 2: the language-modelling loss through a frozen language model (BLIP-2, section 3.3).
 
 use blip2_losses::{itg, lm};
+use blip2_model::dropout::DropoutRates;
 use blip2_model::language::{Decoding, GenerateOptions, LanguageModel};
-use blip2_model::{Dropout, Frozen, Stage2};
+use blip2_model::{Dropout, Frozen, Stage2, Stage2Texts};
 use blip2_torchx::autocast::autocast;
 use blip2_torchx::params::ParamStore;
 use tch::Tensor;
@@ -23,9 +24,11 @@ pub struct Stage2Task {
     pub params: ParamStore,
     /// The frozen language model.
     pub language: Frozen<LanguageModel>,
-    /// Tokens between the queries and the caption: the prompt, OPT's `</s>`.
-    pub tokens_before: Vec<i64>,
-    /// How many tokens at the beginning of a text are no targets.
+    /// The rates of the language model's dropout while training.
+    pub language_dropout: DropoutRates,
+    /// What the language model reads behind the queries before it writes a caption of its own.
+    pub prompt: Vec<i64>,
+    /// Tokens at the beginning of the target text that are no targets.
     pub untargeted: usize,
     /// Size of the vocabulary.
     pub vocabulary: usize,
@@ -35,16 +38,29 @@ pub struct Stage2Task {
 
 impl Stage2Task {
     /// Logits of the labelled tokens, `[M, V]`.
-    fn logits(&self, batch: &Batch, pass: &Pass) -> Tensor {
+    fn logits(&self, batch: &Batch, pass: &Pass, language_dropout: DropoutRates) -> Tensor {
         let device = batch.features.device();
         autocast(device, pass.autocast, || {
             let dropout = batch.dropout(pass.dropout, pass.seed);
             let prompt = self.model.soft_prompt(&batch.features, &self.language, &dropout);
+            let dropout = batch.language_dropout(language_dropout, pass.seed);
+            let texts =
+                Stage2Texts { read: &batch.text, targets: &batch.targets.ids, labelled: &batch.targets.positions };
             // The frozen model computes in the dtype of its weights, whatever the run's precision.
-            autocast(device, None, || {
-                self.model.text_logits(&prompt, &batch.text.ids, &batch.targets.positions, &self.language)
-            })
+            autocast(device, None, || self.model.text_logits(&prompt, &texts, &self.language, &dropout))
         })
+    }
+
+    /// The loss with this dropout inside the language model.
+    fn losses(&self, batch: &Batch, pass: &Pass, language_dropout: DropoutRates) -> Losses {
+        let logits = self.logits(batch, pass, language_dropout);
+        let loss = lm::loss(&logits, &batch.targets.labels);
+        let total = &loss * batch.share.tokens;
+        let accuracy = tch::no_grad(|| itg::accuracy(&logits, &batch.targets.labels) * batch.share.tokens);
+        Losses {
+            metrics: vec![("loss", total.detach()), ("loss_lm", total.detach()), ("lm_accuracy", accuracy)],
+            total,
+        }
     }
 }
 
@@ -54,14 +70,7 @@ impl Task for Stage2Task {
     }
 
     fn forward(&self, batch: &Batch, pass: &Pass) -> Losses {
-        let logits = self.logits(batch, pass);
-        let loss = lm::loss(&logits, &batch.targets.labels);
-        let total = &loss * batch.share.tokens;
-        let accuracy = tch::no_grad(|| itg::accuracy(&logits, &batch.targets.labels) * batch.share.tokens);
-        Losses {
-            metrics: vec![("loss", total.detach()), ("loss_lm", total.detach()), ("lm_accuracy", accuracy)],
-            total,
-        }
+        self.losses(batch, pass, self.language_dropout)
     }
 
     fn target_rule(&self) -> TargetRule {
@@ -71,6 +80,7 @@ impl Task for Stage2Task {
     fn reference(&self, metric: &str, _batch: usize) -> Option<Reference> {
         (metric == "loss_lm").then(|| Reference { chance: lm::chance(self.vocabulary), floor: 0.0 })
     }
+
     /// The loss, and greedy captions of the first pictures.
     fn evaluate(&self, held_out: &mut HeldOut, pass: &Pass) -> Result<Evaluation, Error> {
         tch::no_grad(|| {
@@ -85,14 +95,14 @@ impl Task for Stage2Task {
             let mut evaluation = Evaluation::default();
             while let Some(batch) = held_out.next_batch() {
                 let (batch, host) = batch?;
-                means.add(&self.forward(&batch, &pass).metrics, host.size);
+                means.add(&self.losses(&batch, &pass, DropoutRates::default()).metrics, host.size);
                 evaluation.samples += host.size;
                 let wanted = held_out.captions().saturating_sub(evaluation.texts.len()).min(host.size);
                 if wanted == 0 {
                     continue;
                 }
                 let features = batch.features.narrow(0, 0, wanted as i64);
-                let prompts = vec![self.tokens_before.clone(); wanted];
+                let prompts = vec![self.prompt.clone(); wanted];
                 let device = features.device();
                 let ids = autocast(device, pass.autocast, || {
                     let soft = self.model.soft_prompt(&features, &self.language, &Dropout::off());

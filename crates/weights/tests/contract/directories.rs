@@ -88,6 +88,21 @@ fn an_image_text_model_gives_its_image_encoder() {
 }
 
 #[test]
+fn a_t5_with_its_shared_embedding_once_or_thrice() {
+    let names = ["shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"];
+    let ours = tower_names("t5", Part::Language, &names);
+    assert_eq!(
+        ours,
+        [
+            "language_model.decoder.embed_tokens.weight",
+            "language_model.encoder.embed_tokens.weight",
+            "language_model.lm_head.weight",
+            "language_model.shared.weight",
+        ]
+    );
+}
+
+#[test]
 fn a_llama_with_head_or_base_alone() {
     let headed = tower_names("llama", Part::Language, &["lm_head.weight", "model.norm.weight"]);
     assert_eq!(headed, ["language_model.lm_head.weight", "language_model.model.norm.weight"]);

@@ -47,7 +47,14 @@ fn stage1_task() -> ExportTask<'static> {
 }
 
 fn stage2_task(language: &ModelDir) -> ExportTask<'_> {
-    ExportTask::Stage2 { language, before_queries: &[2], image_token_index: Some(119), eos_token_id: None }
+    let text_config = language.part(Part::Language).unwrap().config;
+    ExportTask::Stage2 {
+        language,
+        text_config,
+        before_queries: Some(&[2]),
+        image_token_index: Some(119),
+        eos_token_id: None,
+    }
 }
 
 fn read_json(path: PathBuf) -> Value {

@@ -96,10 +96,29 @@ fn language_model_ignores_a_tied_head_s_copy_and_rotary_buffers() {
 }
 
 #[test]
+fn language_model_ignores_what_a_t5_s_file_repeats() {
+    let ours: Shapes = vec![("language_model.shared.weight", &[5, 2])];
+    let mut offered = ours.clone();
+    for copy in [
+        "language_model.encoder.embed_tokens.weight",
+        "language_model.decoder.embed_tokens.weight",
+        "language_model.decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
+    ] {
+        offered.push((copy, &[5, 2]));
+    }
+    let lm = store(&ours);
+    assert_eq!(lm.load(&source(&offered), &language_model(false)).unwrap().unused.len(), 3);
+    offered.push(("language_model.decoder.block.1.layer.1.EncDecAttention.relative_attention_bias.weight", &[5, 2]));
+    assert_eq!(unexpected(lm.load(&source(&offered), &language_model(false))), [offered[4].0]);
+}
+
+#[test]
 fn heads_are_tied_by_config_or_by_family() {
     assert!(!tied_head(&json!({"model_type": "llama"})));
     assert!(tied_head(&json!({"model_type": "llama", "tie_word_embeddings": true})));
     assert!(tied_head(&json!({"model_type": "opt"})));
+    assert!(tied_head(&json!({"model_type": "t5"})));
+    assert!(!tied_head(&json!({"model_type": "t5", "tie_word_embeddings": false})));
     assert!(tied_head(&json!({"model_type": "gemma3_text"})) && !tied_head(&json!({"model_type": "phi3"})));
 }
 
@@ -310,7 +329,7 @@ fn stage_2_from_stage_1_lacks_the_projection_only() {
 
 #[test]
 fn whole_models_and_checkpoints_load_exactly() {
-    for (case, stage) in [("stage1", Stage::One), ("stage2_llama", Stage::Two)] {
+    for (case, stage) in [("stage1", Stage::One), ("stage2_llama", Stage::Two), ("stage2_t5", Stage::Two)] {
         let model = ModelDir::open(&golden(case)).unwrap();
         let part = model.part(Part::QFormer).unwrap().weights;
         let expected = match stage {

@@ -1,0 +1,136 @@
+//! T5, T5 1.1 and FlanT5's exact GELU equal `transformers` on small random models: hidden states, logits, generated ids; and every way of
+//! decoding does with a decoder, too.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use blip2_model::language::{
+    Decoding, EarlyStopping, GenerateOptions, LanguageConfig, LanguageModel, Prompt, T5, generate,
+};
+use blip2_model::{Dropout, Frozen};
+use blip2_torchx::params::TensorSource;
+use blip2_trainer::model_files::load_language_model;
+use blip2_weights::{ModelDir, Part, SafetensorsFile};
+use serde_json::Value;
+use tch::{Device, Kind, Tensor};
+
+const CASES: [&str; 3] = ["t5", "t5_v1_1", "t5_exact_gelu"];
+
+fn case(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/language").join(name)
+}
+
+fn expected(name: &str) -> impl Fn(&str) -> Tensor {
+    let file = SafetensorsFile::open(&case(name).join("expected.safetensors")).unwrap();
+    move |key| file.read(key).unwrap_or_else(|error| panic!("{key}: {error}"))
+}
+
+fn model(name: &str, kind: Kind) -> Frozen<LanguageModel> {
+    let dir = ModelDir::open(&case(name)).unwrap();
+    let config = LanguageConfig::from_json(dir.part(Part::Language).unwrap().config).unwrap();
+    load_language_model(&dir, &config, Device::Cpu, kind).unwrap()
+}
+
+fn t5(model: &LanguageModel) -> &T5 {
+    let LanguageModel::T5(t5) = model else { panic!("no T5") };
+    t5
+}
+
+fn relative(a: &Tensor, b: &Tensor) -> f64 {
+    let norm = |t: &Tensor| t.to_kind(Kind::Double).norm().double_value(&[]);
+    norm(&(a.to_kind(Kind::Double) - b)) / norm(b)
+}
+
+/// Encoder states at tokens, and logits of the written tokens: relative errors.
+fn errors(name: &str, kind: Kind, suffix: &str) -> (f64, f64) {
+    let expected = expected(name);
+    let mask = expected("attention_mask").to_kind(Kind::Bool);
+    let labels = expected("labels");
+    let targets = labels.not_equal(-100);
+    let model = model(name, kind);
+    let t5 = t5(&model);
+    let read = expected("inputs_embeds").to_kind(kind);
+    let at = |hidden: &Tensor| hidden.index(&[Some(mask.shallow_clone())]);
+    let hidden = t5.encode(&read, &mask, &Dropout::off());
+    let written = labels.masked_fill(&labels.eq(-100), 0);
+    let logits = t5.logits(&t5.forward(&read, &mask, &written, &Dropout::off()));
+    let labelled = |logits: &Tensor| logits.index(&[Some(targets.shallow_clone())]);
+    let errors = (
+        relative(&at(&hidden), &at(&expected(&format!("encoder_hidden{suffix}")))),
+        relative(&labelled(&logits), &labelled(&expected(&format!("logits{suffix}")))),
+    );
+    if kind == Kind::Float {
+        let loss = blip2_losses::lm::loss(&labelled(&logits), &labels.masked_select(&targets));
+        let reference = expected("loss").double_value(&[]);
+        assert!((loss.double_value(&[]) - reference).abs() < 1e-5 * reference, "{name}: loss");
+    }
+    println!("{name} {kind:?}: encoder {:.1e}, logits {:.1e}", errors.0, errors.1);
+    errors
+}
+
+#[test]
+fn hidden_states_and_logits_equal_transformers() {
+    for name in CASES {
+        let (encoder, logits) = errors(name, Kind::Float, "");
+        assert!(encoder < 1e-5 && logits < 1e-5, "{name}: {encoder:e}, {logits:e}");
+    }
+}
+
+#[test]
+fn in_half_precision_it_is_transformers_to_its_rounding() {
+    for name in CASES {
+        for (kind, suffix, tolerance) in [(Kind::BFloat16, "_bf16", 3e-2), (Kind::Half, "_fp16", 4e-3)] {
+            let (encoder, logits) = errors(name, kind, suffix);
+            assert!(encoder < tolerance && logits < tolerance, "{name} {kind:?}: {encoder:e}, {logits:e}");
+        }
+    }
+}
+
+#[test]
+fn what_leaves_the_range_of_fp16_is_kept_in_fp32() {
+    let (encoder, logits) = errors("t5_overflow", Kind::Half, "_fp16");
+    assert!(encoder < 1e-2 && logits < 1e-2, "{encoder:e}, {logits:e}");
+}
+
+fn options(json: &Value, max_new_tokens: usize) -> GenerateOptions {
+    let early_stopping = match &json["early_stopping"] {
+        Value::Bool(true) => EarlyStopping::On,
+        Value::String(never) if never == "never" => EarlyStopping::Never,
+        _ => EarlyStopping::Off,
+    };
+    let decoding = match json["num_beams"].as_u64().unwrap() as usize {
+        1 => Decoding::Greedy,
+        beams => {
+            let length_penalty = json["length_penalty"].as_f64().unwrap_or(1.0);
+            Decoding::Beam { beams, length_penalty, early_stopping }
+        }
+    };
+    let min_new_tokens = json["min_new_tokens"].as_u64().unwrap_or(0) as usize;
+    GenerateOptions { max_new_tokens, min_new_tokens, eos: vec![1], decoding }
+}
+
+#[test]
+fn generated_ids_equal_transformers() {
+    for name in CASES.iter().copied().chain(["decoder_beams"]) {
+        let given = expected(name);
+        let (embeds, mask) = (given("inputs_embeds"), given("attention_mask").to_kind(Kind::Bool));
+        let prefixes: Vec<Prompt> =
+            (0..embeds.size()[0]).map(|row| embeds.get(row).index(&[Some(mask.get(row))])).collect();
+        let json: Value = serde_json::from_slice(&fs::read(case(name).join("generate.json")).unwrap()).unwrap();
+        let max_new_tokens = json["max_new_tokens"].as_u64().unwrap() as usize;
+        let mut lengths = BTreeSet::new();
+        let model = model(name, Kind::Float);
+        for output in json["outputs"].as_array().unwrap() {
+            let options = options(output, max_new_tokens);
+            let ids: Vec<Vec<i64>> = serde_json::from_value(output["ids"].clone()).unwrap();
+            assert_eq!(generate(&model, &prefixes, &options), ids, "{name}: {output}");
+            for (prefix, ids) in prefixes.iter().zip(ids) {
+                lengths.insert(ids.len());
+                let alone = generate(&model, std::slice::from_ref(prefix), &options);
+                assert_eq!(alone, [ids], "{name}, without the others' padding: {output}");
+            }
+        }
+        assert!(lengths.len() > 1, "{name}: every text has the same length, so no end token was tried");
+    }
+}
