@@ -191,7 +191,7 @@ impl BatchFile {
     /// A decoder's labels are among its ids; an encoder-decoder's are a text of their own, which the decoder writes.
     fn stage2_batch(&self, features: Tensor, files: &ModelFiles, task: &Stage2Task) -> Result<Batch, Error> {
         let (ids, labels) = (self.tensor("input_ids")?, self.tensor("labels")?);
-        if matches!(*task.language, LanguageModel::Llama(_)) && labels.size() != ids.size() {
+        if matches!(*task.language, LanguageModel::Decoder(_)) && labels.size() != ids.size() {
             let (expected, got) = (ids.size(), labels.size());
             return Err(Error::file(
                 &self.path,

@@ -8,15 +8,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use blip2_model::dropout::DropoutRates;
-use blip2_model::language::{DecoderConfig, Decoding, GenerateOptions, LanguageConfig, generate};
+use blip2_model::language::{
+    Decoder, DecoderConfig, Decoding, EarlyStopping, GenerateOptions, LanguageConfig, LanguageModel, generate,
+};
 use blip2_model::{Dropout, Frozen};
 use blip2_torchx::params::TensorSource;
 use blip2_trainer::model_files::load_language_model;
-use blip2_weights::{ModelDir, SafetensorsFile, plans};
+use blip2_weights::{ModelDir, Part, SafetensorsFile, plans};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
-
-type LanguageModel = Frozen<blip2_model::language::LanguageModel>;
 
 /// Each case's folder.
 const FAMILIES: [&str; 17] = [
@@ -41,17 +41,26 @@ const FAMILIES: [&str; 17] = [
 
 struct Case {
     folder: PathBuf,
-    model: LanguageModel,
+    model: Frozen<LanguageModel>,
     expected: SafetensorsFile,
 }
 
 impl Case {
     fn open(family: &str, kind: Kind) -> Case {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/language").join(family);
-        let model = load_language_model(&ModelDir::open(&folder).unwrap(), Device::Cpu, kind)
+        let dir = ModelDir::open(&folder).unwrap();
+        let config = LanguageConfig::from_json(dir.part(Part::Language).unwrap().config).unwrap();
+        let model = load_language_model(&dir, &config, Device::Cpu, kind)
             .unwrap_or_else(|error| panic!("{family}: {error}"));
         let expected = SafetensorsFile::open(&folder.join("expected.safetensors")).unwrap();
         Case { folder, model, expected }
+    }
+
+    fn decoder(&self) -> &Decoder {
+        match &*self.model {
+            LanguageModel::Decoder(decoder) => decoder,
+            LanguageModel::T5(_) => panic!("{} is no decoder", self.folder.display()),
+        }
     }
 
     fn tensor(&self, name: &str) -> Tensor {
@@ -98,8 +107,8 @@ fn hidden_states_logits_and_gradients_equal_transformers() {
     for family in FAMILIES {
         let case = Case::open(family, Kind::Float);
         let embeds = case.tensor("embeds").set_requires_grad(true);
-        let hidden = case.model.forward(&embeds, &Dropout::off());
-        let logits = case.model.logits(&hidden);
+        let hidden = case.decoder().forward(&embeds, &Dropout::off());
+        let logits = case.decoder().logits(&hidden);
         (&logits * case.tensor("probe")).sum(Kind::Float).backward();
         let figures = [
             ("embedded", relative(&case.model.embed(&case.tensor("ids")), &case.tensor("embedded")), 1e-6),
@@ -125,7 +134,7 @@ fn greedy_and_beam_ids_equal_transformers() {
         let case = Case::open(family, Kind::Float);
         let expected = &case.json("generate.json")["outputs"];
         assert_eq!(case.generated(Decoding::Greedy), expected["beams_1"], "{family}, greedy");
-        let beams = Decoding::Beam { beams: 3, length_penalty: 1.0 };
+        let beams = Decoding::Beam { beams: 3, length_penalty: 1.0, early_stopping: EarlyStopping::Off };
         assert_eq!(case.generated(beams), expected["beams_3"], "{family}, three beams");
     }
 }
@@ -136,12 +145,12 @@ fn a_pass_behind_a_cache_equals_the_whole_pass() {
         let case = Case::open(family, Kind::Float);
         let embeds = case.tensor("embeds");
         let (batch, rows, _) = embeds.size3().unwrap();
-        let whole = case.model.forward(&embeds, &Dropout::off());
+        let whole = case.decoder().forward(&embeds, &Dropout::off());
         let mut cache = Default::default();
         let mask = |rows: i64| Tensor::ones([batch, rows], (Kind::Bool, Device::Cpu));
-        let mut parts = vec![case.model.forward_cached(&embeds.narrow(1, 0, 8), &mask(8), &mut cache)];
+        let mut parts = vec![case.decoder().forward_cached(&embeds.narrow(1, 0, 8), &mask(8), &mut cache)];
         for row in 8..rows {
-            parts.push(case.model.forward_cached(&embeds.narrow(1, row, 1), &mask(row + 1), &mut cache));
+            parts.push(case.decoder().forward_cached(&embeds.narrow(1, row, 1), &mask(row + 1), &mut cache));
         }
         let error = relative(&Tensor::cat(&parts, 1), &whole);
         assert!(error < 1e-5, "{family}: {error:e}");
@@ -152,9 +161,9 @@ fn a_pass_behind_a_cache_equals_the_whole_pass() {
 fn bf16_stays_close_to_fp32() {
     for family in FAMILIES {
         let case = Case::open(family, Kind::BFloat16);
-        let hidden = case.model.forward(&case.tensor("embeds"), &Dropout::off());
+        let hidden = case.decoder().forward(&case.tensor("embeds"), &Dropout::off());
         assert_eq!(hidden.kind(), Kind::BFloat16, "{family}");
-        let error = relative(&case.tokens(&case.model.logits(&hidden).to_kind(Kind::Float)), &case.tensor("logits"));
+        let error = relative(&case.tokens(&case.decoder().logits(&hidden).to_kind(Kind::Float)), &case.tensor("logits"));
         assert!(error < 0.1, "{family}: {error:e}");
     }
 }
@@ -167,15 +176,15 @@ fn dropout_is_a_function_of_the_stream_position_and_zero_rates_cost_nothing() {
         let with = |p: f64, seed: u64, rows: &[i64]| {
             let index = Tensor::from_slice(rows);
             let positions = index.shallow_clone() + 40;
-            case.model.forward(&embeds.index_select(0, &index), &Dropout::keyed(p, seed, positions))
+            case.decoder().forward(&embeds.index_select(0, &index), &Dropout::keyed(p, seed, positions))
         };
         let together = with(0.2, 5, &[0, 1, 2]);
-        assert!(relative(&together, &case.model.forward(&embeds, &Dropout::off())) > 1e-3, "{family} drops nothing");
+        assert!(relative(&together, &case.decoder().forward(&embeds, &Dropout::off())) > 1e-3, "{family} drops nothing");
         assert!(relative(&together, &with(0.2, 6, &[0, 1, 2])) > 1e-3, "{family}: the seed changes nothing");
         // In another order and another batch the same sample has the same mask.
         let alone = with(0.2, 5, &[2]);
         assert!(relative(&alone.get(0), &together.get(2)) < 1e-5, "{family}");
-        assert_eq!(with(0.0, 5, &[0, 1, 2]), case.model.forward(&embeds, &Dropout::off()), "{family}");
+        assert_eq!(with(0.0, 5, &[0, 1, 2]), case.decoder().forward(&embeds, &Dropout::off()), "{family}");
     }
 }
 
@@ -186,8 +195,8 @@ fn a_model_s_own_rates_drop_where_its_configuration_says() {
         let rates = DecoderConfig::from_json(&case.json("config.json")).unwrap().unwrap().dropout;
         assert_eq!(rates != DropoutRates::default(), drops, "{family}");
         let positions = Tensor::arange(3, (Kind::Int64, Device::Cpu));
-        let dropped = case.model.forward(&case.tensor("embeds"), &Dropout::keyed_in_language_model(rates, 1, positions));
-        let whole = case.model.forward(&case.tensor("embeds"), &Dropout::off());
+        let dropped = case.decoder().forward(&case.tensor("embeds"), &Dropout::keyed_in_language_model(rates, 1, positions));
+        let whole = case.decoder().forward(&case.tensor("embeds"), &Dropout::off());
         assert_eq!(dropped != whole, drops, "{family}");
     }
 }
