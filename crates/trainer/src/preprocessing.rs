@@ -181,7 +181,10 @@ mod tests {
         assert_eq!(of("vit", None, AutoOr::Auto).unwrap().filter, Filter::Bilinear);
         let dino = of("dinov3_vit", None, AutoOr::Given(512)).unwrap();
         assert_eq!((dino.size, dino.filter, dino.mean), (512, Filter::Bilinear, [0.485, 0.456, 0.406]));
-        assert_eq!(of("clip_vision_model", None, AutoOr::Auto).unwrap().std, [0.268_629_54, 0.261_302_58, 0.275_777_11]);
+        assert_eq!(
+            of("clip_vision_model", None, AutoOr::Auto).unwrap().std,
+            [0.268_629_54, 0.261_302_58, 0.275_777_11]
+        );
     }
 
     #[test]
@@ -224,7 +227,10 @@ mod tests {
     #[test]
     fn a_number_that_cannot_be_is_named_by_file_and_key() {
         for (file, expected) in [
-            (json!({"image_mean": [0.5, 0.5]}), "image_mean: expected three numbers, for red, green, blue, got [0.5,0.5]"),
+            (
+                json!({"image_mean": [0.5, 0.5]}),
+                "image_mean: expected three numbers, for red, green, blue, got [0.5,0.5]",
+            ),
             (json!({"image_mean": [0.5, "x", 0.5]}), "image_mean: expected three numbers"),
             (json!({"image_std": [0.5, 0.5, 0]}), "image_std: expected numbers above 0, got 0.0"),
             (json!({"image_std": 1}), "image_std: expected three numbers, for red, green, blue, got 1"),

@@ -44,7 +44,8 @@ pub fn replay(options: &ReplayOptions) -> Result<Vec<(String, f64)>, Error> {
     let encoder = files.image_encoder(options.device, kind)?;
     let pixels = file.tensor("pixel_values")?;
     let side = pixels.size()[3];
-    let wrong = |expected| Error::file(&options.batch, format!("pixel_values: expected a side of {expected}, got {side}"));
+    let wrong =
+        |expected| Error::file(&options.batch, format!("pixel_values: expected a side of {expected}, got {side}"));
     files.config.vision.check_size(side).map_err(wrong)?;
     let features = encoder.features_of_normalised(&pixels);
     let pass = Pass { autocast: options.precision.autocast(), dropout: 0.0, seed: 0 };

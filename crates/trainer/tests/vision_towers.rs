@@ -43,10 +43,8 @@ fn relative(a: &Tensor, b: &Tensor) -> f64 {
 
 #[test]
 fn hidden_states_equal_transformers() {
-    let mut names: Vec<String> = fs::read_dir(golden(""))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let mut names: Vec<String> =
+        fs::read_dir(golden("")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     assert_eq!(names.len(), 18, "{names:?}");
     for name in names {
@@ -146,7 +144,11 @@ fn a_size_that_patches_do_not_tile_is_refused() {
     for (name, size, expected) in [
         ("dinov2", 30, "data.image.size: expected a multiple of the image encoder's patch of 8 pixels, got 30"),
         ("siglip_untiled", 25, "data.image.size: expected a multiple of the image encoder's patch of 8 pixels, got 25"),
-        ("aimv2", 32, "data.image.size: expected 24, the image encoder's own size, to which its positions are bound, got 32"),
+        (
+            "aimv2",
+            32,
+            "data.image.size: expected 24, the image encoder's own size, to which its positions are bound, got 32",
+        ),
     ] {
         let dir = ModelDir::open(&golden(name)).unwrap();
         assert_eq!(check_image_size(&config(&dir), size).unwrap_err().to_string(), expected);
@@ -214,7 +216,8 @@ fn clip_s_final_norm_is_never_taken_for_ln_vision() {
     let encoder = files.image_encoder(Device::Cpu, Kind::Float).unwrap();
     assert_eq!(unused_modules(encoder.load_report()), None);
     assert_eq!(encoder.preprocessing().size, 40);
-    let pixels = SafetensorsFile::open(&golden("clip_whole").join("expected.safetensors")).unwrap().read("pixels.40").unwrap();
+    let pixels =
+        SafetensorsFile::open(&golden("clip_whole").join("expected.safetensors")).unwrap().read("pixels.40").unwrap();
     let (tower, _) = load(&theirs, 2);
     assert!(encoder.features_of_normalised(&pixels).equal(&tower.features(&pixels)));
 }

@@ -72,6 +72,16 @@ fn a_smallest_file_has_every_default() {
 }
 
 #[test]
+fn the_image_size_is_a_number_or_the_tower_s_own() {
+    let size = |set: &str| Fixture::new().load("", &[set]).map(|config| config.data.image.size);
+    assert_eq!(Fixture::new().load("", &[]).unwrap().data.image.size, AutoOr::Given(224));
+    assert_eq!(size("data.image.size=384").unwrap(), AutoOr::Given(384));
+    assert_eq!(size("data.image.size=auto").unwrap(), AutoOr::Auto);
+    let message = size("data.image.size=0").unwrap_err().to_string();
+    assert!(message.contains("data.image.size: expected auto or a whole number of at least 1, got 0"), "{message}");
+}
+
+#[test]
 fn exponents_without_a_point_are_numbers() {
     let config = Fixture::new().load("optimizer: {lr: 3e-4}\nschedule: {steps: 5e3}\n", &[]).unwrap();
     assert_eq!((config.optimizer.lr, config.schedule.steps), (3e-4, 5000));
