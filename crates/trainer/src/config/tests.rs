@@ -116,7 +116,7 @@ fn every_mistake_is_listed_at_once() {
         "bad.yaml: model.vision.weights: expected a folder with config.json, got none, which does not exist; \
          relative paths start at the current directory",
         "bad.yaml: model.qformer.init: expected a folder with config.json or checkpoints or MANIFEST.json, got a.tar, \
-         which is a file; relative paths start at the current directory",
+         which is a file; give the folder that it lies in",
     ];
     assert_eq!(fixture.mistakes(&path, &[]), expected);
 }

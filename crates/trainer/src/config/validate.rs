@@ -142,17 +142,17 @@ pub(super) fn check_files(config: &Config, promised: &[PathBuf], reader: &mut Re
         if reader.has_failed(key) || (TAKES_LAVIS.contains(&key) && is_lavis_file(path)) {
             return;
         }
-        let got = if !path.exists() {
-            format!("{}, which does not exist", path.display())
+        let (got, hint) = if !path.exists() {
+            ("which does not exist", RELATIVE)
         } else if !path.is_dir() {
-            format!("{}, which is a file; give the folder it lies in", path.display())
+            ("which is a file", "give the folder that it lies in")
         } else if !marks.iter().any(|mark| path.join(mark).exists()) {
-            format!("{}, which has none", path.display())
+            ("which has none", RELATIVE)
         } else {
             return;
         };
-        let expected = format!("a folder with {}", marks.join(" or "));
-        reader.at(key, |r| r.unexpected(expected, got, Some(RELATIVE.into())));
+        let (expected, got) = (format!("a folder with {}", marks.join(" or ")), format!("{}, {got}", path.display()));
+        reader.at(key, |r| r.unexpected(expected, got, Some(hint.into())));
     };
     folder("model.vision.weights", &config.model.vision.weights, &["config.json"]);
     if let Some(language) = &config.model.language {
