@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use blip2_data::{TextEncoder, decode, evaluate_transform};
-pub use blip2_model::language::{Decoding, EarlyStopping};
 use blip2_model::language::{CaptionFrame, GenerateOptions, LanguageConfig};
+pub use blip2_model::language::{Decoding, EarlyStopping};
 use blip2_model::{Dropout, Stage2};
 use rayon::prelude::*;
 use serde_json::Value;

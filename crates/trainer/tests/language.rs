@@ -50,8 +50,8 @@ impl Case {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/language").join(family);
         let dir = ModelDir::open(&folder).unwrap();
         let config = LanguageConfig::from_json(dir.part(Part::Language).unwrap().config).unwrap();
-        let model = load_language_model(&dir, &config, Device::Cpu, kind)
-            .unwrap_or_else(|error| panic!("{family}: {error}"));
+        let model =
+            load_language_model(&dir, &config, Device::Cpu, kind).unwrap_or_else(|error| panic!("{family}: {error}"));
         let expected = SafetensorsFile::open(&folder.join("expected.safetensors")).unwrap();
         Case { folder, model, expected }
     }
@@ -163,7 +163,8 @@ fn bf16_stays_close_to_fp32() {
         let case = Case::open(family, Kind::BFloat16);
         let hidden = case.decoder().forward(&case.tensor("embeds"), &Dropout::off());
         assert_eq!(hidden.kind(), Kind::BFloat16, "{family}");
-        let error = relative(&case.tokens(&case.decoder().logits(&hidden).to_kind(Kind::Float)), &case.tensor("logits"));
+        let error =
+            relative(&case.tokens(&case.decoder().logits(&hidden).to_kind(Kind::Float)), &case.tensor("logits"));
         assert!(error < 0.1, "{family}: {error:e}");
     }
 }
@@ -179,7 +180,10 @@ fn dropout_is_a_function_of_the_stream_position_and_zero_rates_cost_nothing() {
             case.decoder().forward(&embeds.index_select(0, &index), &Dropout::keyed(p, seed, positions))
         };
         let together = with(0.2, 5, &[0, 1, 2]);
-        assert!(relative(&together, &case.decoder().forward(&embeds, &Dropout::off())) > 1e-3, "{family} drops nothing");
+        assert!(
+            relative(&together, &case.decoder().forward(&embeds, &Dropout::off())) > 1e-3,
+            "{family} drops nothing"
+        );
         assert!(relative(&together, &with(0.2, 6, &[0, 1, 2])) > 1e-3, "{family}: the seed changes nothing");
         // In another order and another batch the same sample has the same mask.
         let alone = with(0.2, 5, &[2]);
@@ -195,7 +199,8 @@ fn a_model_s_own_rates_drop_where_its_configuration_says() {
         let rates = DecoderConfig::from_json(&case.json("config.json")).unwrap().unwrap().dropout;
         assert_eq!(rates != DropoutRates::default(), drops, "{family}");
         let positions = Tensor::arange(3, (Kind::Int64, Device::Cpu));
-        let dropped = case.decoder().forward(&case.tensor("embeds"), &Dropout::keyed_in_language_model(rates, 1, positions));
+        let dropped =
+            case.decoder().forward(&case.tensor("embeds"), &Dropout::keyed_in_language_model(rates, 1, positions));
         let whole = case.decoder().forward(&case.tensor("embeds"), &Dropout::off());
         assert_eq!(dropped != whole, drops, "{family}");
     }

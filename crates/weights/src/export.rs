@@ -120,7 +120,8 @@ impl Export<'_> {
         write_directory(out, |directory| {
             write_json(&directory.join("config.json"), &config)?;
             write_json(&directory.join("preprocessor_config.json"), &preprocessor_config(&self.image))?;
-            if let ExportTask::Stage2 { language: model, text_config, image_token_index, eos_token_id, .. } = &self.task {
+            if let ExportTask::Stage2 { language: model, text_config, image_token_index, eos_token_id, .. } = &self.task
+            {
                 let name = "generation_config.json";
                 copy_present(model.path(), directory, &[name])?;
                 if !directory.join(name).exists() {
