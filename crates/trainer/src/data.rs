@@ -121,7 +121,7 @@ impl TrainData {
         let mut options = LoaderOptions { start: position, end, pixels: true, ..self.options.clone() };
         options.bad.merge(bad);
         let mut loader = Loader::new(self.dataset.clone(), self.text.encoder.clone(), options)?;
-        Ok(self.text.frame(loader.next_batch()?))
+        Ok(self.text.frame(loader.next_batch()?, 1))
     }
 
     /// A global batch cut into micro-batches, each with its share of samples and tokens.
@@ -130,7 +130,7 @@ impl TrainData {
         host: HostBatch,
         encoder: &'a ImageEncoder,
     ) -> impl Iterator<Item = Result<Batch, Error>> + 'a {
-        let framed = self.text.frame(host);
+        let framed = self.text.frame(host, self.options.pad_to_multiple);
         let (size, tokens) = (framed.host.size, framed.target_count(self.rule));
         let step = self.micro_batch.min(size);
         let features = self.cache.as_deref().map_or(Features::Encode(encoder), Features::Memory);

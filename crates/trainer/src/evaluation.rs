@@ -190,7 +190,7 @@ impl HeldOut<'_> {
         };
         let make = || {
             let features = self.features.of(&host, self.encoder)?;
-            let framed = self.text.frame(host.clone());
+            let framed = self.text.frame(host.clone(), 1);
             Batch::new(&framed, features, self.rule, Share::WHOLE, self.set.seed)
         };
         Some(make().map(|batch| (batch, host)))

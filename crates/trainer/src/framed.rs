@@ -27,9 +27,12 @@ pub struct FramedBatch {
 }
 
 impl IdRows {
-    /// Pads rows to the longest.
-    pub fn padded(rows: &[Vec<i64>], pad_id: i64) -> IdRows {
-        let width = rows.iter().map(Vec::len).max().unwrap_or(0);
+    /// Pads rows to the longest, rounded up to `multiple`.
+    ///
+    /// # Panics
+    /// When `multiple` is zero.
+    pub fn padded(rows: &[Vec<i64>], pad_id: i64, multiple: usize) -> IdRows {
+        let width = rows.iter().map(Vec::len).max().unwrap_or(0).next_multiple_of(multiple);
         let mut ids = Vec::with_capacity(rows.len() * width);
         for row in rows {
             let end = ids.len() + width;

@@ -135,8 +135,11 @@ impl TextFrame {
         &self.end_tokens
     }
 
-    /// The batch with every text framed.
-    pub fn frame(&self, batch: HostBatch) -> FramedBatch {
+    /// The batch with every text framed, padded to a multiple of `pad_to_multiple`; one without a frame stays as it is.
+    ///
+    /// # Panics
+    /// When `pad_to_multiple` is zero.
+    pub fn frame(&self, batch: HostBatch, pad_to_multiple: usize) -> FramedBatch {
         if self.before.is_empty() && self.after.is_empty() {
             return batch.into();
         }
@@ -153,9 +156,9 @@ impl TextFrame {
                 (read, Some(written))
             }
         };
-        let IdRows { ids, lengths, width } = IdRows::padded(&read, self.pad_id);
+        let IdRows { ids, lengths, width } = IdRows::padded(&read, self.pad_id, pad_to_multiple);
         FramedBatch {
-            written: written.map(|rows| IdRows::padded(&rows, self.pad_id)),
+            written: written.map(|rows| IdRows::padded(&rows, self.pad_id, pad_to_multiple)),
             host: HostBatch { input_ids: ids, lengths, text_len: width, ..batch },
         }
     }
@@ -226,7 +229,7 @@ mod tests {
     }
 
     fn batch(captions: &[Vec<i64>], first: u64) -> HostBatch {
-        let IdRows { ids, lengths, width } = IdRows::padded(captions, 0);
+        let IdRows { ids, lengths, width } = IdRows::padded(captions, 0, 1);
         let rows: Vec<u64> = (0..captions.len() as u64).map(|row| first + row).collect();
         HostBatch {
             position: first,
@@ -263,7 +266,7 @@ mod tests {
         #[test]
         fn prefix_and_suffix_are_the_caption(captions in captions(), seed: u64, first in 0..1u64 << 40) {
             let apart = ReadApart { after: vec![END], split_seed: Some(seed) };
-            let framed = frame(Some(apart)).frame(batch(&captions, first));
+            let framed = frame(Some(apart)).frame(batch(&captions, first), 1);
             let read: Vec<&[i64]> = rows(&framed.host.input_ids, &framed.host.lengths, framed.host.text_len).collect();
             let (ids, lengths, width) = framed.target_text();
             for (row, (written, caption)) in rows(ids, lengths, width).zip(&captions).enumerate() {
@@ -278,9 +281,9 @@ mod tests {
         #[test]
         fn a_part_of_a_batch_is_framed_as_in_the_whole(captions in captions(), seed: u64) {
             let frame = frame(Some(ReadApart { after: vec![END], split_seed: Some(seed) }));
-            let whole = frame.frame(batch(&captions, 5));
+            let whole = frame.frame(batch(&captions, 5), 8);
             for row in 0..captions.len() {
-                let alone = frame.frame(batch(&captions[row..=row], 5 + row as u64));
+                let alone = frame.frame(batch(&captions[row..=row], 5 + row as u64), 1);
                 prop_assert_eq!(whole.rows(row..row + 1, 1), alone);
             }
         }
@@ -289,7 +292,7 @@ mod tests {
     #[test]
     fn without_a_split_the_decoder_writes_all_of_the_caption() {
         let frame = frame(Some(ReadApart { after: vec![END], split_seed: None }));
-        let framed = frame.frame(batch(&[vec![3, 4, 5], vec![6]], 0));
+        let framed = frame.frame(batch(&[vec![3, 4, 5], vec![6]], 0), 1);
         assert_eq!(framed.host.input_ids, [7, 8, 1, 7, 8, 1]);
         let written = framed.written.clone().unwrap();
         assert_eq!((written.ids.as_slice(), written.width), ([3, 4, 5, 1, 6, 1, 0, 0].as_slice(), 4));
@@ -301,10 +304,12 @@ mod tests {
     #[test]
     fn a_decoder_s_targets_stand_behind_its_prompt() {
         let frame = frame(None);
-        let framed = frame.frame(batch(&[vec![3, 4], vec![6]], 0));
+        let framed = frame.frame(batch(&[vec![3, 4], vec![6]], 0), 1);
         assert_eq!(framed.host.input_ids, [7, 8, 3, 4, 1, 7, 8, 6, 1, 0]);
         let rule = TargetRule { untargeted: frame.untargeted() };
         assert_eq!(framed.labels(rule), [-100, -100, 3, 4, 1, -100, -100, 6, 1, -100]);
         assert_eq!((frame.prompt(), framed.target_count(rule)), (vec![7, 8], 5));
+        let wide = frame.frame(batch(&[vec![3, 4], vec![6]], 0), 8);
+        assert_eq!((wide.host.text_len, wide.host.lengths), (8, vec![5, 4]));
     }
 }

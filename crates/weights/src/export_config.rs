@@ -158,3 +158,17 @@ pub(crate) fn copy_present(from: &Path, to: &Path, names: &[&str]) -> Result<(),
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_t5_ends_its_texts_though_its_configuration_leaves_the_token_out() {
+        let written = generation_config(&json!({"model_type": "t5", "decoder_start_token_id": 0}));
+        assert_eq!(written, json!({"eos_token_id": 1, "pad_token_id": 0, "decoder_start_token_id": 0}));
+        let written = generation_config(&json!({"model_type": "t5", "eos_token_id": 5, "pad_token_id": null}));
+        assert_eq!(written, json!({"eos_token_id": 5}));
+        assert_eq!(generation_config(&json!({"model_type": "llama"})), json!({}));
+    }
+}
