@@ -9,7 +9,7 @@ use serde_json::Value;
 use tch::{Kind, Tensor};
 
 use crate::config::ConfigError;
-use crate::dropout::Dropout;
+use crate::dropout::{Dropout, DropoutRates};
 pub use decoder::{CaptionFrame, Decoder, DecoderConfig, KvCache};
 pub use generate::{Decoding, GenerateOptions, Prompt, generate};
 
@@ -77,6 +77,13 @@ impl LanguageConfig {
     pub fn caption_frame(&self) -> CaptionFrame {
         match self {
             LanguageConfig::Decoder(c) => c.frame,
+        }
+    }
+
+    /// Rates of dropout that the model was trained with.
+    pub fn dropout_rates(&self) -> DropoutRates {
+        match self {
+            LanguageConfig::Decoder(c) => c.dropout,
         }
     }
 
