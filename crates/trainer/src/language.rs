@@ -49,7 +49,11 @@ impl LanguagePlan {
         }
         let file = language.weights.join("tokenizer.json");
         let max_tokens = config.task.max_text_tokens;
-        let (before_queries, dropout, text) = match &parsed {
+        let dropout = match language.dropout {
+            LanguageDropout::Parity => parsed.dropout_rates(),
+            LanguageDropout::Rate(rate) => DropoutRates::all(rate),
+        };
+        let (before_queries, text) = match &parsed {
             LanguageConfig::Decoder(decoder) => {
                 if language.prefix == Prefix::Split {
                     return refused("prefix", "none for a decoder-only model", "split, which is for encoder-decoders");
@@ -61,17 +65,13 @@ impl LanguagePlan {
                     },
                     AutoOr::Given(ids) => ids.0.iter().map(|&id| id as i64).collect(),
                 };
-                let dropout = match language.dropout {
-                    LanguageDropout::Parity => decoder.dropout,
-                    LanguageDropout::Rate(rate) => DropoutRates::all(rate),
-                };
                 let length = before.len() + config.model.qformer.query_tokens + max_tokens;
                 if let Some(longest) = decoder.max_positions().filter(|&longest| length as i64 > longest) {
                     return Err(Error::Mismatch(format!(
                         "task.max_text_tokens: expected queries and text within the {longest} positions of the language model, got {length}"
                     )));
                 }
-                (Some(before), dropout, TextFrame::decoder(&file, max_tokens, &language.prompt, &parsed)?)
+                (Some(before), TextFrame::decoder(&file, max_tokens, &language.prompt, &parsed)?)
             }
             LanguageConfig::T5(t5) => {
                 if let AutoOr::Given(ids) = &language.before_queries
@@ -79,13 +79,9 @@ impl LanguagePlan {
                 {
                     return refused("before_queries", "auto or [] for an encoder-decoder", &format!("{:?}", ids.0));
                 }
-                let dropout = match language.dropout {
-                    LanguageDropout::Parity => DropoutRates::all(t5.dropout_rate),
-                    LanguageDropout::Rate(rate) => DropoutRates::all(rate),
-                };
                 let split_seed = (language.prefix == Prefix::Split).then_some(config.run.seed);
                 let text = TextFrame::encoder_decoder(&file, max_tokens, &language.prompt, t5, split_seed)?;
-                (None, dropout, text)
+                (None, text)
             }
         };
         if parsed.eos_token_ids().first() != text.end_tokens().first() {

@@ -11,6 +11,7 @@ use serde_json::Value;
 use tch::{Kind, Tensor};
 
 use crate::config::ConfigError;
+use crate::dropout::DropoutRates;
 pub use beam::EarlyStopping;
 pub use decoder::{CaptionFrame, Decoder, DecoderConfig, KvCache};
 pub use generate::{Decoding, GenerateOptions, Prompt, generate};
@@ -93,6 +94,14 @@ impl LanguageConfig {
         match self {
             LanguageConfig::Decoder(c) => Some(c.frame),
             LanguageConfig::T5(_) => None,
+        }
+    }
+
+    /// Rates of dropout that the model was trained with.
+    pub fn dropout_rates(&self) -> DropoutRates {
+        match self {
+            LanguageConfig::Decoder(c) => c.dropout,
+            LanguageConfig::T5(c) => DropoutRates::all(c.dropout_rate),
         }
     }
 

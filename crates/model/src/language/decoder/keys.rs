@@ -91,10 +91,8 @@ impl<'a> Keys<'a> {
 
     /// A key of which one value alone can be computed, which is also its default.
     pub(super) fn only(&self, key: &'static str, supported: &'static str) -> Result<(), ConfigError> {
-        match self.json.get(key) {
-            Some(value) if value.to_string() != supported && !value.is_null() => {
-                Err(unsupported(key, value, supported))
-            }
+        match self.value(key).map(ToString::to_string) {
+            Some(got) if got != supported => Err(unsupported(key, got, supported)),
             _ => Ok(()),
         }
     }

@@ -3,7 +3,8 @@
 use super::super::config::{DecoderConfig, EmbeddingScale, Names, NormConfig, NormKind, NormNames, Positions};
 use super::super::keys::Keys;
 use super::super::rope_scaling::{RopeScaling, RotaryConfig};
-use super::llama::{Defaults, LLAMA, QK_NORMS, attention_biased, rms_decoder, windows, with_windows};
+use super::llama::{Defaults, LLAMA, QK_NORMS, attention_biased, rms_decoder};
+use super::windows::{windows, with_windows};
 use crate::config::ConfigError;
 
 /// Gemma 2 and 3 have norms on both sides of each sub-layer.

@@ -4,6 +4,7 @@ mod gemma;
 mod gpt2;
 mod llama;
 mod opt;
+mod windows;
 
 use serde_json::Value;
 
