@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 use tokenizers::{Tokenizer, TruncationParams};
 
+use crate::gpt2_files;
+
 /// Words of a caption that are kept.
 const MAX_WORDS: usize = 50;
 
@@ -90,7 +92,7 @@ pub struct TextEncoder {
 }
 
 impl TextEncoder {
-    /// The tokenizer of a `tokenizer.json`, giving at most `max_tokens` ids a text, special tokens included when
+    /// The tokenizer of a `tokenizer.json`, or of GPT-2's files beside where it would be, giving at most `max_tokens` ids a text, special tokens included when
     /// `add_special_tokens`.
     ///
     /// # Errors
@@ -102,7 +104,7 @@ impl TextEncoder {
     ) -> Result<TextEncoder, TextError> {
         let path = path.as_ref();
         let load = |reason: String| TextError::Load { path: path.to_owned(), reason };
-        let file = fs::read(path).map_err(|error| load(error.to_string()))?;
+        let file = read_tokenizer(path).map_err(load)?;
         if file.starts_with(b"version https://git-lfs") {
             return Err(load("it is a Git LFS pointer, not the file; run `git lfs pull`".to_owned()));
         }
@@ -149,6 +151,26 @@ impl TextEncoder {
     pub fn vocab_size(&self) -> usize {
         self.tokenizer.get_vocab_size(true)
     }
+}
+
+/// The `tokenizer.json` of a folder that has none but GPT-2's files; `None` where nothing is to be made.
+///
+/// # Errors
+/// Files that cannot be read or do not fit each other.
+pub fn converted_tokenizer(folder: &Path) -> Result<Option<Vec<u8>>, TextError> {
+    let path = folder.join("tokenizer.json");
+    if path.exists() || !gpt2_files::present(folder) {
+        return Ok(None);
+    }
+    read_tokenizer(&path).map(Some).map_err(|reason| TextError::Load { path, reason })
+}
+
+fn read_tokenizer(path: &Path) -> Result<Vec<u8>, String> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    if !path.exists() && gpt2_files::present(folder) {
+        return Ok(gpt2_files::tokenizer_json(folder)?.to_string().into_bytes());
+    }
+    fs::read(path).map_err(|error| error.to_string())
 }
 
 fn one_line(error: &impl ToString) -> String {

@@ -200,7 +200,7 @@ fn build_stage2(config: &Config, init: &Init, model_json: &mut Value, device: De
     let end_tokens = text_config.eos_token_ids();
     let task =
         Stage2Task { model, params, language: frozen, prompt_tokens: text.prompt_tokens(), vocabulary, end_tokens };
-    Ok(Built { task: Box::new(task), text, tokenizer: language.weights.clone(), report })
+    Ok(Built { task: Box::new(task), text, tokenizer: language.weights.to_path_buf(), report })
 }
 
 /// What the Q-Former starts from.

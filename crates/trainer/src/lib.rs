@@ -16,6 +16,7 @@ pub mod evaluate;
 pub mod evaluation;
 pub mod export;
 pub mod features;
+pub mod hub;
 pub mod meter;
 pub mod model_files;
 mod precision;

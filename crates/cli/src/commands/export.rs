@@ -6,6 +6,7 @@ use anyhow::Result;
 use blip2_trainer::export::export_checkpoint;
 use clap::Args;
 
+use crate::hub;
 use crate::output::{print, say};
 
 const EXAMPLES: &str = "\
@@ -30,7 +31,7 @@ pub(crate) struct ExportArguments {
 
 impl ExportArguments {
     pub(crate) fn run(self) -> Result<()> {
-        let exported = export_checkpoint(&self.checkpoint, &self.out)?;
+        let exported = export_checkpoint(&self.checkpoint, &self.out, &hub::from_environment()?)?;
         for rejected in &exported.rejected {
             say(&format!("warning: not taken: {}", rejected.reason));
         }

@@ -4,9 +4,14 @@ mod bad_input;
 mod bad_steps;
 mod damage;
 mod help;
+mod hub;
 mod hostile;
+#[path = "../../../trainer/tests/hub/model.rs"]
+mod model;
 mod models;
 mod resume;
+#[path = "../../../trainer/tests/hub/server.rs"]
+mod server;
 mod shards;
 mod tiny_run;
 mod training;

@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use blip2_data::DataError;
 
 use super::reader::Reader;
-use super::types::{Augment, Config, DeviceChoice, FeatureCache, Precision, Stage};
+use super::types::{Augment, Config, DeviceChoice, FeatureCache, Precision, Stage, WeightsSource};
 
 const RELATIVE: &str = "relative paths start at the current directory";
 
@@ -136,8 +136,9 @@ pub(super) fn check_keys(config: &Config, reader: &mut Reader) {
 ///
 /// `promised`: run folders that earlier stages of the same command will have made.
 pub(super) fn check_files(config: &Config, promised: &[PathBuf], reader: &mut Reader) {
-    let mut folder = |key: &str, path: &Path, marks: &[&str]| {
-        if reader.has_failed(key) {
+    let mut folder = |key: &str, path: &WeightsSource, marks: &[&str]| {
+        // What is on a hub is located once everything else is in order.
+        if reader.has_failed(key) || path.hub_id().is_some() {
             return;
         }
         let got = if !path.exists() {
