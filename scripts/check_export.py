@@ -119,7 +119,7 @@ def unread_by_blip2(name):
 def check_processor(folder, config, stage_two, images):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     processor = Blip2Processor.from_pretrained(folder)
-    if stage_two and config.get("image_token_index") is not None:
+    if stage_two and (folder / "processor_config.json").exists():
         require(processor.num_query_tokens == config["num_query_tokens"], f"processor_config.json: num_query_tokens: expected "
                 f"{config['num_query_tokens']}, got {processor.num_query_tokens}")
         image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token.content
@@ -191,7 +191,7 @@ def check_scores(folder, model, config, tokenizer, pixels):
     with tempfile.TemporaryDirectory() as home:
         batch, out = Path(home, "batch.safetensors"), Path(home, "out.safetensors")
         save_file({"pixel_values": pixels, "input_ids": text["input_ids"], "attention_mask": mask,
-                   "negative_image_index": others, "negative_text_index": others}, batch)
+                   "negative_image_index": others, "negative_text_index": others.clone()}, batch)
         run_blip2("replay", "--model", folder, "--task", "stage1", "--batch", batch, "--out", out, "--device", "cpu")
         ours = load_file(out)
     inputs = {"pixel_values": pixels, "input_ids": text["input_ids"], "attention_mask": mask}

@@ -25,7 +25,9 @@ pub(crate) fn from_environment() -> Result<Hub> {
             .or_else(|| Some(path("XDG_CACHE_HOME")?.join("huggingface")))
             .or_else(|| Some(path("HOME")?.join(".cache/huggingface")))
     };
-    let Some(home) = home() else { bail!("HF_HOME: expected a folder to keep models in, got neither HF_HOME nor HOME") };
+    let Some(home) = home() else {
+        bail!("HF_HOME: expected a folder to keep models in, got neither HF_HOME nor HOME")
+    };
     let endpoint = text("HF_ENDPOINT").unwrap_or(ENDPOINT.into());
     if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
         bail!("HF_ENDPOINT: expected an address that begins with https://, got {endpoint}");

@@ -41,9 +41,7 @@ pub(crate) fn tokenizer_json(folder: &Path) -> Result<Value, String> {
     }
     added.sort();
     let bos = token("bos_token").filter(|_| flag("add_bos_token"));
-    let byte_level = |add_prefix_space: bool, trim_offsets: bool| {
-        json!({"type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": trim_offsets, "use_regex": true})
-    };
+    let byte_level = |add_prefix_space: bool, trim_offsets: bool| json!({"type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": trim_offsets, "use_regex": true});
     let post_processor = match bos {
         None => byte_level(true, false),
         Some(bos) => {
@@ -74,4 +72,54 @@ fn read_json(folder: &Path, name: &str) -> Result<Value, String> {
     let bytes = fs::read(folder.join(name)).map_err(|error| format!("{name}: {error}"))?;
     let value: Value = serde_json::from_slice(&bytes).map_err(|error| format!("{name}: invalid JSON: {error}"))?;
     if value.is_object() { Ok(value) } else { Err(format!("{name}: expected an object")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TextEncoder;
+
+    /// OPT's files in small.
+    fn opt() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: String| fs::write(folder.path().join(name), text).unwrap();
+        let tokens =
+            ["<s>", "<pad>", "</s>", "<unk>", "a", "c", "t", "\u{120}", "at", "\u{120}c", "\u{120}cat", "\u{10a}"];
+        let vocabulary: serde_json::Map<String, Value> =
+            tokens.iter().zip(0..).map(|(t, id)| (t.to_string(), json!(id))).collect();
+        write("vocab.json", json!(vocabulary).to_string());
+        write("merges.txt", "#version: 0.2\na t\n\u{120} c\n\u{120}c at\n".into());
+        let end = json!({"content": "</s>", "normalized": true});
+        let config =
+            json!({"bos_token": end, "eos_token": end, "unk_token": end, "pad_token": "<pad>", "add_bos_token": true});
+        write("tokenizer_config.json", config.to_string());
+        folder
+    }
+
+    #[test]
+    fn texts_become_the_ids_that_transformers_gives() {
+        // transformers 4.57.1, AutoTokenizer of the same files.
+        let folder = opt();
+        let encoder = |special| TextEncoder::from_file(folder.path().join("tokenizer.json"), 16, special).unwrap();
+        for (text, ids) in
+            [("a cat", &[4, 10][..]), ("cat cat\n", &[5, 8, 10, 11]), ("", &[]), ("\n", &[11]), ("</s>a", &[2, 4])]
+        {
+            assert_eq!(encoder(false).encode(text).unwrap(), ids, "{text:?}");
+            assert_eq!(encoder(true).encode(text).unwrap(), [&[2], ids].concat(), "{text:?}");
+        }
+        assert_eq!(encoder(true).decode(&[2, 4, 10]).unwrap(), "a cat");
+        assert_eq!(encoder(true).vocab_size(), 12);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let folder = opt();
+        let load = || TextEncoder::from_file(folder.path().join("tokenizer.json"), 16, true).err().unwrap().to_string();
+        fs::write(folder.path().join("tokenizer_config.json"), r#"{"eos_token": "<end>"}"#).unwrap();
+        assert!(load().ends_with("vocab.json: expected the eos_token \"<end>\", got no such entry"), "{}", load());
+        fs::write(folder.path().join("vocab.json"), "[]").unwrap();
+        assert!(load().ends_with("vocab.json: expected an object"), "{}", load());
+        fs::remove_file(folder.path().join("merges.txt")).unwrap();
+        assert!(load().contains("tokenizer.json"), "{}", load());
+    }
 }

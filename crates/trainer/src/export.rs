@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use blip2_model::Blip2Config;
 use blip2_torchx::params::TensorSource;
-use blip2_weights::{DEFAULT_MAX_SHARD_BYTES, Export, ExportTask, ImagePreprocessing, ModelDir, Part, image_token_index};
+use blip2_weights::{
+    DEFAULT_MAX_SHARD_BYTES, Export, ExportTask, ImagePreprocessing, ModelDir, Part, image_token_index,
+};
 use serde_json::Value;
 use tch::Tensor;
 

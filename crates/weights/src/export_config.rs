@@ -120,7 +120,11 @@ fn end_where_we_end(text_config: &mut Value, language: &Path) -> Result<(), Weig
     let (mut ends, also) = (ids(&text_config["eos_token_id"]), ids(&read_object(&path)?["eos_token_id"]));
     ends.extend(also);
     let mut once: Vec<Value> = Vec::new();
-    ends.into_iter().for_each(|id| if !once.contains(&id) { once.push(id) });
+    ends.into_iter().for_each(|id| {
+        if !once.contains(&id) {
+            once.push(id)
+        }
+    });
     match once.as_slice() {
         [] => {}
         [one] => text_config["eos_token_id"] = one.clone(),

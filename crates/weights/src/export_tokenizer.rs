@@ -48,11 +48,7 @@ pub fn image_token_index(
 
 /// Copies the tokenizer's files, adds `<image>` where it is to be the next id of a vocabulary without scores, and writes the `tokenizer_config.json` without which
 /// `AutoTokenizer` would take the tokenizer for GPT-2's. Returns whether `Blip2Processor` will find `<image>` at `image_token_index`.
-pub(crate) fn write_tokenizer(
-    from: &Path,
-    to: &Path,
-    image_token_index: Option<i64>,
-) -> Result<bool, WeightsError> {
+pub(crate) fn write_tokenizer(from: &Path, to: &Path, image_token_index: Option<i64>) -> Result<bool, WeightsError> {
     copy_present(from, to, &TOKENIZER_FILES)?;
     let path = from.join(FILE);
     if !path.exists() {
@@ -99,7 +95,9 @@ impl Tokens {
                 vocabulary.iter().filter_map(|(token, id)| Some((token.clone(), id.as_i64()?))).collect()
             }
             // Unigram: pairs of token and score, in the order of their ids.
-            Value::Array(pairs) => (0..).zip(pairs).filter_map(|(id, pair)| Some((pair[0].as_str()?.into(), id))).collect(),
+            Value::Array(pairs) => {
+                (0..).zip(pairs).filter_map(|(id, pair)| Some((pair[0].as_str()?.into(), id))).collect()
+            }
             _ => BTreeMap::new(),
         };
         let mut special = BTreeMap::new();

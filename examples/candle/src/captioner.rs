@@ -6,7 +6,6 @@ use anyhow::{Result, anyhow, bail};
 use candle_core::{Device, Tensor};
 use candle_nn::{Linear, Module};
 use serde::Serialize;
-use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use crate::attention::linear;

@@ -78,7 +78,9 @@ impl Llama {
             bail!("config.json: text_config.num_key_value_heads: expected a divisor of {heads} heads, got {groups}");
         }
         if let Some(scaling) = &c.rope_scaling {
-            bail!("config.json: text_config.rope_scaling: expected null, got {scaling}; this example scales no positions");
+            bail!(
+                "config.json: text_config.rope_scaling: expected null, got {scaling}; this example scales no positions"
+            );
         }
         if let Some(act) = c.hidden_act.as_deref().filter(|act| *act != "silu") {
             bail!("config.json: text_config.hidden_act: expected silu, got {act}");

@@ -70,8 +70,11 @@ impl QFormer {
     pub fn load(config_json: &Value, vb: VarBuilder) -> Result<QFormer> {
         let json = &config_json["qformer_config"];
         let c: Config = serde_json::from_value(json.clone()).context("config.json: qformer_config")?;
-        if c.num_attention_heads == 0 || c.hidden_size % c.num_attention_heads != 0 || c.cross_attention_frequency == 0 {
-            bail!("config.json: qformer_config: expected num_attention_heads that divide hidden_size, and a cross_attention_frequency above 0");
+        if c.num_attention_heads == 0 || c.hidden_size % c.num_attention_heads != 0 || c.cross_attention_frequency == 0
+        {
+            bail!(
+                "config.json: qformer_config: expected num_attention_heads that divide hidden_size, and a cross_attention_frequency above 0"
+            );
         }
         let queries = config_json["num_query_tokens"].as_u64().unwrap_or(32) as usize;
         let layers = vb.pp("qformer.encoder.layer");

@@ -118,8 +118,11 @@ impl T5 {
     /// Loads the encoder-decoder that `text_config` describes; `vb` is at `language_model`.
     pub fn load(json: &Value, vb: VarBuilder) -> Result<T5> {
         let c: Config = serde_json::from_value(json.clone()).context("config.json: text_config")?;
-        if c.relative_attention_num_buckets < 4 || c.relative_attention_max_distance <= c.relative_attention_num_buckets {
-            bail!("config.json: text_config: expected 4 or more relative_attention_num_buckets and a larger relative_attention_max_distance");
+        if c.relative_attention_num_buckets < 4 || c.relative_attention_max_distance <= c.relative_attention_num_buckets
+        {
+            bail!(
+                "config.json: text_config: expected 4 or more relative_attention_num_buckets and a larger relative_attention_max_distance"
+            );
         }
         let shared = embedding(c.vocab_size, c.d_model, vb.pp("shared"))?;
         let tied = c.tie_word_embeddings;
@@ -197,7 +200,9 @@ impl Positions {
     /// Near distances have a bucket each, far ones share buckets that widen with the logarithm.
     fn bucket(&self, distance: i64) -> u32 {
         let (buckets, offset, distance) = match self.bidirectional {
-            true => (self.buckets / 2, if distance > 0 { self.buckets / 2 } else { 0 }, distance.unsigned_abs() as usize),
+            true => {
+                (self.buckets / 2, if distance > 0 { self.buckets / 2 } else { 0 }, distance.unsigned_abs() as usize)
+            }
             false => (self.buckets, 0, (-distance).max(0) as usize),
         };
         let exact = buckets / 2;
@@ -224,7 +229,13 @@ impl Block {
         })
     }
 
-    fn forward(&self, x: &Tensor, bias: &Tensor, cache: &mut KvCache, encoded: Option<&(Tensor, Tensor)>) -> Result<Tensor> {
+    fn forward(
+        &self,
+        x: &Tensor,
+        bias: &Tensor,
+        cache: &mut KvCache,
+        encoded: Option<&(Tensor, Tensor)>,
+    ) -> Result<Tensor> {
         let normed = self.attention.layer_norm.forward(x)?;
         let (k, v) = self.attention.keys(&normed)?;
         let (k, v) = cache.extend(k, v)?;

@@ -92,7 +92,9 @@ impl VisionTower {
             bail!("config.json: vision_config: expected hidden_act gelu and no use_swiglu_ffn");
         }
         if c.patch_size == 0 || c.num_attention_heads == 0 || c.hidden_size % c.num_attention_heads != 0 {
-            bail!("config.json: vision_config: expected a patch_size above 0 and num_attention_heads that divide hidden_size");
+            bail!(
+                "config.json: vision_config: expected a patch_size above 0 and num_attention_heads that divide hidden_size"
+            );
         }
         // The export names hidden_states[layer] as transformers counts them; left out, the tower's last.
         let layers = c.num_hidden_layers as i64;
@@ -129,7 +131,10 @@ impl VisionTower {
     pub fn features(&self, pixels: &Tensor) -> Result<Tensor> {
         let size = pixels.dim(3)?;
         if size % self.patch_size != 0 {
-            bail!("preprocessor_config.json: size: expected a multiple of the patch of {}, got {size}", self.patch_size);
+            bail!(
+                "preprocessor_config.json: size: expected a multiple of the patch of {}, got {size}",
+                self.patch_size
+            );
         }
         let (weight, bias) = &self.patches;
         let patches = pixels.conv2d(weight, 0, self.patch_size, 1, 1)?.flatten_from(2)?.transpose(1, 2)?;

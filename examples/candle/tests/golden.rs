@@ -68,6 +68,7 @@ fn a_model_that_the_example_does_not_compute_is_told_by_name() {
     fs::remove_dir_all(&folder).unwrap();
     assert!(!output.status.success());
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    let expected = "error: config.json: text_config.model_type: expected llama or t5, which this example computes, got gpt2\n";
+    let expected =
+        "error: config.json: text_config.model_type: expected llama or t5, which this example computes, got gpt2\n";
     assert_eq!(message, expected);
 }

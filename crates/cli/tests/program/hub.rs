@@ -96,7 +96,8 @@ fn a_mistyped_id_is_told_with_its_key() {
     let (tiny, home) = (TinyRun::new(), tempfile::tempdir().unwrap());
     let config = tiny.stage1("hub", &[("/model/vision", json!({"weights": "hf://org"}))]);
     let server = Server::start(|_| crate::server::Answer::new(404, ""));
-    let message = run(env!("CARGO_BIN_EXE_train"), home.path(), &server, &[], &["--config".into(), config.clone()]).failure();
+    let message =
+        run(env!("CARGO_BIN_EXE_train"), home.path(), &server, &[], &["--config".into(), config.clone()]).failure();
     assert!(message.contains("hf://org: ") && message.contains(" has no such model; "), "{message}");
     let set = ["--config".into(), config, "--set".into(), "model.vision.weights=hf://a/b/c".into()];
     let message = run(env!("CARGO_BIN_EXE_train"), home.path(), &server, &[], &set).failure();

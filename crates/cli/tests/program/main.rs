@@ -4,8 +4,8 @@ mod bad_input;
 mod bad_steps;
 mod damage;
 mod help;
-mod hub;
 mod hostile;
+mod hub;
 #[path = "../../../trainer/tests/hub/model.rs"]
 mod model;
 mod models;

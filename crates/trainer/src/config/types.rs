@@ -292,7 +292,9 @@ impl Config {
     /// The same, to be located.
     pub(crate) fn weights_sources_mut(&mut self) -> impl Iterator<Item = &mut WeightsSource> {
         let ModelConfig { vision, qformer, language } = &mut self.model;
-        [&mut vision.weights, &mut qformer.init].into_iter().chain(language.as_mut().map(|language| &mut language.weights))
+        [&mut vision.weights, &mut qformer.init]
+            .into_iter()
+            .chain(language.as_mut().map(|language| &mut language.weights))
     }
 
     /// The run's folder.

@@ -14,10 +14,8 @@ use std::path::{Path, PathBuf};
 use super::id::{HubId, is_commit};
 
 /// Weights of one kind: one file, or the index of several.
-pub(super) const WEIGHTS: [(&str, &str); 2] = [
-    ("model.safetensors", "model.safetensors.index.json"),
-    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
-];
+pub(super) const WEIGHTS: [(&str, &str); 2] =
+    [("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json")];
 
 /// One model's folder.
 pub(super) struct RepoCache {
@@ -100,7 +98,9 @@ pub(super) fn shards_of(index: &[u8]) -> Result<Vec<String>, String> {
     let mut shards = Vec::new();
     for place in places.values() {
         let name = place.as_str().filter(|name| !name.contains(['/', '\\']) && !name.starts_with('.'));
-        shards.push(name.ok_or_else(|| format!("weight_map: expected names of files beside it, got {place}"))?.to_string());
+        shards.push(
+            name.ok_or_else(|| format!("weight_map: expected names of files beside it, got {place}"))?.to_string(),
+        );
     }
     shards.sort();
     shards.dedup();

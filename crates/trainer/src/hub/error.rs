@@ -22,7 +22,9 @@ pub enum HubError {
     Absent { id: String, endpoint: String },
     #[error("{id}: this model has no revision {revision}")]
     NoRevision { id: String, revision: String },
-    #[error("{id}: its owner asks for consent; accept the conditions at {endpoint}/{repo} and set HF_TOKEN to a token of that account")]
+    #[error(
+        "{id}: its owner asks for consent; accept the conditions at {endpoint}/{repo} and set HF_TOKEN to a token of that account"
+    )]
     Gated { id: String, endpoint: String, repo: String },
     #[error("{id}: {endpoint} asks for a token; set HF_TOKEN")]
     NeedsToken { id: String, endpoint: String },

@@ -104,7 +104,8 @@ impl Fetch<'_> {
         for name in companions {
             wanted.push(self.require(siblings, &[name], "it")?);
         }
-        let (single, index) = WEIGHTS.into_iter().find(|(single, index)| named(single) || named(index)).unwrap_or(WEIGHTS[0]);
+        let (single, index) =
+            WEIGHTS.into_iter().find(|(single, index)| named(single) || named(index)).unwrap_or(WEIGHTS[0]);
         let expected = "model.safetensors or pytorch_model.bin, whole or in shards,";
         let weights = self.require(siblings, &[single, index], expected)?;
         if weights.name == index {
@@ -139,7 +140,8 @@ impl Fetch<'_> {
             Some(Lfs { sha256, size }) => (Some(*size), Some(sha256)),
             None => (*size, blob_id.as_ref()),
         };
-        let hexadecimal = |digest: &&String| matches!(digest.len(), 40 | 64) && digest.chars().all(|c| c.is_ascii_hexdigit());
+        let hexadecimal =
+            |digest: &&String| matches!(digest.len(), 40 | 64) && digest.chars().all(|c| c.is_ascii_hexdigit());
         match (size, digest.filter(hexadecimal)) {
             (Some(size), Some(digest)) => {
                 Ok(Wanted { name: rfilename.clone(), size, digest: digest.clone(), checked: lfs.is_some() })

@@ -112,7 +112,8 @@ impl Hub {
     /// A run whose `config.yaml` cannot be read has no commits; opening it will say what is wrong.
     pub fn keep_commits(&self, config: &mut Config) {
         let run = Config::load_resolved(&config.run_folder().join("config.yaml")).ok();
-        let begun: Vec<HubId> = run.iter().flat_map(|run| run.weights_sources().filter_map(WeightsSource::hub_id).cloned()).collect();
+        let begun: Vec<HubId> =
+            run.iter().flat_map(|run| run.weights_sources().filter_map(WeightsSource::hub_id).cloned()).collect();
         let used = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
         for source in config.weights_sources_mut() {
             let Some(id) = source.hub_id().filter(|id| id.known_commit().is_none()) else { continue };

@@ -51,7 +51,8 @@ fn a_model_lies_as_the_hubs_own_tools_lay_it_and_only_what_is_read_is_fetched() 
 #[test]
 fn shards_are_those_that_the_index_names() {
     let home = tempfile::tempdir().unwrap();
-    let index = br#"{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}"#;
+    let index =
+        br#"{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}"#;
     let mut model = Model::new(&[
         ("config.json", b"{}"),
         ("model.safetensors.index.json", index),
@@ -68,7 +69,10 @@ fn shards_are_those_that_the_index_names() {
     model.files.remove("model-00002-of-00002.safetensors");
     let (home, server) = (tempfile::tempdir().unwrap(), Server::start(move |request| model.answer(request)));
     let message = folder(&hub(home.path(), server.endpoint())).unwrap_err().to_string();
-    assert!(message.contains("names the shard model-00002-of-00002.safetensors, which this model does not have"), "{message}");
+    assert!(
+        message.contains("names the shard model-00002-of-00002.safetensors, which this model does not have"),
+        "{message}"
+    );
 }
 
 #[test]

@@ -60,7 +60,8 @@ impl Model {
     }
 
     pub fn answer(&self, request: &Request) -> Answer {
-        let revisions = ["main", self.commit].map(|revision| format!("/api/models/org/name/revision/{revision}?blobs=true"));
+        let revisions =
+            ["main", self.commit].map(|revision| format!("/api/models/org/name/revision/{revision}?blobs=true"));
         if revisions.contains(&request.path) {
             return Answer::new(200, self.listing());
         }

@@ -71,7 +71,8 @@ fn offline_the_folder_that_was_looked_in_is_named_and_what_is_there_is_taken() {
         let settings = blip2_trainer::hub::HubSettings { offline: true, ..settings(home.path(), server.endpoint()) };
         Hub::new(settings, Box::new(|_| {}))
     };
-    let expected = format!("hf://org/name: not in {}, and nothing is fetched offline; ", repo_folder(home.path()).display());
+    let expected =
+        format!("hf://org/name: not in {}, and nothing is fetched offline; ", repo_folder(home.path()).display());
     assert!(message(&offline()).starts_with(&expected), "{}", message(&offline()));
     assert!(server.requests().is_empty());
 
@@ -93,7 +94,10 @@ fn a_hub_that_cannot_be_reached_names_its_address() {
     let endpoint = Server::start(|_| Answer::new(200, "")).endpoint();
     let got = message(&hub(home.path(), endpoint.clone()));
     assert!(got.starts_with(&format!("hf://org/name: {endpoint}/api/models/org/name/")), "{got}");
-    assert!(got.contains(" cannot be reached: ") && got.ends_with("; HF_HUB_OFFLINE=1 takes what was fetched before"), "{got}");
+    assert!(
+        got.contains(" cannot be reached: ") && got.ends_with("; HF_HUB_OFFLINE=1 takes what was fetched before"),
+        "{got}"
+    );
 }
 
 /// What is said when the weights are answered so, and whether anything of them is left in the cache.
@@ -119,7 +123,11 @@ fn content_of_another_digest_is_thrown_away() {
         Answer::file(request, &content)
     });
     assert!(got.starts_with("hf://org/name#0123"), "{got}");
-    assert!(got.contains("model.safetensors: expected the sha256 ") && got.ends_with("; what came was thrown away, try again"), "{got}");
+    assert!(
+        got.contains("model.safetensors: expected the sha256 ")
+            && got.ends_with("; what came was thrown away, try again"),
+        "{got}"
+    );
     assert!(!left);
 }
 
@@ -148,7 +156,10 @@ fn a_full_disk_is_said_with_what_is_missing() {
     // Every write to this device finds it full.
     std::os::unix::fs::symlink("/dev/full", blobs.join(format!("{digest}.incomplete"))).unwrap();
     let got = message(&hub(home.path(), server.endpoint()));
-    assert!(got.contains(": 1 MiB are to come, ") && got.ends_with("free some, or set HF_HOME to a folder on another disk"), "{got}");
+    assert!(
+        got.contains(": 1 MiB are to come, ") && got.ends_with("free some, or set HF_HOME to a folder on another disk"),
+        "{got}"
+    );
 }
 
 #[test]
@@ -192,7 +203,10 @@ fn lists_that_would_write_outside_the_cache_are_refused() {
             false => Answer::new(200, listing.clone()),
         });
         let got = message(&hub(home.path(), server.endpoint()));
-        assert!(got.contains("has no size or digest of it") || got.contains("expected names of files beside it"), "{got}");
+        assert!(
+            got.contains("has no size or digest of it") || got.contains("expected names of files beside it"),
+            "{got}"
+        );
     }
 }
 

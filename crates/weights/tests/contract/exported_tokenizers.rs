@@ -12,7 +12,8 @@ use crate::fixtures::golden;
 /// Eight words, of which the first four are special.
 fn tokenizer() -> Value {
     let words = ["<s>", "</s>", "<unk>", "<spare>", "a", "red", "apple", "tree"];
-    let vocabulary: serde_json::Map<String, Value> = words.iter().zip(0..).map(|(w, id)| (w.to_string(), json!(id))).collect();
+    let vocabulary: serde_json::Map<String, Value> =
+        words.iter().zip(0..).map(|(w, id)| (w.to_string(), json!(id))).collect();
     let special = words[..4].iter().zip(0..).map(|(word, id)| {
         json!({"id": id, "content": word, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true})
     });
@@ -57,7 +58,9 @@ fn exported(tokenizer: &Path, image_token_index: Option<i64>) -> tempfile::TempD
     let model = ModelDir::open(&golden("stage2_llama")).unwrap();
     let trained = trained(&model);
     let task = match stage2_task(&model) {
-        ExportTask::Stage2 { language, before_queries, .. } => ExportTask::Stage2 { language, before_queries, image_token_index },
+        ExportTask::Stage2 { language, before_queries, .. } => {
+            ExportTask::Stage2 { language, before_queries, image_token_index }
+        }
         other => other,
     };
     let out = tempfile::tempdir().unwrap();
