@@ -74,7 +74,7 @@ impl Llama {
     pub fn load(json: &Value, vb: VarBuilder) -> Result<Llama> {
         let c: Config = serde_json::from_value(json.clone()).context("config.json: text_config")?;
         let (heads, groups) = (c.num_attention_heads, c.num_key_value_heads.unwrap_or(c.num_attention_heads));
-        if heads == 0 || groups == 0 || heads % groups != 0 {
+        if heads == 0 || groups == 0 || !heads.is_multiple_of(groups) {
             bail!("config.json: text_config.num_key_value_heads: expected a divisor of {heads} heads, got {groups}");
         }
         if let Some(scaling) = &c.rope_scaling {

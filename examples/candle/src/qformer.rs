@@ -70,7 +70,7 @@ impl QFormer {
     pub fn load(config_json: &Value, vb: VarBuilder) -> Result<QFormer> {
         let json = &config_json["qformer_config"];
         let c: Config = serde_json::from_value(json.clone()).context("config.json: qformer_config")?;
-        if c.num_attention_heads == 0 || c.hidden_size % c.num_attention_heads != 0 || c.cross_attention_frequency == 0
+        if c.num_attention_heads == 0 || !c.hidden_size.is_multiple_of(c.num_attention_heads) || c.cross_attention_frequency == 0
         {
             bail!(
                 "config.json: qformer_config: expected num_attention_heads that divide hidden_size, and a cross_attention_frequency above 0"
@@ -99,7 +99,7 @@ impl QFormer {
 impl Layer {
     fn load(c: &Config, index: usize, vb: VarBuilder) -> Result<Layer> {
         let (hidden, inner) = (c.hidden_size, c.intermediate_size);
-        let crosses = index % c.cross_attention_frequency == 0;
+        let crosses = index.is_multiple_of(c.cross_attention_frequency);
         Ok(Layer {
             attention: Attention::load(c, hidden, vb.pp("attention"))?,
             cross_attention: match crosses {

@@ -91,7 +91,7 @@ impl VisionTower {
         if c.use_swiglu_ffn || c.hidden_act != "gelu" {
             bail!("config.json: vision_config: expected hidden_act gelu and no use_swiglu_ffn");
         }
-        if c.patch_size == 0 || c.num_attention_heads == 0 || c.hidden_size % c.num_attention_heads != 0 {
+        if c.patch_size == 0 || c.num_attention_heads == 0 || !c.hidden_size.is_multiple_of(c.num_attention_heads) {
             bail!(
                 "config.json: vision_config: expected a patch_size above 0 and num_attention_heads that divide hidden_size"
             );
@@ -130,7 +130,7 @@ impl VisionTower {
     /// Image features as the Q-Former reads them: `[1, 3, S, S] -> [1, 1 + (S / patch)^2, width]`.
     pub fn features(&self, pixels: &Tensor) -> Result<Tensor> {
         let size = pixels.dim(3)?;
-        if size % self.patch_size != 0 {
+        if !size.is_multiple_of(self.patch_size) {
             bail!(
                 "preprocessor_config.json: size: expected a multiple of the patch of {}, got {size}",
                 self.patch_size
