@@ -66,6 +66,9 @@ impl RepoCache {
     pub fn remember(&self, revision: &str, commit: &str) -> io::Result<()> {
         let path = self.folder.join("refs").join(revision);
         fs::create_dir_all(path.parent().unwrap_or(&self.folder))?;
+        // One writer at a time, whatever the branch: the new file has one name until it takes the old one's place.
+        let lock = fs::File::create(self.locks.join("refs.lock"))?;
+        lock.lock()?;
         crate::atomic_file::write(&path, commit.as_bytes())
     }
 

@@ -14,14 +14,14 @@ use std::time::Duration;
 use blip2_trainer::hub::{Hub, HubSettings};
 
 /// A client with a cache below `home`.
-pub fn hub(home: &Path, endpoint: String) -> Hub {
+fn hub(home: &Path, endpoint: String) -> Hub {
     Hub::new(settings(home, endpoint), Box::new(|_| {}))
 }
 
-pub fn settings(home: &Path, endpoint: String) -> HubSettings {
+fn settings(home: &Path, endpoint: String) -> HubSettings {
     HubSettings { cache: home.join("hub"), endpoint, token: None, offline: false, retry_pause: Duration::ZERO }
 }
 
-pub fn repo_folder(home: &Path) -> PathBuf {
+fn repo_folder(home: &Path) -> PathBuf {
     home.join("hub/models--org--name")
 }
