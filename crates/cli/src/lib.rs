@@ -5,6 +5,7 @@
 
 mod arguments;
 mod commands;
+mod hub;
 mod launch;
 mod output;
 mod progress;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 use tokenizers::{Tokenizer, TruncationParams};
 
+use crate::gpt2_files;
 use crate::tokenizer_folder::tokenizer_json;
 
 /// Words of a caption that are kept.
@@ -92,7 +93,7 @@ pub struct TextEncoder {
 }
 
 impl TextEncoder {
-    /// The tokenizer of a `tokenizer.json`, giving at most `max_tokens` ids a text, special tokens included when
+    /// The tokenizer of a `tokenizer.json`, or of GPT-2's files beside where it would be, giving at most `max_tokens` ids a text, special tokens included when
     /// `add_special_tokens`.
     ///
     /// # Errors
@@ -104,11 +105,11 @@ impl TextEncoder {
     ) -> Result<TextEncoder, TextError> {
         let path = path.as_ref();
         let load = |reason: String| TextError::Load { path: path.to_owned(), reason };
-        let file = fs::read(path).map_err(|error| load(error.to_string()))?;
+        let file = read_tokenizer(path).map_err(load)?;
         TextEncoder::from_bytes(&file, path, max_tokens, add_special_tokens)
     }
 
-    /// The tokenizer of a folder: its `tokenizer.json`, or a BERT's `vocab.txt` with the options of `tokenizer_config.json`.
+    /// The tokenizer of a folder: its `tokenizer.json`, GPT-2's `vocab.json` and `merges.txt`, or a BERT's `vocab.txt` with the options of `tokenizer_config.json`.
     ///
     /// # Errors
     /// As [`TextEncoder::from_file`]; neither file; a vocabulary without the special tokens that the files name.
@@ -170,6 +171,26 @@ impl TextEncoder {
     pub fn vocab_size(&self) -> usize {
         self.tokenizer.get_vocab_size(true)
     }
+}
+
+/// The `tokenizer.json` of a folder that has none but GPT-2's files; `None` where nothing is to be made.
+///
+/// # Errors
+/// Files that cannot be read or do not fit each other.
+pub fn converted_tokenizer(folder: &Path) -> Result<Option<Vec<u8>>, TextError> {
+    let path = folder.join("tokenizer.json");
+    if path.exists() || !gpt2_files::present(folder) {
+        return Ok(None);
+    }
+    read_tokenizer(&path).map(Some).map_err(|reason| TextError::Load { path, reason })
+}
+
+fn read_tokenizer(path: &Path) -> Result<Vec<u8>, String> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    if !path.exists() && gpt2_files::present(folder) {
+        return Ok(gpt2_files::tokenizer_json(folder)?.to_string().into_bytes());
+    }
+    fs::read(path).map_err(|error| error.to_string())
 }
 
 fn one_line(error: &impl ToString) -> String {

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use crate::gpt2_files;
 use crate::text::TextError;
 
 const LFS_PREFIX: &[u8] = b"version https://git-lfs";
@@ -63,7 +64,7 @@ impl SpecialTokens {
     }
 }
 
-/// The bytes of `tokenizer.json`; of a folder that has only a BERT's `vocab.txt`, what `transformers` would write for it.
+/// The bytes of `tokenizer.json`; of a folder that has only GPT-2's files or a BERT's `vocab.txt`, what `transformers` would write for it.
 ///
 /// # Errors
 /// Neither file, files that cannot be read, a vocabulary without one of the special tokens.
@@ -71,6 +72,9 @@ pub(crate) fn tokenizer_json(folder: &Path) -> Result<Vec<u8>, TextError> {
     let path = folder.join("tokenizer.json");
     let load = |reason: String| TextError::Load { path: path.clone(), reason };
     let vocabulary_path = folder.join("vocab.txt");
+    if !path.exists() && gpt2_files::present(folder) {
+        return Ok(gpt2_files::tokenizer_json(folder).map_err(load)?.to_string().into_bytes());
+    }
     if path.exists() || !vocabulary_path.exists() {
         return fs::read(&path).map_err(|error| {
             let missing = error.kind() == std::io::ErrorKind::NotFound;

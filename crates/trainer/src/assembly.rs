@@ -195,7 +195,7 @@ struct Init {
 impl Init {
     /// A BERT directory, an export, a checkpoint, a `.pth` of LAVIS, or a run, of which the newest checkpoint is taken.
     fn open(config: &QFormerKeys) -> Result<Init, Error> {
-        let path = config.init.as_path();
+        let path: &Path = &config.init;
         let (folder, tokenizer) = if path.join("config.yaml").exists() {
             let newest = CheckpointStore::read_only(&path.join("checkpoints"), None).newest()?;
             let checkpoint = newest.checkpoint.ok_or_else(|| {

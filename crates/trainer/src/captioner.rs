@@ -244,7 +244,10 @@ fn read_json(path: &Path) -> Result<Value, Error> {
 
 #[cfg(test)]
 mod tests {
+    use blip2_model::vision::VisionConfig;
+
     use super::*;
+    use crate::config::AutoOr;
 
     #[test]
     fn batches_draw_differently_and_the_first_has_the_seed_itself() {
@@ -259,7 +262,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let paths: Vec<PathBuf> = (0..9).map(|i| folder.path().join(format!("{i}.png"))).collect();
         fs::write(&paths[0], b"no picture").unwrap();
-        let message = read_images(&paths, 8).unwrap_err().to_string();
+        let vision = VisionConfig::from_json(&serde_json::json!({})).unwrap();
+        let preprocessing = Preprocessing::of(folder.path(), &vision, &AutoOr::Given(8)).unwrap();
+        let message = read_images(&paths, &preprocessing).unwrap_err().to_string();
         assert!(message.contains("0.png: neither JPEG, PNG nor WebP"), "{message}");
     }
 

@@ -19,6 +19,8 @@ pub enum Error {
     #[error(transparent)]
     Weights(#[from] blip2_weights::WeightsError),
     #[error(transparent)]
+    Hub(#[from] crate::hub::HubError),
+    #[error(transparent)]
     Load(#[from] blip2_torchx::params::LoadError),
     #[error(transparent)]
     Torch(#[from] blip2_torchx::Error),

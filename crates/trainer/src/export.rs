@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use blip2_data::TextEncoder;
 use blip2_model::Blip2Config;
 use blip2_torchx::params::TensorSource;
 use blip2_weights::{
-    DEFAULT_MAX_SHARD_BYTES, Export, ExportTask, LavisCheckpoint, ModelDir, Part, Projection, Stage, save_lavis,
+    DEFAULT_MAX_SHARD_BYTES, Export, ExportTask, LavisCheckpoint, ModelDir, Part, Projection, Stage, image_token_index,
+    save_lavis,
 };
 use serde_json::Value;
 use tch::Tensor;
@@ -14,6 +14,7 @@ use tch::Tensor;
 use crate::checkpoint::{Checkpoint, CheckpointStore, Rejected};
 use crate::config::{Config, LanguageConfig};
 use crate::error::Error;
+use crate::hub::Hub;
 use crate::preprocessing::Preprocessing;
 
 /// What was exported.
@@ -30,12 +31,13 @@ pub struct Exported {
 /// Writes the model of `source` to the Hugging Face directory `out`; an earlier export there is replaced.
 ///
 /// `source` is a run's folder, of which the best checkpoint by the run's `checkpoint.best` is taken and else the newest, or the folder of a
-/// checkpoint inside a run. The frozen towers come from where the run's configuration has them.
+/// checkpoint inside a run. The frozen towers come from where the run's configuration has them, fetched again from `hub` where need be.
 ///
 /// # Errors
 /// Neither a run nor a checkpoint, no checkpoint that is whole, towers that are gone, an `out` that is no export.
-pub fn export_checkpoint(source: &Path, out: &Path) -> Result<Exported, Error> {
-    let Chosen { run, config, checkpoint, rejected } = choose(source)?;
+pub fn export_checkpoint(source: &Path, out: &Path, hub: &Hub) -> Result<Exported, Error> {
+    let Chosen { run, mut config, checkpoint, rejected } = choose(source)?;
+    hub.resolve(&mut config)?;
     let model = ModelDir::open(checkpoint.path())?;
     export_model(&config, model.config(), &run.join("tokenizer"), &trained(&model)?, out)?;
     Ok(Exported { checkpoint: checkpoint.path().to_path_buf(), step: checkpoint.step(), rejected })
@@ -135,8 +137,10 @@ pub fn export_model(
         (None, _) => None,
         (Some(language), Some(LanguageConfig { weights, .. })) => {
             let dir = ModelDir::open(weights)?;
-            let image_token = image_token(&dir, tokenizer, language.vocab_size())?;
-            let own = dir.part(Part::Language)?.config.get("eos_token_id").cloned();
+            let inherited = dir.config().get("image_token_index").and_then(Value::as_i64);
+            let text_config = dir.part(Part::Language)?.config;
+            let image_token = image_token_index(tokenizer, text_config, inherited, language.vocab_size())?;
+            let own = text_config.get("eos_token_id").cloned();
             let trained = model_json["text_config"].get("eos_token_id").cloned();
             Some((dir, image_token, trained.filter(|trained| own.as_ref() != Some(trained))))
         }
@@ -179,14 +183,4 @@ fn trained(model: &ModelDir) -> Result<Vec<(String, Tensor)>, Error> {
         Err(message) => Err(Error::file(model.path(), format!("{name}: {message}"))),
     };
     weights.entries().into_iter().map(read).collect()
-}
-
-/// The id whose places `transformers` fills with the queries: that of the BLIP-2 model which the language model comes from, else the one that
-/// `Blip2Processor` gives to `<image>`, which is the tokenizer's own or the first behind its last token. `None` where the model's vocabulary
-/// has no row for it.
-fn image_token(language: &ModelDir, tokenizer: &Path, vocabulary: i64) -> Result<Option<i64>, Error> {
-    let tokenizer = TextEncoder::from_file(tokenizer.join("tokenizer.json"), usize::MAX, false)?;
-    let id = language.config().get("image_token_index").and_then(Value::as_i64);
-    let id = id.or_else(|| tokenizer.token_id("<image>").map(i64::from)).unwrap_or(tokenizer.vocab_size() as i64);
-    Ok((0..vocabulary).contains(&id).then_some(id))
 }

@@ -17,6 +17,7 @@ pub mod evaluation;
 pub mod export;
 pub mod features;
 pub mod framed;
+pub mod hub;
 pub mod language;
 pub mod meter;
 pub mod model_files;

@@ -193,13 +193,17 @@ impl RunFolder {
         self.path.join("tokenizer")
     }
 
-    /// Keeps a copy of the tokenizer's files of a model directory.
+    /// Keeps a copy of the tokenizer's files of a model directory, with a `tokenizer.json` in any case.
     ///
     /// # Errors
     /// A file cannot be read or written.
     pub fn keep_tokenizer(&self, from: &Path) -> Result<(), RunFolderError> {
         let to = self.tokenizer();
         fs::create_dir_all(&to).map_err(io_error(&to))?;
+        let converted = blip2_data::converted_tokenizer(from).map_err(io::Error::other).map_err(io_error(from))?;
+        if let Some(json) = converted.filter(|_| !to.join("tokenizer.json").exists()) {
+            atomic_file::write(&to.join("tokenizer.json"), &json).map_err(io_error(&to))?;
+        }
         for name in blip2_weights::TOKENIZER_FILES {
             let source = from.join(name);
             if source.exists() && !to.join(name).exists() {

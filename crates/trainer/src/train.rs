@@ -7,6 +7,7 @@ use blip2_torchx::device;
 use crate::config::{Config, DeviceChoice};
 use crate::error::Error;
 use crate::features::MemoryCaches;
+use crate::hub::Hub;
 use crate::run::Run;
 use crate::run_folder::RunFolder;
 use crate::signals::StopSignal;
@@ -33,6 +34,8 @@ pub struct TrainRequest {
     pub resume: Resume,
     /// Check everything and run one batch through, but write nothing.
     pub dry_run: bool,
+    /// Where models come from that are named by a hub id.
+    pub hub: Hub,
     /// Makes the display of a stage's progress.
     pub output: fn() -> Output,
     /// Takes lines that are no progress.
@@ -60,7 +63,7 @@ pub enum Finished {
 /// # Errors
 /// Every mistake of every file at once; then whatever stops a stage.
 pub fn run(request: &TrainRequest) -> Result<Finished, Error> {
-    let configs = Config::load_all(&request.configs, &request.sets)?;
+    let mut configs = Config::load_all(&request.configs, &request.sets)?;
     if matches!(request.resume, Resume::Path(_)) && configs.len() > 1 {
         return Err(Error::Mismatch(
             "--resume PATH: expected a single --config, since a checkpoint belongs to one stage".into(),
@@ -68,12 +71,14 @@ pub fn run(request: &TrainRequest) -> Result<Finished, Error> {
     }
     let mut caches = MemoryCaches::default();
     let stop = StopSignal::listen().map_err(|e| Error::file("signals", e))?;
-    for config in &configs {
+    for config in &mut configs {
         let folder = config.run_folder();
+        request.hub.keep_commits(config);
         if request.resume == Resume::Auto && RunFolder::is_finished(config)? {
             (request.say)(&format!("{}: finished already, {} steps", folder.display(), config.schedule.steps));
             continue;
         }
+        request.hub.resolve(config)?;
         if request.dry_run {
             if config.model.qformer.init.exists() {
                 (request.say)(&Run::try_one_batch(config, select_device(config)?)?);

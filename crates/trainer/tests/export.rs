@@ -9,6 +9,7 @@ use blip2_trainer::captioner::{CaptionOptions, Captioner, Decoding};
 use blip2_trainer::checkpoint::{CheckpointError, CheckpointStore, Metric};
 use blip2_trainer::config::{BestMetric, Precision, Stage};
 use blip2_trainer::export::export_checkpoint;
+use blip2_trainer::hub::Hub;
 use blip2_trainer::replay::{ReplayOptions, replay};
 use blip2_weights::{ModelDir, Part, save_safetensors};
 use serde_json::{Value, json};
@@ -84,7 +85,7 @@ fn read_json(path: PathBuf) -> Value {
 fn stage_2_captions_as_the_model_it_came_from() {
     let run = RunOf::new("stage2_llama", 2, "");
     run.checkpoint(10, None, 0.0);
-    let exported = export_checkpoint(&run.path(), &run.out()).unwrap();
+    let exported = export_checkpoint(&run.path(), &run.out(), &Hub::local()).unwrap();
     assert_eq!((exported.step, exported.rejected.len()), (10, 0));
 
     let config = read_json(run.out().join("config.json"));
@@ -114,7 +115,7 @@ fn stage_2_captions_as_the_model_it_came_from() {
 fn stage_1_replays_as_the_model_it_came_from() {
     let run = RunOf::new("stage1", 1, "");
     run.checkpoint(10, None, 0.0);
-    export_checkpoint(&run.path(), &run.out()).unwrap();
+    export_checkpoint(&run.path(), &run.out(), &Hub::local()).unwrap();
     let losses = |model: PathBuf| {
         replay(&ReplayOptions {
             model,
@@ -136,13 +137,13 @@ fn the_newest_checkpoint_is_taken_and_the_best_where_one_is_asked_for() {
         run.checkpoint(10, Some(1.0), 0.0);
         run.checkpoint(20, Some(0.5), 0.01);
         run.checkpoint(30, Some(0.7), 0.02);
-        let step = export_checkpoint(&run.path(), &run.out()).unwrap().step;
+        let step = export_checkpoint(&run.path(), &run.out(), &Hub::local()).unwrap().step;
         (run, step)
     };
     assert_eq!(newest("").1, 30);
     let (run, step) = newest("checkpoint: {best: val_loss}\n");
     assert_eq!(step, 20);
-    assert_eq!(export_checkpoint(&run.step(10), &run.out()).unwrap().step, 10);
+    assert_eq!(export_checkpoint(&run.step(10), &run.out(), &Hub::local()).unwrap().step, 10);
     let exported = ModelDir::open(&run.out()).unwrap();
     let golden = ModelDir::open(&golden("stage2_llama")).unwrap();
     assert!(exported.weights().read("query_tokens").unwrap().equal(&golden.weights().read("query_tokens").unwrap()));
@@ -157,10 +158,10 @@ fn a_damaged_checkpoint_is_passed_over_and_told() {
     let mut bytes = fs::read(&file).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(&file, bytes).unwrap();
-    let exported = export_checkpoint(&run.path(), &run.out()).unwrap();
+    let exported = export_checkpoint(&run.path(), &run.out(), &Hub::local()).unwrap();
     assert_eq!((exported.step, exported.rejected.len()), (10, 1));
     assert_eq!(exported.rejected[0].path, run.step(20).canonicalize().unwrap());
-    let error = export_checkpoint(&run.step(20), &run.out()).unwrap_err();
+    let error = export_checkpoint(&run.step(20), &run.out(), &Hub::local()).unwrap_err();
     assert!(matches!(error, Error::Checkpoint(CheckpointError::Damaged { .. })), "{error}");
 }
 
@@ -170,7 +171,7 @@ fn a_checkpoint_that_is_being_written_is_left_alone() {
     run.checkpoint(10, None, 0.0);
     let writing = run.path().join("checkpoints/.writing-step_00000020");
     fs::create_dir(&writing).unwrap();
-    assert_eq!(export_checkpoint(&run.path(), &run.out()).unwrap().step, 10);
+    assert_eq!(export_checkpoint(&run.path(), &run.out(), &Hub::local()).unwrap().step, 10);
     assert!(writing.exists());
 }
 
@@ -178,6 +179,6 @@ fn a_checkpoint_that_is_being_written_is_left_alone() {
 fn a_run_without_a_checkpoint_is_told() {
     let run = RunOf::new("stage2_llama", 2, "");
     fs::create_dir(run.path().join("checkpoints")).unwrap();
-    let message = export_checkpoint(&run.path(), &run.out()).unwrap_err().to_string();
+    let message = export_checkpoint(&run.path(), &run.out(), &Hub::local()).unwrap_err().to_string();
     assert!(message.ends_with("this run has no checkpoint yet"), "{message}");
 }

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use blip2_model::vision::VisionConfig;
 use blip2_torchx::params::TensorSource;
+use blip2_trainer::config::AutoOr;
 use blip2_trainer::model_files::{ModelFiles, load_image_encoder};
+use blip2_trainer::preprocessing::Preprocessing;
 use blip2_weights::{ModelDir, Part, SafetensorsFile};
 use tch::{Device, Kind, Tensor};
 
@@ -22,7 +24,8 @@ fn the_vit_computes_the_features_that_lavis_computed() {
     let dir = ModelDir::open(&fixture("lavis_vit.pth")).unwrap();
     let config = VisionConfig::from_json(dir.part(Part::Vision).unwrap().config).unwrap();
     let depth = config.depth(None).unwrap();
-    let encoder = load_image_encoder(&dir, &config, depth, Device::Cpu, Kind::Float).unwrap();
+    let preprocessing = Preprocessing::of(dir.path(), &config, &AutoOr::Auto).unwrap();
+    let encoder = load_image_encoder(&dir, &config, depth, preprocessing, Device::Cpu, Kind::Float).unwrap();
     let expected = SafetensorsFile::open(&fixture("lavis_vit_expected.safetensors")).unwrap();
     let features = encoder.features_of_normalised(&expected.read("pixels").unwrap());
     let error = relative(&features, &expected.read("features").unwrap());

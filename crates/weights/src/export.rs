@@ -14,6 +14,7 @@ use crate::export_config::{
     ImagePreprocessing, PRODUCER_KEY, copy_present, dtype_name, generation_config, model_config, preprocessor_config,
     unsigned_in, write_json,
 };
+use crate::export_tokenizer::write_tokenizer;
 use crate::json_file::read_object;
 use crate::names::{Stage, check_trained, pretraining_head};
 use crate::plans::{language_unused, tied_head, vision_unused};
@@ -120,8 +121,10 @@ impl Export<'_> {
         write_directory(out, |directory| {
             write_json(&directory.join("config.json"), &config)?;
             write_json(&directory.join("preprocessor_config.json"), &preprocessor_config(&self.image))?;
+            let mut image_token = None;
             if let ExportTask::Stage2 { language: model, text_config, image_token_index, eos_token_id, .. } = &self.task
             {
+                image_token = *image_token_index;
                 let name = "generation_config.json";
                 copy_present(model.path(), directory, &[name])?;
                 if !directory.join(name).exists() {
@@ -132,14 +135,15 @@ impl Export<'_> {
                     generation["eos_token_id"] = (*end).clone();
                     write_json(&directory.join(name), &generation)?;
                 }
-                if image_token_index.is_some() {
-                    let processor =
-                        json!({"processor_class": "Blip2Processor", "num_query_tokens": self.num_query_tokens});
-                    write_json(&directory.join("processor_config.json"), &processor)?;
-                }
             }
-            if let Some(tokenizer) = self.tokenizer {
-                copy_present(tokenizer, directory, &TOKENIZER_FILES)?;
+            let image_token_is_named = match self.tokenizer {
+                Some(tokenizer) => write_tokenizer(tokenizer, directory, image_token)?,
+                None => image_token.is_some(),
+            };
+            if image_token_is_named {
+                let queries = self.num_query_tokens;
+                let processor = json!({"processor_class": "Blip2Processor", "num_query_tokens": queries});
+                write_json(&directory.join("processor_config.json"), &processor)?;
             }
             write_weights(&all, self.max_shard_bytes, directory)?;
             let heads: Vec<String> = trained.keys().filter(|name| pretraining_head(name)).cloned().collect();

@@ -9,7 +9,7 @@ use tch::Kind;
 use crate::directory::Part;
 use crate::error::WeightsError;
 use crate::export::{Export, ExportTask};
-use crate::json_file::{describe, read_error};
+use crate::json_file::{describe, read_error, read_object};
 use crate::staging::write_file;
 
 /// The `config.json` key by which an export knows its own kind, so as never to overwrite anything else.
@@ -70,9 +70,13 @@ pub(crate) fn model_config(export: &Export) -> Result<Value, WeightsError> {
             set("image_token_index", Value::Null);
             set("qformer_decoder_start_token_id", json!(decoder_start_token_id));
         }
-        ExportTask::Stage2 { text_config, before_queries, image_token_index, .. } => {
+        ExportTask::Stage2 { language, text_config, before_queries, image_token_index, eos_token_id } => {
             set("architectures", json!(["Blip2ForConditionalGeneration"]));
-            set("text_config", (*text_config).clone());
+            let mut text_config = (*text_config).clone();
+            if eos_token_id.is_none() {
+                end_where_we_end(&mut text_config, language.path())?;
+            }
+            set("text_config", text_config);
             set("image_token_index", json!(image_token_index));
             if let Some(before) = before_queries {
                 set("before_queries", json!(before));
@@ -108,6 +112,33 @@ pub(crate) fn preprocessor_config(image: &ImagePreprocessing) -> Value {
         "image_mean": image.mean,
         "image_std": image.std,
     })
+}
+
+/// `transformers` ends a caption by `text_config.eos_token_id` alone, we by `generation_config.json`'s: its ids are added there.
+fn end_where_we_end(text_config: &mut Value, language: &Path) -> Result<(), WeightsError> {
+    let path = language.join("generation_config.json");
+    if !path.exists() {
+        return Ok(());
+    }
+    let ids = |value: &Value| match value {
+        Value::Array(ids) => ids.clone(),
+        Value::Null => Vec::new(),
+        one => vec![one.clone()],
+    };
+    let (mut ends, also) = (ids(&text_config["eos_token_id"]), ids(&read_object(&path)?["eos_token_id"]));
+    ends.extend(also);
+    let mut once: Vec<Value> = Vec::new();
+    ends.into_iter().for_each(|id| {
+        if !once.contains(&id) {
+            once.push(id)
+        }
+    });
+    match once.as_slice() {
+        [] => {}
+        [one] => text_config["eos_token_id"] = one.clone(),
+        _ => text_config["eos_token_id"] = Value::Array(once),
+    }
+    Ok(())
 }
 
 /// `generation_config.json` for a language model whose directory has none.

@@ -7,6 +7,7 @@ use blip2_trainer::config::Config;
 use blip2_trainer::evaluate::{EvaluationTask, Report, evaluate_run};
 use clap::{Args, ValueEnum};
 
+use crate::hub;
 use crate::output::{print, print_json, say};
 
 const EXAMPLES: &str = "\
@@ -41,7 +42,8 @@ enum TaskArgument {
 
 impl EvaluateArguments {
     pub(crate) fn run(self) -> Result<()> {
-        let config = Config::load(&self.config, &[])?;
+        let mut config = Config::load(&self.config, &[])?;
+        hub::from_environment()?.resolve(&mut config)?;
         let task = match self.task {
             TaskArgument::Retrieval => EvaluationTask::Retrieval,
             TaskArgument::Caption => EvaluationTask::Captions,

@@ -6,6 +6,7 @@ use anyhow::Result;
 use blip2_trainer::export::{export_checkpoint, export_lavis};
 use clap::{Args, ValueEnum};
 
+use crate::hub;
 use crate::output::{print, say};
 
 const EXAMPLES: &str = "\
@@ -43,7 +44,7 @@ enum Format {
 impl ExportArguments {
     pub(crate) fn run(self) -> Result<()> {
         let exported = match self.format {
-            Format::Hf => export_checkpoint(&self.checkpoint, &self.out)?,
+            Format::Hf => export_checkpoint(&self.checkpoint, &self.out, &hub::from_environment()?)?,
             Format::Lavis => export_lavis(&self.checkpoint, &self.out)?,
         };
         for rejected in &exported.rejected {

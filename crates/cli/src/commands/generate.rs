@@ -8,6 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::arguments::{DeviceArgument, EarlyStopping, Precision, finite, positive, probability};
+use crate::hub;
 use crate::output::{UsageError, print, print_json};
 
 const EXAMPLES: &str = "\
@@ -23,7 +24,7 @@ The likeliest token is taken at each step unless --num-beams asks for beam searc
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct GenerateArguments {
-    /// Hugging Face directory of a stage-2 model
+    /// Hugging Face directory of a stage-2 model, or its hub id as hf://ORG/NAME
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Images: JPEG, PNG or WebP
@@ -83,7 +84,8 @@ impl GenerateArguments {
             ))
             .into());
         }
-        let captioner = Captioner::open(&self.model, self.device.select()?, self.precision.map(Into::into))?;
+        let model = hub::from_environment()?.folder(&self.model)?;
+        let captioner = Captioner::open(&model, self.device.select()?, self.precision.map(Into::into))?;
         for batch in captioner.caption(&self.images, &self.prompts, &options)? {
             for caption in batch? {
                 self.print(&caption)?;

@@ -8,6 +8,7 @@ use blip2_trainer::replay::{ReplayOptions, replay};
 use clap::{Args, ValueEnum};
 
 use crate::arguments::{DeviceArgument, Precision};
+use crate::hub;
 use crate::launch;
 use crate::output::print;
 
@@ -25,7 +26,7 @@ trained parameter. {rank} in both paths is replaced by the rank.";
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ReplayArguments {
-    /// Hugging Face directory of the whole model
+    /// Hugging Face directory of the whole model, or its hub id as hf://ORG/NAME
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Which stage's step
@@ -59,7 +60,7 @@ impl ReplayArguments {
         launch::require_single_process("replay")?;
         let rank = launch::rank()?;
         let losses = replay(&ReplayOptions {
-            model: self.model,
+            model: hub::from_environment()?.folder(&self.model)?,
             stage: match self.task {
                 Stage::One => config::Stage::One,
                 Stage::Two => config::Stage::Two,

@@ -9,6 +9,7 @@ use blip2_trainer::telemetry::Output;
 use blip2_trainer::train::{self, Finished, Resume, TrainRequest};
 use clap::Args;
 
+use crate::hub;
 use crate::launch;
 use crate::output::{UsageError, print, say};
 
@@ -58,6 +59,7 @@ impl TrainArguments {
             sets: self.sets,
             resume: self.resume,
             dry_run: self.dry_run,
+            hub: hub::from_environment()?,
             output: progress,
             say,
             git_commit: option_env!("BLIP2_GIT_COMMIT").map(str::to_owned),

@@ -7,9 +7,14 @@ mod decoders;
 mod encoder_decoder;
 mod help;
 mod hostile;
+mod hub;
 mod lavis;
+#[path = "../../../trainer/tests/hub/model.rs"]
+mod model;
 mod models;
 mod resume;
+#[path = "../../../trainer/tests/hub/server.rs"]
+mod server;
 mod shards;
 mod tiny_run;
 mod training;

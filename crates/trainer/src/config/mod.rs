@@ -10,6 +10,7 @@ mod load;
 mod node;
 mod overrides;
 mod reader;
+mod source;
 #[cfg(test)]
 mod tests;
 mod types;

@@ -284,7 +284,7 @@ proptest! {
         config.data.image.augment = Augment::None;
         config.data.feature_cache = [FeatureCache::Off, FeatureCache::Memory, FeatureCache::Directory("cache dir".into())][cache].clone();
         config.model.language = Some(LanguageConfig {
-            weights: fixture.path("llm"), dtype: Precision::Fp32, dropout: LanguageDropout::Parity, gelu: Gelu::Exact, prompt, prefix: Prefix::Split,
+            weights: fixture.path("llm").into(), dtype: Precision::Fp32, dropout: LanguageDropout::Parity, gelu: Gelu::Exact, prompt, prefix: Prefix::Split,
             before_queries: ids.map_or(AutoOr::Auto, |ids| AutoOr::Given(TokenIds(ids))),
         });
         let path = fixture.path("written.yaml");

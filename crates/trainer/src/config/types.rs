@@ -11,6 +11,7 @@ pub use super::leaves::{
 };
 use super::node::Node;
 use super::reader::Reader;
+pub use super::source::WeightsSource;
 use super::value::{ConfigValue, at_least, below_one, not_negative, positive, rule, section, share};
 
 section! {
@@ -100,8 +101,8 @@ section! {
 section! {
     /// The frozen image encoder.
     pub struct VisionConfig {
-        /// Hugging Face directory of the tower alone or of a whole BLIP-2 model, or LAVIS' `eva_vit_g.pth`.
-        pub weights: PathBuf,
+        /// Hugging Face directory of the tower alone or of a whole BLIP-2 model, or LAVIS' `eva_vit_g.pth`, or a hub id.
+        pub weights: WeightsSource,
         /// The hidden state that serves as image features: 0 is the embeddings, -1 the last layer's; auto: -1 for BLIP-2's ViT, else -2.
         pub layer: AutoOr<i64> = AutoOr::Auto,
         /// Storage of the frozen weights.
@@ -112,8 +113,8 @@ section! {
 section! {
     /// The trained bridge.
     pub struct QFormerConfig {
-        /// A BERT directory, a checkpoint, a run, an export, or a `.pth` of LAVIS.
-        pub init: PathBuf,
+        /// A BERT directory or hub id, a checkpoint, a run, an export, or a `.pth` of LAVIS.
+        pub init: WeightsSource,
         /// Folder of stage 1's tokenizer files; left out: that of `init`.
         pub tokenizer: Option<PathBuf>,
         /// Number of learned queries.
@@ -128,8 +129,8 @@ section! {
 section! {
     /// The frozen language model.
     pub struct LanguageConfig {
-        /// Hugging Face directory of the language model alone or of a whole BLIP-2 model.
-        pub weights: PathBuf,
+        /// Hugging Face directory of the language model alone or of a whole BLIP-2 model, or its hub id.
+        pub weights: WeightsSource,
         /// Storage of the frozen weights.
         pub dtype: Precision = Precision::Bf16,
         /// Dropout inside the frozen model while training; parity: the rates of its own `config.json`.
@@ -286,6 +287,20 @@ section! {
 }
 
 impl Config {
+    /// Every key that takes a directory of weights.
+    pub fn weights_sources(&self) -> impl Iterator<Item = &WeightsSource> {
+        let ModelConfig { vision, qformer, language } = &self.model;
+        [&vision.weights, &qformer.init].into_iter().chain(language.as_ref().map(|language| &language.weights))
+    }
+
+    /// The same, to be located.
+    pub(crate) fn weights_sources_mut(&mut self) -> impl Iterator<Item = &mut WeightsSource> {
+        let ModelConfig { vision, qformer, language } = &mut self.model;
+        [&mut vision.weights, &mut qformer.init]
+            .into_iter()
+            .chain(language.as_mut().map(|language| &mut language.weights))
+    }
+
     /// The run's folder.
     pub fn run_folder(&self) -> PathBuf {
         self.run.dir.join(&self.run.name)

@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use blip2_data::DataError;
 
 use super::reader::Reader;
-use super::types::{Augment, Config, DeviceChoice, FeatureCache, Precision, Stage};
+use super::types::{Augment, Config, DeviceChoice, FeatureCache, Precision, Stage, WeightsSource};
 
 const RELATIVE: &str = "relative paths start at the current directory";
 /// Keys that may name a `.pth` of LAVIS instead of a folder.
@@ -154,15 +154,19 @@ pub(super) fn check_files(config: &Config, promised: &[PathBuf], reader: &mut Re
         let (expected, got) = (format!("a folder with {}", marks.join(" or ")), format!("{}, {got}", path.display()));
         reader.at(key, |r| r.unexpected(expected, got, Some(hint.into())));
     };
-    folder("model.vision.weights", &config.model.vision.weights, &["config.json"]);
-    if let Some(language) = &config.model.language {
+    // What is on a hub is located once everything else is in order.
+    let here = |source: &WeightsSource| source.hub_id().is_none();
+    if here(&config.model.vision.weights) {
+        folder("model.vision.weights", &config.model.vision.weights, &["config.json"]);
+    }
+    if let Some(language) = config.model.language.as_ref().filter(|language| here(&language.weights)) {
         folder("model.language.weights", &language.weights, &["config.json"]);
     }
     if let Some(tokenizer) = &config.model.qformer.tokenizer {
         folder("model.qformer.tokenizer", tokenizer, &["tokenizer.json", "vocab.txt"]);
     }
     let init = &config.model.qformer.init;
-    if !promised.iter().any(|run| without_dots(init).starts_with(run)) {
+    if here(init) && !promised.iter().any(|run| without_dots(init).starts_with(run)) {
         folder("model.qformer.init", init, &["config.json", "checkpoints", "MANIFEST.json"]);
     }
 }

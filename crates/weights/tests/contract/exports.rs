@@ -13,12 +13,12 @@ use tch::{Device, Kind, Tensor};
 
 use crate::fixtures::{golden, identical, line, names, numbered, write_model};
 
-fn trained(model: &ModelDir) -> Vec<(String, Tensor)> {
+pub fn trained(model: &ModelDir) -> Vec<(String, Tensor)> {
     let part = model.part(Part::QFormer).unwrap().weights;
     names(&part).into_iter().map(|name| (name.clone(), part.read(&name).unwrap())).collect()
 }
 
-fn export<'a>(task: ExportTask<'a>, trained: &'a [(String, Tensor)], vision: &'a ModelDir) -> Export<'a> {
+pub fn export<'a>(task: ExportTask<'a>, trained: &'a [(String, Tensor)], vision: &'a ModelDir) -> Export<'a> {
     let qformer_config = json!({
         "vocab_size": 300, "hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96,
         "max_position_embeddings": 64, "cross_attention_frequency": 2, "encoder_hidden_size": 40,
@@ -46,7 +46,7 @@ fn stage1_task() -> ExportTask<'static> {
     ExportTask::Stage1 { image_text_hidden_size: 24, decoder_start_token_id: 299 }
 }
 
-fn stage2_task(language: &ModelDir) -> ExportTask<'_> {
+pub fn stage2_task(language: &ModelDir) -> ExportTask<'_> {
     let text_config = language.part(Part::Language).unwrap().config;
     ExportTask::Stage2 {
         language,
@@ -57,7 +57,7 @@ fn stage2_task(language: &ModelDir) -> ExportTask<'_> {
     }
 }
 
-fn read_json(path: PathBuf) -> Value {
+pub fn read_json(path: PathBuf) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 

@@ -1,6 +1,7 @@
 //! The crate's contract: files in, files out, and every way in which a file can be wrong.
 
 mod directories;
+mod exported_tokenizers;
 mod exports;
 mod fixtures;
 mod hostile_files;

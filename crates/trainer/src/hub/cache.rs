@@ -1,0 +1,111 @@
+//! The folder in which Hugging Face's tools keep what they downloaded, shared with them.
+//!
+//! ```text
+//! hub/models--org--name/
+//!   blobs/<digest>                    a file's content; <digest>.incomplete while it arrives
+//!   snapshots/<commit>/config.json    a link to its blob
+//!   refs/main                         the commit that the branch stood at
+//! ```
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::id::{HubId, is_commit};
+
+/// Weights of one kind: one file, or the index of several.
+pub(super) const WEIGHTS: [(&str, &str); 2] =
+    [("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json")];
+
+/// One model's folder.
+pub(super) struct RepoCache {
+    folder: PathBuf,
+    locks: PathBuf,
+}
+
+impl RepoCache {
+    /// The folder of a model below the cache's.
+    pub fn of(cache: &Path, id: &HubId) -> RepoCache {
+        let name = format!("models--{}", id.repo.replace('/', "--"));
+        RepoCache { locks: cache.join(".locks").join(&name), folder: cache.join(name) }
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub fn snapshot(&self, commit: &str) -> PathBuf {
+        self.folder.join("snapshots").join(commit)
+    }
+
+    #[cfg(feature = "hub")]
+    pub fn blob(&self, digest: &str) -> PathBuf {
+        self.folder.join("blobs").join(digest)
+    }
+
+    /// The file that a process holds locked while it fetches a blob.
+    #[cfg(feature = "hub")]
+    pub fn lock(&self, digest: &str) -> PathBuf {
+        self.locks.join(format!("{digest}.lock"))
+    }
+
+    #[cfg(feature = "hub")]
+    pub fn make_folders(&self, commit: &str) -> io::Result<()> {
+        let folders = [self.folder.join("blobs"), self.snapshot(commit), self.locks.clone()];
+        folders.iter().try_for_each(fs::create_dir_all)
+    }
+
+    /// The commit that a branch or tag stood at when it was last asked for.
+    pub fn commit_of(&self, revision: &str) -> Option<String> {
+        let text = fs::read_to_string(self.folder.join("refs").join(revision)).ok()?;
+        Some(text.trim().to_string()).filter(|commit| is_commit(commit))
+    }
+
+    /// Writes down where a branch or tag stands.
+    #[cfg(feature = "hub")]
+    pub fn remember(&self, revision: &str, commit: &str) -> io::Result<()> {
+        let path = self.folder.join("refs").join(revision);
+        fs::create_dir_all(path.parent().unwrap_or(&self.folder))?;
+        // One writer at a time, whatever the branch: the new file has one name until it takes the old one's place.
+        let lock = fs::File::create(self.locks.join("refs.lock"))?;
+        lock.lock()?;
+        crate::atomic_file::write(&path, commit.as_bytes())
+    }
+
+    /// Puts a blob into a snapshot under its name.
+    #[cfg(feature = "hub")]
+    pub fn link(&self, commit: &str, name: &str, digest: &str) -> io::Result<()> {
+        let link = self.snapshot(commit).join(name);
+        match std::os::unix::fs::symlink(Path::new("../../blobs").join(digest), &link) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        }
+    }
+
+    /// The snapshot of a commit where it has a configuration and weights with all their shards.
+    pub fn complete_snapshot(&self, commit: &str) -> Option<PathBuf> {
+        let snapshot = self.snapshot(commit);
+        let has = |name: &str| snapshot.join(name).is_file();
+        let weights = WEIGHTS.iter().any(|(single, index)| {
+            let shards = || fs::read(snapshot.join(index)).ok().and_then(|bytes| shards_of(&bytes).ok());
+            has(single) || shards().is_some_and(|shards| shards.iter().all(|shard| has(shard)))
+        });
+        (weights && has("config.json")).then_some(snapshot)
+    }
+}
+
+/// The files that an index of shards names.
+pub(super) fn shards_of(index: &[u8]) -> Result<Vec<String>, String> {
+    let json: serde_json::Value = serde_json::from_slice(index).map_err(|error| format!("invalid JSON: {error}"))?;
+    let places = json["weight_map"].as_object().ok_or("weight_map: expected an object")?;
+    let mut shards = Vec::new();
+    for place in places.values() {
+        let name = place.as_str().filter(|name| !name.contains(['/', '\\']) && !name.starts_with('.'));
+        shards.push(
+            name.ok_or_else(|| format!("weight_map: expected names of files beside it, got {place}"))?.to_string(),
+        );
+    }
+    shards.sort();
+    shards.dedup();
+    if shards.is_empty() { Err("weight_map: expected shards, got none".into()) } else { Ok(shards) }
+}

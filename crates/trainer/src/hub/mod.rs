@@ -1,0 +1,167 @@
+//! Models that a configuration names by their place on a hub, as `hf://facebook/opt-2.7b`.
+//!
+//! They are fetched into the cache that Hugging Face's own tools use, and what those tools have there is taken. A run keeps the commit
+//! beside the id (`hf://facebook/opt-2.7b#<commit>` in its `config.yaml`) and goes on from that commit, wherever the branch stands by then.
+
+mod cache;
+mod error;
+#[cfg(feature = "hub")]
+mod fetch;
+#[cfg(feature = "hub")]
+mod http;
+mod id;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use cache::RepoCache;
+pub use error::HubError;
+pub use id::{HubId, SCHEME};
+
+use crate::config::{Config, WeightsSource};
+
+/// Where models come from and where they are kept.
+#[derive(Clone)]
+pub struct HubSettings {
+    /// The cache's folder (`$HF_HOME/hub`).
+    pub cache: PathBuf,
+    /// The hub's address (`HF_ENDPOINT`), without a slash at its end.
+    pub endpoint: String,
+    /// Who asks (`HF_TOKEN`).
+    pub token: Option<String>,
+    /// Whether nothing may be fetched (`HF_HUB_OFFLINE`).
+    pub offline: bool,
+    /// Pause before the first repetition of a failed request; each further one doubles it.
+    pub retry_pause: Duration,
+}
+
+/// How far a download is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HubEvent {
+    /// So much is to come.
+    Begins {
+        /// The model, at its commit.
+        id: HubId,
+        /// Files that are not in the cache yet.
+        files: usize,
+        /// Their bytes, without what an interrupted download left.
+        bytes: u64,
+        /// The model's folder in the cache.
+        folder: PathBuf,
+    },
+    /// So many of these bytes have come.
+    Progress {
+        /// Bytes so far.
+        done: u64,
+        /// All bytes that are to come.
+        bytes: u64,
+    },
+    /// Everything is there.
+    Ends,
+}
+
+/// A hub with its cache.
+pub struct Hub {
+    settings: HubSettings,
+    report: Box<dyn Fn(HubEvent) + Send + Sync>,
+    /// The commit at which each id was used first, so that all of one command use the same.
+    commits: Mutex<BTreeMap<HubId, String>>,
+}
+
+impl fmt::Debug for HubSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Without the token: debug output ends in logs.
+        write!(f, "HubSettings({}, {}, offline: {})", self.endpoint, self.cache.display(), self.offline)
+    }
+}
+
+impl Hub {
+    /// `report` is told of every download.
+    pub fn new(settings: HubSettings, report: Box<dyn Fn(HubEvent) + Send + Sync>) -> Hub {
+        Hub { settings, report, commits: Mutex::default() }
+    }
+
+    /// No hub: everything must lie on this machine under a path of its own.
+    pub fn local() -> Hub {
+        let settings = HubSettings {
+            cache: PathBuf::new(),
+            endpoint: String::new(),
+            token: None,
+            offline: true,
+            retry_pause: Duration::ZERO,
+        };
+        Hub::new(settings, Box::new(|_| {}))
+    }
+
+    /// The folder behind a path or an `hf://` id given on the command line.
+    ///
+    /// # Errors
+    /// No such model, no permission, no network, no space; whatever [`HubError`] lists.
+    pub fn folder(&self, path: &Path) -> Result<PathBuf, HubError> {
+        match path.to_str().filter(|text| text.starts_with(SCHEME)) {
+            None => Ok(path.to_path_buf()),
+            Some(text) => Ok(self.locate(&text.parse().map_err(HubError::Id)?)?.1),
+        }
+    }
+
+    /// Gives the hub ids of `config` the commits that its run has begun with, else those that this command has used already.
+    ///
+    /// A run whose `config.yaml` cannot be read has no commits; opening it will say what is wrong.
+    pub fn keep_commits(&self, config: &mut Config) {
+        let run = Config::load_resolved(&config.run_folder().join("config.yaml")).ok();
+        let begun: Vec<HubId> =
+            run.iter().flat_map(|run| run.weights_sources().filter_map(WeightsSource::hub_id).cloned()).collect();
+        let used = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
+        for source in config.weights_sources_mut() {
+            let Some(id) = source.hub_id().filter(|id| id.known_commit().is_none()) else { continue };
+            let begun = begun.iter().find(|begun| begun.asked() == *id).and_then(|begun| begun.commit.clone());
+            if let Some(commit) = begun.or_else(|| used.get(id).cloned()) {
+                *source = WeightsSource::on_hub(id.at(&commit));
+            }
+        }
+    }
+
+    /// Finds or fetches every model that `config` names by a hub id, and writes commit and folder into it.
+    ///
+    /// # Errors
+    /// No such model, no permission, no network, no space; whatever [`HubError`] lists.
+    pub fn resolve(&self, config: &mut Config) -> Result<(), HubError> {
+        self.keep_commits(config);
+        for source in config.weights_sources_mut() {
+            if let Some(id) = source.hub_id() {
+                let (id, folder) = self.locate(id)?;
+                *source = WeightsSource::Hub { id, folder };
+            }
+        }
+        Ok(())
+    }
+
+    /// The id at its commit, and the folder of that snapshot.
+    fn locate(&self, id: &HubId) -> Result<(HubId, PathBuf), HubError> {
+        let cache = RepoCache::of(&self.settings.cache, id);
+        let used = self.commits.lock().unwrap_or_else(PoisonError::into_inner).get(&id.asked()).cloned();
+        let known = id.known_commit().map(str::to_string).or(used);
+        let known = known.or_else(|| self.settings.offline.then(|| cache.commit_of(id.revision())).flatten());
+        let cached = known.as_deref().and_then(|commit| Some((id.at(commit), cache.complete_snapshot(commit)?)));
+        let (id, folder) = match cached {
+            Some(found) => found,
+            None if self.settings.offline => {
+                let folder = known.map_or(cache.folder().to_path_buf(), |commit| cache.snapshot(&commit));
+                return Err(HubError::Offline { id: id.to_string(), folder });
+            }
+            None => self.fetch(&known.map_or(id.clone(), |commit| id.at(&commit)), &cache)?,
+        };
+        let commit = id.known_commit().unwrap_or_default().to_string();
+        self.commits.lock().unwrap_or_else(PoisonError::into_inner).entry(id.asked()).or_insert(commit);
+        Ok((id, folder))
+    }
+
+    #[cfg(not(feature = "hub"))]
+    fn fetch(&self, id: &HubId, cache: &RepoCache) -> Result<(HubId, PathBuf), HubError> {
+        let _ = &self.report;
+        Err(HubError::NotBuilt { id: id.to_string(), folder: cache.folder().to_path_buf() })
+    }
+}

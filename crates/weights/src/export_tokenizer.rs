@@ -1,0 +1,152 @@
+//! The tokenizer's files in an export, and the token that holds the queries' places in `transformers`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::error::WeightsError;
+use crate::export::TOKENIZER_FILES;
+use crate::export_config::{copy_present, write_json};
+use crate::json_file::read_object;
+
+/// What `Blip2Processor` calls the token.
+const IMAGE_TOKEN: &str = "<image>";
+const FILE: &str = "tokenizer.json";
+const CONFIG_FILE: &str = "tokenizer_config.json";
+
+/// The id whose places `transformers` fills with the queries: `inherited` from the BLIP-2 model that the language model comes from; else
+/// `<image>`, which is the tokenizer's own or the first behind its last token; else, where the vocabulary is full, the last special token
+/// that means nothing to the model. `None` where there is none of these.
+///
+/// `tokenizer` is the folder of the tokenizer's files.
+///
+/// # Errors
+/// A `tokenizer.json` that cannot be read.
+pub fn image_token_index(
+    tokenizer: &Path,
+    text_config: &Value,
+    inherited: Option<i64>,
+    vocabulary: i64,
+) -> Result<Option<i64>, WeightsError> {
+    let tokens = Tokens::of(&read_object(&tokenizer.join(FILE))?);
+    let fits = |id: &i64| (0..vocabulary).contains(id);
+    let named = inherited.or_else(|| tokens.id(IMAGE_TOKEN)).unwrap_or(tokens.next());
+    if fits(&named) {
+        return Ok(Some(named));
+    }
+    let spoken_for = |id: &i64| {
+        let roles = ["bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "decoder_start_token_id"];
+        roles.iter().any(|&role| match &text_config[role] {
+            Value::Array(ids) => ids.iter().any(|other| other.as_i64() == Some(*id)),
+            one => one.as_i64() == Some(*id),
+        })
+    };
+    let unknown = tokens.unknown;
+    Ok(tokens.special.keys().copied().rfind(|id| fits(id) && !spoken_for(id) && Some(*id) != unknown))
+}
+
+/// Copies the tokenizer's files, adds `<image>` where it is to be the next id of a vocabulary without scores, and writes the `tokenizer_config.json` without which
+/// `AutoTokenizer` would take the tokenizer for GPT-2's. Returns whether `Blip2Processor` will find `<image>` at `image_token_index`.
+pub(crate) fn write_tokenizer(from: &Path, to: &Path, image_token_index: Option<i64>) -> Result<bool, WeightsError> {
+    copy_present(from, to, &TOKENIZER_FILES)?;
+    let path = from.join(FILE);
+    if !path.exists() {
+        return Ok(false);
+    }
+    let mut json = read_object(&path)?;
+    let tokens = Tokens::of(&json);
+    if !to.join(CONFIG_FILE).exists() {
+        write_json(&to.join(CONFIG_FILE), &tokens.config())?;
+    }
+    let Some(index) = image_token_index else { return Ok(false) };
+    if let Some(id) = tokens.id(IMAGE_TOKEN) {
+        return Ok(id == index);
+    }
+    if tokens.next() != index {
+        return Ok(false);
+    }
+    if json["model"]["vocab"].is_array() {
+        // Scores would be read and written, which may cost a bit of them; `Blip2Processor` adds the token by itself.
+        return Ok(true);
+    }
+    let token = json!({
+        "id": index, "content": IMAGE_TOKEN, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true,
+    });
+    match &mut json["added_tokens"] {
+        Value::Array(added) => added.push(token),
+        absent => *absent = json!([token]),
+    }
+    write_json(&to.join(FILE), &json)?;
+    Ok(true)
+}
+
+/// The tokens of a `tokenizer.json`.
+struct Tokens {
+    ids: BTreeMap<String, i64>,
+    special: BTreeMap<i64, String>,
+    unknown: Option<i64>,
+}
+
+impl Tokens {
+    fn of(json: &Value) -> Tokens {
+        let mut ids: BTreeMap<String, i64> = match &json["model"]["vocab"] {
+            Value::Object(vocabulary) => {
+                vocabulary.iter().filter_map(|(token, id)| Some((token.clone(), id.as_i64()?))).collect()
+            }
+            // Unigram: pairs of token and score, in the order of their ids.
+            Value::Array(pairs) => {
+                (0..).zip(pairs).filter_map(|(id, pair)| Some((pair[0].as_str()?.into(), id))).collect()
+            }
+            _ => BTreeMap::new(),
+        };
+        let mut special = BTreeMap::new();
+        for token in json["added_tokens"].as_array().into_iter().flatten() {
+            if let (Some(id), Some(content)) = (token["id"].as_i64(), token["content"].as_str()) {
+                ids.insert(content.into(), id);
+                if token["special"] == true {
+                    special.insert(id, content.to_string());
+                }
+            }
+        }
+        let unknown = match &json["model"]["unk_token"] {
+            Value::String(token) => ids.get(token).copied(),
+            _ => json["model"]["unk_id"].as_i64(),
+        };
+        Tokens { ids, special, unknown }
+    }
+
+    fn id(&self, token: &str) -> Option<i64> {
+        self.ids.get(token).copied()
+    }
+
+    /// The id that a further token gets.
+    fn next(&self) -> i64 {
+        self.ids.len() as i64
+    }
+
+    /// A class that takes `tokenizer.json` as it is, and the roles of BERT's and the usual models' special tokens. Only what the file itself
+    /// calls special gets a role: a class would cut it out of every text.
+    fn config(&self) -> Value {
+        let mut config = json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": false,
+            "model_input_names": ["input_ids", "attention_mask"],
+        });
+        let roles: [(&str, &[&str]); 7] = [
+            ("bos_token", &["<s>", "<|begin_of_text|>", "<bos>"]),
+            ("eos_token", &["</s>", "<|end_of_text|>", "<|endoftext|>", "<eos>"]),
+            ("unk_token", &["<unk>", "[UNK]"]),
+            ("pad_token", &["<pad>", "[PAD]"]),
+            ("cls_token", &["[CLS]"]),
+            ("sep_token", &["[SEP]"]),
+            ("mask_token", &["[MASK]"]),
+        ];
+        for (role, names) in roles {
+            if let Some(name) = names.iter().find(|name| self.special.values().any(|special| special == *name)) {
+                config[role] = json!(name);
+            }
+        }
+        config
+    }
+}
