@@ -140,9 +140,7 @@ pub fn export_model(
             let inherited = dir.config().get("image_token_index").and_then(Value::as_i64);
             let text_config = dir.part(Part::Language)?.config;
             let image_token = image_token_index(tokenizer, text_config, inherited, language.vocab_size())?;
-            let own = text_config.get("eos_token_id").cloned();
-            let trained = model_json["text_config"].get("eos_token_id").cloned();
-            Some((dir, image_token, trained.filter(|trained| own.as_ref() != Some(trained))))
+            Some((dir, image_token))
         }
         (Some(_), None) => {
             let message = "model.language: missing, but the checkpoint is of stage 2";
@@ -154,12 +152,11 @@ pub fn export_model(
             image_text_hidden_size: model.top.image_text_hidden_size as usize,
             decoder_start_token_id: model.decoder_start_token(),
         },
-        Some((language, image_token, end)) => ExportTask::Stage2 {
+        Some((language, image_token)) => ExportTask::Stage2 {
             language,
             text_config: &model_json["text_config"],
             before_queries: model.top.before_queries.as_deref(),
             image_token_index: *image_token,
-            eos_token_id: end.as_ref(),
         },
     };
     let export = Export {

@@ -48,7 +48,7 @@ fn framed(frame: &TextFrame) -> Vec<i64> {
         positions: vec![0],
         epoch: 0,
     };
-    frame.frame(batch).input_ids
+    frame.frame(batch, 1).host.input_ids
 }
 
 #[test]
@@ -56,11 +56,11 @@ fn opt_s_captions_begin_with_bos_and_end_with_a_line_break() {
     let (_folder, file) = tokenizer(20, true);
     let frame = TextFrame::decoder(&file, 12, "", &opt()).unwrap();
     assert_eq!(framed(&frame), [2, 11, 12, 5]);
-    assert_eq!((frame.tokens_before(), frame.untargeted_tokens()), (&[2][..], 0), "without a prompt </s> is a target");
+    assert_eq!((frame.prompt(), frame.untargeted()), (vec![2], 0), "without a prompt </s> is a target");
     assert_eq!(frame.end_tokens(), [5, 2]);
     let frame = TextFrame::decoder(&file, 12, "t7 t8", &opt()).unwrap();
     assert_eq!(framed(&frame), [2, 7, 8, 11, 12, 5]);
-    assert_eq!(frame.untargeted_tokens(), 3);
+    assert_eq!(frame.untargeted(), 3);
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn other_decoders_end_with_eos_and_have_no_bos_in_the_text() {
     let llama = config(json!({"model_type": "llama", "vocab_size": 20, "eos_token_id": [3, 4]}));
     let frame = TextFrame::decoder(&file, 12, "t7", &llama).unwrap();
     assert_eq!(framed(&frame), [7, 11, 12, 3]);
-    assert_eq!((frame.untargeted_tokens(), frame.end_tokens()), (1, &[3, 4][..]));
+    assert_eq!((frame.untargeted(), frame.end_tokens()), (1, &[3, 4][..]));
 }
 
 #[test]

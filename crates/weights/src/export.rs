@@ -12,7 +12,7 @@ use crate::directory::{ModelDir, Part};
 use crate::error::WeightsError;
 use crate::export_config::{
     ImagePreprocessing, PRODUCER_KEY, copy_present, dtype_name, generation_config, model_config, preprocessor_config,
-    unsigned_in, write_json,
+    trained_end, unsigned_in, write_json,
 };
 use crate::export_tokenizer::write_tokenizer;
 use crate::json_file::read_object;
@@ -76,14 +76,13 @@ pub enum ExportTask<'a> {
     Stage2 {
         /// Where the frozen language model comes from.
         language: &'a ModelDir,
-        /// Its configuration as it was trained with.
+        /// Its configuration as it was trained with. Where its `eos_token_id` is not the language model's own (OPT's line break), it replaces that
+        /// in `generation_config.json`, too.
         text_config: &'a Value,
         /// Token ids in front of the queries; `None` where they stand as `transformers` has them.
         before_queries: Option<&'a [i64]>,
         /// The id whose places `transformers` fills with the queries; must be below the vocabulary's size.
         image_token_index: Option<i64>,
-        /// What ends the captions that were trained on, where it is not what the language model's own files say (OPT's line break).
-        eos_token_id: Option<&'a Value>,
     },
 }
 
@@ -122,17 +121,16 @@ impl Export<'_> {
             write_json(&directory.join("config.json"), &config)?;
             write_json(&directory.join("preprocessor_config.json"), &preprocessor_config(&self.image))?;
             let mut image_token = None;
-            if let ExportTask::Stage2 { language: model, text_config, image_token_index, eos_token_id, .. } = &self.task
-            {
+            if let ExportTask::Stage2 { language: model, text_config, image_token_index, .. } = &self.task {
                 image_token = *image_token_index;
                 let name = "generation_config.json";
                 copy_present(model.path(), directory, &[name])?;
                 if !directory.join(name).exists() {
                     write_json(&directory.join(name), &generation_config(text_config))?;
                 }
-                if let Some(end) = eos_token_id {
+                if let Some(end) = trained_end(model, text_config)? {
                     let mut generation = read_object(&directory.join(name))?;
-                    generation["eos_token_id"] = (*end).clone();
+                    generation["eos_token_id"] = end.clone();
                     write_json(&directory.join(name), &generation)?;
                 }
             }

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 use tch::Kind;
 
-use crate::directory::Part;
+use crate::directory::{ModelDir, Part};
 use crate::error::WeightsError;
 use crate::export::{Export, ExportTask};
 use crate::json_file::{describe, read_error, read_object};
@@ -70,10 +70,11 @@ pub(crate) fn model_config(export: &Export) -> Result<Value, WeightsError> {
             set("image_token_index", Value::Null);
             set("qformer_decoder_start_token_id", json!(decoder_start_token_id));
         }
-        ExportTask::Stage2 { language, text_config, before_queries, image_token_index, eos_token_id } => {
+        ExportTask::Stage2 { language, text_config, before_queries, image_token_index } => {
             set("architectures", json!(["Blip2ForConditionalGeneration"]));
+            let replaced = trained_end(language, text_config)?.is_some();
             let mut text_config = (*text_config).clone();
-            if eos_token_id.is_none() {
+            if !replaced {
                 end_where_we_end(&mut text_config, language.path())?;
             }
             set("text_config", text_config);
@@ -112,6 +113,12 @@ pub(crate) fn preprocessor_config(image: &ImagePreprocessing) -> Value {
         "image_mean": image.mean,
         "image_std": image.std,
     })
+}
+
+/// What ends the captions that were trained on, where it is not what the language model's own configuration says.
+pub(crate) fn trained_end<'a>(language: &ModelDir, text_config: &'a Value) -> Result<Option<&'a Value>, WeightsError> {
+    let own = language.part(Part::Language)?.config.get("eos_token_id");
+    Ok(text_config.get("eos_token_id").filter(|trained| own != Some(trained)))
 }
 
 /// `transformers` ends a caption by `text_config.eos_token_id` alone, we by `generation_config.json`'s: its ids are added there.

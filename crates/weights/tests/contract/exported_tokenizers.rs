@@ -58,8 +58,8 @@ fn exported(tokenizer: &Path, image_token_index: Option<i64>) -> tempfile::TempD
     let model = ModelDir::open(&golden("stage2_llama")).unwrap();
     let trained = trained(&model);
     let task = match stage2_task(&model) {
-        ExportTask::Stage2 { language, before_queries, .. } => {
-            ExportTask::Stage2 { language, before_queries, image_token_index }
+        ExportTask::Stage2 { language, text_config, before_queries, .. } => {
+            ExportTask::Stage2 { language, text_config, before_queries, image_token_index }
         }
         other => other,
     };

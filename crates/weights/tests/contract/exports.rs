@@ -48,13 +48,7 @@ fn stage1_task() -> ExportTask<'static> {
 
 pub fn stage2_task(language: &ModelDir) -> ExportTask<'_> {
     let text_config = language.part(Part::Language).unwrap().config;
-    ExportTask::Stage2 {
-        language,
-        text_config,
-        before_queries: Some(&[2]),
-        image_token_index: Some(119),
-        eos_token_id: None,
-    }
+    ExportTask::Stage2 { language, text_config, before_queries: Some(&[2]), image_token_index: Some(119) }
 }
 
 pub fn read_json(path: PathBuf) -> Value {
@@ -162,9 +156,10 @@ fn towers(directory: &Path) -> (ModelDir, ModelDir) {
 fn the_end_of_what_was_trained_on_replaces_the_language_model_s_own() {
     let model = ModelDir::open(&golden("stage2_llama")).unwrap();
     let directory = tempfile::tempdir().unwrap();
-    let end = json!(7);
-    let task =
-        ExportTask::Stage2 { language: &model, before_queries: &[], image_token_index: None, eos_token_id: Some(&end) };
+    let mut text_config = model.part(Part::Language).unwrap().config.clone();
+    text_config["eos_token_id"] = json!(7);
+    let (language, text_config) = (&model, &text_config);
+    let task = ExportTask::Stage2 { language, text_config, before_queries: Some(&[]), image_token_index: None };
     let out = directory.path().join("export");
     export(task, &trained(&model), &model).write(&out).unwrap();
     assert_eq!(read_json(out.join("config.json"))["text_config"]["eos_token_id"], 7);
