@@ -3,7 +3,6 @@
 use blip2_model::Frozen;
 use blip2_model::vision::{VisionConfig, VisionTower};
 use blip2_torchx::autocast::autocast;
-use blip2_torchx::params::LoadReport;
 use blip2_torchx::pinned::to_device;
 use tch::{Device, Kind, Tensor};
 
@@ -15,34 +14,23 @@ pub struct ImageEncoder {
     identity: String,
     tower: Frozen<VisionTower>,
     preprocessing: Preprocessing,
-    report: LoadReport,
     mean: Tensor,
     std: Tensor,
 }
 
 impl ImageEncoder {
-    /// A tower that was filled as `report` says. `identity` tells one encoder's features from another's.
-    pub fn new(
-        tower: Frozen<VisionTower>,
-        preprocessing: Preprocessing,
-        report: LoadReport,
-        identity: String,
-    ) -> ImageEncoder {
+    /// `identity` tells one encoder's features from another's.
+    pub fn new(tower: Frozen<VisionTower>, preprocessing: Preprocessing, identity: String) -> ImageEncoder {
         let device = tower.params().device();
         let channels =
             |values: [f64; 3]| Tensor::from_slice(&values.map(|v| v as f32)).view([1, 3, 1, 1]).to_device(device);
         let (mean, std) = (channels(preprocessing.mean), channels(preprocessing.std));
-        ImageEncoder { mean, std, tower, preprocessing, report, identity }
+        ImageEncoder { mean, std, tower, preprocessing, identity }
     }
 
     /// What is done to a picture before the tower sees it.
     pub fn preprocessing(&self) -> &Preprocessing {
         &self.preprocessing
-    }
-
-    /// What became of the tensors in the tower's files.
-    pub fn load_report(&self) -> &LoadReport {
-        &self.report
     }
 
     /// Equal for encoders that give the same features: weights, depth and dtype.

@@ -13,6 +13,7 @@ use tch::{Device, Kind};
 use crate::config::AutoOr;
 use crate::encoder::ImageEncoder;
 use crate::error::Error;
+use crate::loading::{LoadedPart, fill};
 use crate::preprocessing::Preprocessing;
 use crate::task::stage1::Stage1Options;
 use crate::task::{Stage1Task, Stage2Task};
@@ -67,6 +68,7 @@ impl ModelFiles {
             .depth(self.config.top.vision_feature_layer.or(Some(-1)))
             .map_err(|source| Error::Model { path: self.path().into(), source })?;
         load_image_encoder(&self.dir, &self.config.vision, depth, self.preprocessing.clone(), device, kind)
+            .map(|(encoder, _)| encoder)
     }
 
     /// Stage 1 with its weights.
@@ -95,7 +97,7 @@ impl ModelFiles {
         let before = self.config.top.before_queries.clone().unwrap_or_default();
         let model = Stage2::new(&params.root(), &self.config, language_config.hidden_size(), before);
         params.load(&self.dir.part(Part::QFormer)?.weights, &LoadPlan::exact())?;
-        let language = load_language_model(&self.dir, language_config, device, kind)?;
+        let (language, _) = load_language_model(&self.dir, language_config, device, kind)?;
         Ok(Stage2Task {
             model,
             params,
@@ -129,11 +131,12 @@ pub fn load_image_encoder(
     preprocessing: Preprocessing,
     device: Device,
     kind: Kind,
-) -> Result<ImageEncoder, Error> {
+) -> Result<(ImageEncoder, LoadedPart), Error> {
     let tower = Frozen::build(device, kind, |root| config.build(&root.pp("vision_model"), depth));
-    let report = tower.params().load(&dir.part(Part::Vision)?.weights, &plans::vision_tower(depth as usize))?;
+    let (source, plan) = (dir.part(Part::Vision)?.weights, plans::vision_tower(depth as usize));
+    let loaded = fill("image encoder", tower.params(), &source, &plan)?;
     let identity = format!("{} {depth} {kind:?}", dir.path().display());
-    Ok(ImageEncoder::new(tower, preprocessing, report, identity))
+    Ok((ImageEncoder::new(tower, preprocessing, identity), loaded))
 }
 
 /// Builds and fills the language model that `config` describes.
@@ -145,9 +148,10 @@ pub fn load_language_model(
     config: &LanguageConfig,
     device: Device,
     kind: Kind,
-) -> Result<Frozen<LanguageModel>, Error> {
+) -> Result<(Frozen<LanguageModel>, LoadedPart), Error> {
     let part = dir.part(Part::Language)?;
     let model = Frozen::build(device, kind, |root| config.build(&root.pp("language_model")));
-    model.params().load(&part.weights, &plans::language_model(plans::tied_head(part.config)))?;
-    Ok(model)
+    let plan = plans::language_model(plans::tied_head(part.config));
+    let loaded = fill("language model", model.params(), &part.weights, &plan)?;
+    Ok((model, loaded))
 }

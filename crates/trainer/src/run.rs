@@ -7,7 +7,6 @@ use blip2_data::{BadSamples, Loader};
 use blip2_torchx::adamw::{AdamW, AdamWConfig};
 use blip2_torchx::grad_scaler::GradScaler;
 use blip2_torchx::{device, memory, rng};
-use blip2_weights::unused_modules;
 use tch::Device;
 
 use crate::assembly::Assembly;
@@ -109,21 +108,13 @@ impl Run {
         caches: &mut MemoryCaches,
     ) -> Result<Run, Error> {
         let existing = if request.resume == Resume::Never { Existing::Refuse } else { Existing::Continue };
-        let start = Start {
-            program_version: env!("CARGO_PKG_VERSION").into(),
-            libtorch_version: crate::LIBTORCH_VERSION.into(),
-            git_commit: request.git_commit.clone(),
-            device: device::name(device),
-        };
         let folder = RunFolder::open(config, existing)?;
         let store = CheckpointStore::open(&folder.checkpoints(), config.checkpoint.keep, config.checkpoint.best)?;
         let checkpoint = find_checkpoint(&store, &request.resume, request.say)?;
         let name = folder.path().display().to_string();
         (request.say)(&format!("{name}: loading models on {}", device::name(device)));
         let assembly = Assembly::build(config, device)?;
-        if let Some(unused) = unused_modules(assembly.encoder.load_report()) {
-            (request.say)(&format!("{name}: of the image encoder's files these go unused: {unused}"));
-        }
+        assembly.loaded.iter().for_each(|part| (request.say)(&format!("{name}: {part}")));
         let rule = assembly.task.target_rule();
         let mut fill = FillLines::new(&name, request.say);
         let mut tell = |done, all| fill.tell(done, all);
@@ -157,7 +148,16 @@ impl Run {
         };
         let loader = data.loader(state.stream_position, &bad)?;
         // Only now: whatever was wrong so far left nothing behind that would stand in the way of the corrected run.
-        folder.begin(config, start)?;
+        folder.begin(
+            config,
+            Start {
+                program_version: env!("CARGO_PKG_VERSION").into(),
+                libtorch_version: crate::LIBTORCH_VERSION.into(),
+                git_commit: request.git_commit.clone(),
+                device: device::name(device),
+                loaded: assembly.loaded.clone(),
+            },
+        )?;
         folder.keep_tokenizer(&assembly.tokenizer)?;
         let telemetry = Telemetry::open(TelemetryPlan {
             metrics: folder.metrics(),

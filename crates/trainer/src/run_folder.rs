@@ -17,6 +17,7 @@ use thiserror::Error;
 
 use crate::atomic_file;
 use crate::config::{Change, Config, ConfigErrors, Difference};
+use crate::loading::LoadedPart;
 
 /// Why a run folder cannot be used.
 #[derive(Debug, Error)]
@@ -92,6 +93,9 @@ pub struct Start {
     pub git_commit: Option<String>,
     /// The device in words.
     pub device: String,
+    /// What became of the weights that the parts began from.
+    #[serde(default)]
+    pub loaded: Vec<LoadedPart>,
 }
 
 /// A start with what the folder knows by itself.
@@ -320,6 +324,7 @@ mod tests {
             libtorch_version: "2.11.0".into(),
             git_commit: None,
             device: "cpu".into(),
+            loaded: Vec::new(),
         }
     }
 

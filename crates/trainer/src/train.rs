@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use blip2_torchx::device;
 
+use crate::blueprint::Blueprint;
 use crate::config::{Config, DeviceChoice};
 use crate::error::Error;
 use crate::features::MemoryCaches;
@@ -81,6 +82,7 @@ pub fn run(request: &TrainRequest) -> Result<Finished, Error> {
         request.hub.resolve(config)?;
         if request.dry_run {
             if config.model.qformer.init.exists() {
+                Blueprint::open(config)?.audit()?;
                 (request.say)(&Run::try_one_batch(config, select_device(config)?)?);
             } else {
                 let init = config.model.qformer.init.display();
@@ -91,6 +93,8 @@ pub fn run(request: &TrainRequest) -> Result<Finished, Error> {
             }
             continue;
         }
+        // Before the device is touched.
+        Blueprint::open(config)?.audit()?;
         let mut run = Run::open(config, request, select_device(config)?, &mut caches)?;
         let step = run.train(&stop)?;
         if step < config.schedule.steps {

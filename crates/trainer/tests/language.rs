@@ -50,7 +50,7 @@ impl Case {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/language").join(family);
         let dir = ModelDir::open(&folder).unwrap();
         let config = LanguageConfig::from_json(dir.part(Part::Language).unwrap().config).unwrap();
-        let model =
+        let (model, _) =
             load_language_model(&dir, &config, Device::Cpu, kind).unwrap_or_else(|error| panic!("{family}: {error}"));
         let expected = SafetensorsFile::open(&folder.join("expected.safetensors")).unwrap();
         Case { folder, model, expected }

@@ -25,7 +25,7 @@ fn the_vit_computes_the_features_that_lavis_computed() {
     let config = VisionConfig::from_json(dir.part(Part::Vision).unwrap().config).unwrap();
     let depth = config.depth(None).unwrap();
     let preprocessing = Preprocessing::of(dir.path(), &config, &AutoOr::Auto).unwrap();
-    let encoder = load_image_encoder(&dir, &config, depth, preprocessing, Device::Cpu, Kind::Float).unwrap();
+    let (encoder, _) = load_image_encoder(&dir, &config, depth, preprocessing, Device::Cpu, Kind::Float).unwrap();
     let expected = SafetensorsFile::open(&fixture("lavis_vit_expected.safetensors")).unwrap();
     let features = encoder.features_of_normalised(&expected.read("pixels").unwrap());
     let error = relative(&features, &expected.read("features").unwrap());

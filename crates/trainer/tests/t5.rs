@@ -29,7 +29,7 @@ fn expected(name: &str) -> impl Fn(&str) -> Tensor {
 fn model(name: &str, kind: Kind) -> Frozen<LanguageModel> {
     let dir = ModelDir::open(&case(name)).unwrap();
     let config = LanguageConfig::from_json(dir.part(Part::Language).unwrap().config).unwrap();
-    load_language_model(&dir, &config, Device::Cpu, kind).unwrap()
+    load_language_model(&dir, &config, Device::Cpu, kind).unwrap().0
 }
 
 fn t5(model: &LanguageModel) -> &T5 {

@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use blip2_trainer::inspect;
+use blip2_trainer::fit::{FitTable, PartFit, fit};
+use blip2_trainer::{Inspection, inspect};
 use clap::Args;
+use serde::Serialize;
 
 use crate::output::{print, print_json};
 
@@ -28,9 +30,26 @@ pub(crate) struct InspectArguments {
     json: bool,
 }
 
+#[derive(Serialize)]
+struct Report {
+    #[serde(flatten)]
+    found: Inspection,
+    /// How each part fits a model of its configuration; left out for what is no model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parts: Option<Vec<PartFit>>,
+}
+
 impl InspectArguments {
     pub(crate) fn run(self) -> Result<()> {
         let found = inspect(&self.path)?;
-        if self.json { print_json(&found) } else { print(found) }
+        if self.json {
+            let parts = fit(&self.path)?;
+            return print_json(&Report { found, parts });
+        }
+        print(found)?;
+        match fit(&self.path)? {
+            Some(parts) => print(format_args!("\n{}", FitTable(&parts))),
+            None => Ok(()),
+        }
     }
 }

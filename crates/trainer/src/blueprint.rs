@@ -1,0 +1,147 @@
+//! A stage as its files describe it, before a tensor is read or a device touched.
+
+use blip2_model::qformer::QFormerConfig;
+use blip2_model::vision::VisionConfig;
+use blip2_model::{Blip2Config, Stage1, Stage2};
+use blip2_torchx::params::{LoadError, ParamStore, Scope};
+use blip2_weights::{ModelDir, Part, plans};
+use serde_json::{Value, json};
+use tch::Kind;
+
+use crate::config::{AutoOr, Config, Stage};
+use crate::encoder::check_image_size;
+use crate::error::Error;
+use crate::language::LanguagePlan;
+use crate::preprocessing::Preprocessing;
+use crate::qformer_init::QFormerInit;
+
+/// The parts of a stage: where their weights lie and what they are.
+pub struct Blueprint {
+    /// Where the image encoder's weights lie.
+    pub vision_dir: ModelDir,
+    /// The image encoder.
+    pub vision: VisionConfig,
+    /// How many of its blocks run.
+    pub depth: i64,
+    /// What is done to a picture before it.
+    pub preprocessing: Preprocessing,
+    /// What the Q-Former starts from.
+    pub init: QFormerInit,
+    /// The language model; stage 2 only.
+    pub language: Option<LanguagePlan>,
+    /// The whole model.
+    pub model: Blip2Config,
+    /// The same as `config.json`, as a checkpoint keeps it.
+    pub model_json: Value,
+    /// Storage of the image encoder's weights.
+    pub vision_dtype: Kind,
+    stage: Stage,
+}
+
+impl Blueprint {
+    /// Reads every configuration and every header.
+    ///
+    /// # Errors
+    /// Files that are missing or damaged, parts that do not fit each other; each names the keys.
+    pub fn open(config: &Config) -> Result<Blueprint, Error> {
+        let vision_dir = ModelDir::open(&config.model.vision.weights)?;
+        let wrong = |source| Error::Model { path: vision_dir.path().into(), source };
+        let vision_json = vision_dir.part(Part::Vision)?.config.clone();
+        let vision = VisionConfig::from_json(&vision_json).map_err(wrong)?;
+        let preprocessing = Preprocessing::of(vision_dir.path(), &vision, &config.data.image.size)?;
+        check_image_size(&vision, preprocessing.size)?;
+        let layer = match config.model.vision.layer {
+            AutoOr::Auto => None,
+            AutoOr::Given(layer) => Some(layer),
+        };
+        let depth = vision.depth(layer).map_err(wrong)?;
+        let init = QFormerInit::open(&config.model.qformer)?;
+        let qformer = init.qformer_config(config, &vision)?;
+        let mut model_json = json!({
+            "model_type": "blip-2",
+            "vision_config": vision_json,
+            "qformer_config": qformer_json(&qformer),
+            "num_query_tokens": config.model.qformer.query_tokens,
+            "vision_feature_layer": depth,
+        });
+        let stage = config.task.stage;
+        let mut language = None;
+        match stage {
+            Stage::One => {
+                model_json["architectures"] = json!(["Blip2ForImageTextRetrieval"]);
+                model_json["image_text_hidden_size"] = json!(init.embedding_width());
+                model_json["qformer_decoder_start_token_id"] = json!(init.decoder_start(&qformer));
+            }
+            Stage::Two => {
+                let plan = LanguagePlan::open(config)?;
+                model_json["architectures"] = json!(["Blip2ForConditionalGeneration"]);
+                model_json["text_config"] = plan.json.clone();
+                if let Some(before) = &plan.before_queries {
+                    model_json["before_queries"] = json!(before);
+                }
+                language = Some(plan);
+            }
+        }
+        let model =
+            Blip2Config::from_json(&model_json).map_err(|source| Error::Model { path: init.path.clone(), source })?;
+        let vision_dtype = config.model.vision.dtype.kind();
+        Ok(Blueprint {
+            vision_dir,
+            vision,
+            depth,
+            preprocessing,
+            init,
+            language,
+            model,
+            model_json,
+            vision_dtype,
+            stage,
+        })
+    }
+
+    /// Compares what every part needs with what its files have, without reading a tensor.
+    ///
+    /// # Errors
+    /// Everything that is missing, unexpected or misshapen in any part, at once.
+    pub fn audit(&self) -> Result<(), Error> {
+        let mut wrong: Vec<LoadError> = Vec::new();
+        let tower = ParamStore::declared(self.vision_dtype);
+        self.vision.build(&tower.root().pp("vision_model"), self.depth);
+        let part = self.vision_dir.part(Part::Vision)?;
+        wrong.extend(
+            tower.audit(&part.weights, &plans::vision_tower(self.depth as usize)).into_result(&part.weights).err(),
+        );
+
+        let trained = ParamStore::declared(Kind::Float);
+        self.declare_trained(&trained.root());
+        let part = self.init.dir.part(Part::QFormer)?;
+        let plan = self.init.plan(self.stage, &part.weights)?;
+        wrong.extend(trained.audit(&part.weights, &plan).into_result(&part.weights).err());
+
+        if let Some(language) = &self.language {
+            let model = ParamStore::declared(language.dtype);
+            language.config.build(&model.root().pp("language_model"));
+            let part = language.dir.part(Part::Language)?;
+            let plan = plans::language_model(plans::tied_head(part.config));
+            wrong.extend(model.audit(&part.weights, &plan).into_result(&part.weights).err());
+        }
+        match wrong.len() {
+            0 => Ok(()),
+            1 => Err(Error::Load(wrong.remove(0))),
+            _ => Err(Error::Mismatch(wrong.iter().map(LoadError::to_string).collect::<Vec<_>>().join("\n"))),
+        }
+    }
+
+    fn declare_trained(&self, root: &Scope) {
+        match &self.language {
+            None => drop(Stage1::new(root, &self.model)),
+            Some(language) => drop(Stage2::new(root, &self.model, language.config.hidden_size(), Vec::new())),
+        }
+    }
+}
+
+fn qformer_json(qformer: &QFormerConfig) -> Value {
+    let mut json = json!(qformer);
+    json["model_type"] = json!("blip_2_qformer");
+    json
+}

@@ -1,0 +1,132 @@
+//! What the Q-Former starts from.
+
+use std::path::{Path, PathBuf};
+
+use blip2_model::qformer::QFormerConfig;
+use blip2_model::vision::VisionConfig;
+use blip2_torchx::params::LoadPlan;
+use blip2_weights::plans::{self, QFormerSource};
+use blip2_weights::{ModelDir, ModelKind, Part, PartView};
+
+use crate::checkpoint::CheckpointStore;
+use crate::config::{Config, QFormerConfig as QFormerKeys, Stage};
+use crate::error::Error;
+
+/// Width of ITC's embeddings (BLIP-2, section 3.2).
+const IMAGE_TEXT_HIDDEN_SIZE: i64 = 256;
+
+/// A source of the Q-Former's first weights, with its tokenizer.
+pub struct QFormerInit {
+    /// The directory or file that is read.
+    pub path: PathBuf,
+    /// The same, opened.
+    pub dir: ModelDir,
+    /// What it holds.
+    pub kind: QFormerSource,
+    /// The folder of the tokenizer's files.
+    pub tokenizer: PathBuf,
+}
+
+impl QFormerInit {
+    /// A BERT directory, an export, a checkpoint, a `.pth` of LAVIS, or a run, of which the newest checkpoint is taken.
+    ///
+    /// # Errors
+    /// Files that are missing or damaged, a run without a checkpoint, tensors of something else.
+    pub fn open(config: &QFormerKeys) -> Result<QFormerInit, Error> {
+        let path: &Path = &config.init;
+        let (folder, tokenizer) = if path.join("config.yaml").exists() {
+            let newest = CheckpointStore::read_only(&path.join("checkpoints"), None).newest()?;
+            let checkpoint = newest.checkpoint.ok_or_else(|| {
+                Error::file(path, "this run has no checkpoint yet; train it first, or name a BERT directory, a checkpoint or an export")
+            })?;
+            (checkpoint.path().to_path_buf(), path.join("tokenizer"))
+        } else if path.join("MANIFEST.json").exists() {
+            // runs/NAME/checkpoints/step_N
+            let run = path.ancestors().nth(2).unwrap_or(path);
+            (path.to_path_buf(), run.join("tokenizer"))
+        } else if path.is_file() {
+            (path.to_path_buf(), path.parent().unwrap_or(path).to_path_buf())
+        } else {
+            (path.to_path_buf(), path.to_path_buf())
+        };
+        let tokenizer = config.tokenizer.clone().unwrap_or(tokenizer);
+        let dir = ModelDir::open(&folder)?;
+        let kind = QFormerSource::detect(&dir.part(Part::QFormer)?.weights)
+            .ok_or_else(|| Error::file(&folder, "expected a BERT's or a Q-Former's tensors; found neither"))?;
+        Ok(QFormerInit { path: folder, dir, kind, tokenizer })
+    }
+
+    /// What `stage` takes of the source.
+    ///
+    /// # Errors
+    /// A source that the stage cannot begin from; a BERT whose head is not tied.
+    pub fn plan(&self, stage: Stage, source: &PartView) -> Result<LoadPlan, Error> {
+        let refused = |expected: &str, got: &str| {
+            Err(Error::Mismatch(format!(
+                "model.qformer.init: expected {expected}, got {got} ({})",
+                self.path.display()
+            )))
+        };
+        let plan = match (stage, self.kind) {
+            (Stage::One, QFormerSource::Bert) => plans::stage1_from_bert(source)?,
+            (Stage::Two, QFormerSource::Stage1) => plans::stage2_from_stage1(),
+            (Stage::One, QFormerSource::Stage1) | (Stage::Two, QFormerSource::Stage2) => LoadPlan::exact(),
+            (Stage::One, QFormerSource::Stage2) => {
+                return refused(
+                    "a BERT or a stage-1 model for task.stage: 1",
+                    "a stage-2 model, which has no text half",
+                );
+            }
+            (Stage::Two, QFormerSource::Bert) => {
+                return refused("a stage-1 or stage-2 model for task.stage: 2", "a BERT; train stage 1 first");
+            }
+        };
+        Ok(if self.dir.kind() == &ModelKind::LavisCheckpoint { plans::from_lavis(source, plan)? } else { plan })
+    }
+
+    /// The Q-Former that `config` asks for, checked against what the source has.
+    ///
+    /// # Errors
+    /// A configuration that does not parse; a Q-Former of another width, other queries or cross-attention elsewhere.
+    pub fn qformer_config(&self, config: &Config, vision: &VisionConfig) -> Result<QFormerConfig, Error> {
+        let part = self.dir.part(Part::QFormer)?;
+        let mut qformer =
+            QFormerConfig::from_json(part.config).map_err(|source| Error::Model { path: self.path.clone(), source })?;
+        let wanted = &config.model.qformer;
+        let width = vision.hidden_size();
+        let frequency = wanted.cross_attention_frequency as i64;
+        if self.kind == QFormerSource::Bert {
+            // [DEC] becomes the vocabulary's last entry.
+            qformer.vocab_size += 1;
+            qformer.encoder_hidden_size = width;
+            qformer.cross_attention_frequency = frequency;
+        } else {
+            let queries = self.dir.config()["num_query_tokens"].as_u64().unwrap_or(0);
+            let expect = |key: &str, here: i64, there: i64| {
+                if here == there {
+                    return Ok(());
+                }
+                Err(Error::Mismatch(format!(
+                    "{key}: {here} here, but model.qformer.init ({}) has {there}",
+                    self.path.display()
+                )))
+            };
+            expect("model.vision.weights: width of the image features", width, qformer.encoder_hidden_size)?;
+            expect("model.qformer.query_tokens", wanted.query_tokens as i64, queries as i64)?;
+            expect("model.qformer.cross_attention_frequency", frequency, qformer.cross_attention_frequency)?;
+        }
+        qformer.hidden_dropout_prob = wanted.dropout;
+        qformer.attention_probs_dropout_prob = wanted.dropout;
+        Ok(qformer)
+    }
+
+    /// Width of ITC's embeddings.
+    pub fn embedding_width(&self) -> i64 {
+        self.dir.config()["image_text_hidden_size"].as_i64().unwrap_or(IMAGE_TEXT_HIDDEN_SIZE)
+    }
+
+    /// `[DEC]`: the source's, or the last of the vocabulary.
+    pub fn decoder_start(&self, qformer: &QFormerConfig) -> i64 {
+        self.dir.config()["qformer_decoder_start_token_id"].as_i64().unwrap_or(qformer.vocab_size - 1)
+    }
+}
