@@ -36,12 +36,14 @@ impl TextFrame {
     /// # Errors
     /// A tokenizer file that is missing or does not suit the model, a prompt that leaves no room for a caption.
     pub fn decoder(file: &Path, max_tokens: usize, prompt: &str, config: &LanguageConfig) -> Result<TextFrame, Error> {
-        let whole = TextEncoder::from_file(file, max_tokens, false)?;
-        let largest = whole.vocab_size() as i64;
-        if largest > config.vocab_size() {
-            let vocabulary = config.vocab_size();
-            return Err(Error::file(file, format!("{largest} tokens, but the model's vocabulary is {vocabulary}")));
-        }
+        let vocabulary = config.vocab_size();
+        let tokenizer = |max_tokens| {
+            let encoder = TextEncoder::from_file(file, max_tokens, false)?;
+            let size = encoder.vocab_size();
+            let too_large = || Error::file(file, format!("{size} tokens, but the model's vocabulary is {vocabulary}"));
+            encoder.within(vocabulary as usize).ok_or_else(too_large)
+        };
+        let whole = tokenizer(max_tokens)?;
         let ids = |text: &str| -> Result<Vec<i64>, Error> {
             Ok(if text.is_empty() { Vec::new() } else { whole.encode(text)?.into_iter().map(i64::from).collect() })
         };
@@ -73,7 +75,7 @@ impl TextFrame {
                 before.len()
             )));
         }
-        let encoder = TextEncoder::from_file(file, room, false)?;
+        let encoder = tokenizer(room)?;
         let mut end_tokens = own_ends;
         if !end_tokens.contains(&end) {
             end_tokens.insert(0, end);
