@@ -167,6 +167,21 @@ impl TextEncoder {
         self.tokenizer.token_to_id(token)
     }
 
+    /// The tokenizer for a model of `vocabulary` tokens: special tokens beyond it, which stand for other things than text (images in Gemma 3),
+    /// are spelled out where a text has their names. `None` where other tokens lie beyond it.
+    pub fn within(mut self, vocabulary: usize) -> Option<TextEncoder> {
+        if self.vocab_size() > vocabulary {
+            let added = self.tokenizer.get_added_tokens_decoder();
+            let beyond = |id: u32| id as usize >= vocabulary;
+            let special = |id: &u32| added.get(id).is_some_and(|token| token.special);
+            if !self.tokenizer.get_vocab(true).into_values().filter(|&id| beyond(id)).all(|id| special(&id)) {
+                return None;
+            }
+            self.tokenizer.set_encode_special_tokens(true);
+        }
+        Some(self)
+    }
+
     /// Number of tokens, added ones included.
     pub fn vocab_size(&self) -> usize {
         self.tokenizer.get_vocab_size(true)

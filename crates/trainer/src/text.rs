@@ -185,25 +185,23 @@ fn open(
     added: usize,
     vocabulary: i64,
 ) -> Result<(TextEncoder, Vec<i64>), Error> {
-    let before: Vec<i64> = if prompt.is_empty() {
-        Vec::new()
-    } else {
-        let whole = TextEncoder::from_file(file, max_tokens, false)?;
-        whole.encode(prompt)?.into_iter().map(i64::from).collect()
+    let tokenizer = |max_tokens| {
+        let encoder = TextEncoder::from_file(file, max_tokens, false)?;
+        let size = encoder.vocab_size();
+        let too_large = || Error::file(file, format!("{size} tokens, but the model's vocabulary is {vocabulary}"));
+        encoder.within(vocabulary as usize).ok_or_else(too_large)
     };
+    let whole = tokenizer(max_tokens)?;
+    let before: Vec<i64> =
+        if prompt.is_empty() { Vec::new() } else { whole.encode(prompt)?.into_iter().map(i64::from).collect() };
     let room = max_tokens.saturating_sub(before.len() + added);
     if room == 0 {
+        let taken = before.len() + added - 1;
         return Err(Error::Mismatch(format!(
-            "model.language.prompt: takes {} of task.max_text_tokens ({max_tokens}), which leaves no caption; raise it",
-            before.len()
+            "model.language.prompt: takes {taken} of task.max_text_tokens ({max_tokens}), which leaves no caption; raise it"
         )));
     }
-    let encoder = TextEncoder::from_file(file, room, false)?;
-    let largest = encoder.vocab_size() as i64;
-    if largest > vocabulary {
-        return Err(Error::file(file, format!("{largest} tokens, but the model's vocabulary is {vocabulary}")));
-    }
-    Ok((encoder, before))
+    Ok((tokenizer(room)?, before))
 }
 
 #[cfg(test)]

@@ -93,3 +93,18 @@ fn a_tokenizer_that_does_not_suit_the_model_is_refused() {
     let message = refused(&file, &opt(), "t7 t8 t9 t10");
     assert!(message.contains("model.language.prompt: takes 5 of task.max_text_tokens (6)"), "{message}");
 }
+
+#[test]
+fn special_tokens_beyond_the_vocabulary_are_spelled_out() {
+    let (_folder, file) = tokenizer(20, true);
+    let mut json: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    let image = |special: bool| json!([{"id": 20, "content": "<image>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": special}]);
+    json["added_tokens"] = image(true);
+    fs::write(&file, json.to_string()).unwrap();
+    let frame = TextFrame::decoder(&file, 12, "", &opt()).unwrap();
+    assert_eq!(frame.encoder.encode("t7 <image> t8").unwrap(), [7, 0, 8], "an unknown word, not the token 20");
+    json["added_tokens"] = image(false);
+    fs::write(&file, json.to_string()).unwrap();
+    let message = TextFrame::decoder(&file, 12, "", &opt()).err().unwrap().to_string();
+    assert!(message.contains("21 tokens, but the model's vocabulary is 20"), "{message}");
+}
