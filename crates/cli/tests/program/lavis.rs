@@ -21,7 +21,7 @@ fn export(run: &Path, out: &Path) -> crate::Ended {
 fn both_stages_go_out_as_lavis_and_come_in_again() {
     let tiny = TinyRun::new();
     let one_step = ("/schedule/steps", json!(1));
-    train(&tiny.stage1("stage1", &[one_step.clone()]), &[]).success();
+    train(&tiny.stage1("stage1", std::slice::from_ref(&one_step)), &[]).success();
     // The heads of the tiny Q-Former are not of width 64, so a configuration stands beside the file.
     let folder = copied("stage1");
     let file = folder.path().join("stage1.pth");

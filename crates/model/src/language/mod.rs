@@ -24,7 +24,7 @@ const KNOWN: &str = "opt, gpt2, llama, mistral, qwen2, qwen3, smollm3, phi3, gem
 #[derive(Debug, Clone, PartialEq)]
 pub enum LanguageConfig {
     /// A decoder: OPT, GPT-2, Llama and its descendants, Gemma.
-    Decoder(DecoderConfig),
+    Decoder(Box<DecoderConfig>),
     /// `t5`: T5, T5 1.1, FlanT5.
     T5(T5Config),
 }
@@ -45,7 +45,7 @@ impl LanguageConfig {
             got: model_type.map_or("none".into(), |got| got.as_str().map_or(got.to_string(), str::to_string)),
             supported: KNOWN,
         };
-        DecoderConfig::from_json(json).ok_or_else(unknown)?.map(LanguageConfig::Decoder)
+        DecoderConfig::from_json(json).ok_or_else(unknown)?.map(|config| LanguageConfig::Decoder(Box::new(config)))
     }
 
     /// Width of its embeddings.
@@ -116,7 +116,7 @@ impl LanguageConfig {
     /// Declares the model below `scope`.
     pub fn build(&self, scope: &Scope) -> LanguageModel {
         match self {
-            LanguageConfig::Decoder(c) => LanguageModel::Decoder(Decoder::new(scope, c)),
+            LanguageConfig::Decoder(c) => LanguageModel::Decoder(Box::new(Decoder::new(scope, c))),
             LanguageConfig::T5(c) => LanguageModel::T5(T5::new(scope, c)),
         }
     }
@@ -126,7 +126,7 @@ impl LanguageConfig {
 #[derive(Debug)]
 pub enum LanguageModel {
     /// Any of the decoders.
-    Decoder(Decoder),
+    Decoder(Box<Decoder>),
     /// An encoder-decoder.
     T5(T5),
 }

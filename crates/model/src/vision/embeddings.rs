@@ -98,7 +98,7 @@ impl Embeddings {
         let classes = i64::from(self.class.is_some());
         let mut rotation = None;
         match self.places {
-            Places::Table(ref table, resize) => x = x + from_table(table, classes, grid, resize),
+            Places::Table(ref table, resize) => x = from_table(table, classes, grid, resize) + x,
             Places::SinCos => x = &x + sines_and_cosines(grid, self.width, x.device()),
             Places::Rotary { theta, head_size } => {
                 rotation = Some(Rotation::new(grid, head_size, theta, kind, x.device()));
