@@ -9,6 +9,7 @@ use tch::Tensor;
 use crate::assembly::Assembly;
 use crate::config::Config;
 use crate::error::Error;
+use crate::export::{FrozenTowers, export_model};
 use crate::framed::FramedBatch;
 
 /// Writes `batch.safetensors` and `model/` below `folder`.
@@ -36,6 +37,7 @@ pub fn record(folder: &Path, config: &Config, assembly: &Assembly, batch: &Frame
     ];
     save_safetensors(&entries, &BTreeMap::new(), &folder.join("batch.safetensors"))?;
     let trained = assembly.task.params().entries().into_iter().map(|(n, t, _)| (n, t)).collect::<Vec<_>>();
-    crate::export::export_model(config, &assembly.model_json, &assembly.tokenizer, &trained, &folder.join("model"))?;
+    let (json, tokenizer) = (&assembly.model_json, &assembly.tokenizer);
+    export_model(config, json, tokenizer, &trained, FrozenTowers::Copied, &folder.join("model"))?;
     Ok(folder.to_path_buf())
 }

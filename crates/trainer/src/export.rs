@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use blip2_model::Blip2Config;
 use blip2_torchx::params::TensorSource;
 use blip2_weights::{
-    DEFAULT_MAX_SHARD_BYTES, Export, ExportTask, LavisCheckpoint, ModelDir, Part, Projection, Stage, image_token_index,
-    save_lavis,
+    DEFAULT_MAX_SHARD_BYTES, Export, ExportTask, FrozenElsewhere, LavisCheckpoint, ModelDir, Part, Projection, Stage,
+    Towers, image_token_index, save_lavis,
 };
 use serde_json::Value;
 use tch::Tensor;
 
 use crate::checkpoint::{Checkpoint, CheckpointStore, Rejected};
-use crate::config::{Config, LanguageConfig};
+use crate::config::{Config, LanguageConfig, WeightsSource};
 use crate::error::Error;
 use crate::hub::Hub;
 use crate::preprocessing::Preprocessing;
@@ -31,15 +31,15 @@ pub struct Exported {
 /// Writes the model of `source` to the Hugging Face directory `out`; an earlier export there is replaced.
 ///
 /// `source` is a run's folder, of which the best checkpoint by the run's `checkpoint.best` is taken and else the newest, or the folder of a
-/// checkpoint inside a run. The frozen towers come from where the run's configuration has them, fetched again from `hub` where need be.
+/// checkpoint inside a run. The frozen towers come from where the run's configuration has them, fetched again from `hub` where need be; `towers` says whether they are copied.
 ///
 /// # Errors
 /// Neither a run nor a checkpoint, no checkpoint that is whole, towers that are gone, an `out` that is no export.
-pub fn export_checkpoint(source: &Path, out: &Path, hub: &Hub) -> Result<Exported, Error> {
+pub fn export_checkpoint(source: &Path, out: &Path, towers: FrozenTowers, hub: &Hub) -> Result<Exported, Error> {
     let Chosen { run, mut config, checkpoint, rejected } = choose(source)?;
     hub.resolve(&mut config)?;
     let model = ModelDir::open(checkpoint.path())?;
-    export_model(&config, model.config(), &run.join("tokenizer"), &trained(&model)?, out)?;
+    export_model(&config, model.config(), &run.join("tokenizer"), &trained(&model)?, towers, out)?;
     Ok(Exported { checkpoint: checkpoint.path().to_path_buf(), step: checkpoint.step(), rejected })
 }
 
@@ -101,6 +101,73 @@ fn choose(source: &Path) -> Result<Chosen, Error> {
     Ok(Chosen { run, config, checkpoint, rejected })
 }
 
+/// What an export does with the frozen towers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FrozenTowers {
+    /// They are written with what was trained.
+    Copied,
+    /// They are named by folder or hub id and digest.
+    Named,
+}
+
+/// The frozen towers of a run by where they lie, with the digests of their weights.
+fn named_towers(
+    config: &Config,
+    vision: &ModelDir,
+    language: Option<&ModelDir>,
+) -> Result<Vec<FrozenElsewhere>, Error> {
+    let tower = |part, source: &WeightsSource, dir: &ModelDir| -> Result<FrozenElsewhere, Error> {
+        if let Some(named) = dir.frozen_elsewhere(part) {
+            return Ok(named.clone());
+        }
+        let path = dir.path().canonicalize().map_err(|error| Error::file(dir.path(), error))?;
+        let source = match source.hub_id() {
+            Some(id) => id.to_string(),
+            None => path.display().to_string(),
+        };
+        Ok(FrozenElsewhere { part, source, path, digest: weights_digest(dir)? })
+    };
+    let mut named = vec![tower(Part::Vision, &config.model.vision.weights, vision)?];
+    if let (Some(dir), Some(LanguageConfig { weights, .. })) = (language, &config.model.language) {
+        named.push(tower(Part::Language, weights, dir)?);
+    }
+    Ok(named)
+}
+
+/// BLAKE3 of a directory's weight files, in their order.
+fn weights_digest(dir: &ModelDir) -> Result<String, Error> {
+    let mut hasher = blake3::Hasher::new();
+    for file in dir.weights().files() {
+        let path = file.path();
+        let mut reader = std::fs::File::open(path).map_err(|error| Error::file(path, error))?;
+        hasher.update_reader(&mut reader).map_err(|error| Error::file(path, error))?;
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// Checks that the towers which a directory names are those that it was trained with.
+///
+/// # Errors
+/// A tower that is gone or has other weights.
+pub fn verify_towers(dir: &ModelDir) -> Result<(), Error> {
+    for part in [Part::Vision, Part::Language] {
+        let (Some(named), Some(tower)) = (dir.frozen_elsewhere(part), dir.open_elsewhere(part)?) else { continue };
+        let digest = weights_digest(tower)?;
+        if digest != named.digest {
+            return Err(Error::file(
+                tower.path(),
+                format!(
+                    "expected the weights that {} was trained with (BLAKE3 {}, from {}), got {digest}",
+                    dir.path().display(),
+                    named.digest,
+                    named.source
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// The run's folder, and the checkpoint where `source` names one.
 fn find_run(source: &Path) -> Result<(PathBuf, Option<PathBuf>), Error> {
     // `.` and `..` hide the folders above.
@@ -126,6 +193,7 @@ pub fn export_model(
     model_json: &Value,
     tokenizer: &Path,
     trained: &[(String, Tensor)],
+    towers: FrozenTowers,
     out: &Path,
 ) -> Result<(), Error> {
     let wrong = |source| Error::Model { path: config.run_folder(), source };
@@ -159,7 +227,15 @@ pub fn export_model(
             image_token_index: *image_token,
         },
     };
+    let named = match towers {
+        FrozenTowers::Copied => Vec::new(),
+        FrozenTowers::Named => named_towers(config, &vision, language.as_ref().map(|(dir, _)| dir))?,
+    };
     let export = Export {
+        towers: match towers {
+            FrozenTowers::Copied => Towers::Copied,
+            FrozenTowers::Named => Towers::Named(&named),
+        },
         task,
         trained,
         vision: &vision,

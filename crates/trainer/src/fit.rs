@@ -7,7 +7,7 @@ use blip2_model::language::LanguageConfig;
 use blip2_model::qformer::QFormerConfig;
 use blip2_model::vision::VisionConfig;
 use blip2_model::{Blip2Config, Stage1, Stage2};
-use blip2_torchx::params::{LoadPlan, LoadProblem, ParamStore, TensorSource};
+use blip2_torchx::params::{LoadPlan, LoadProblem, ParamStore, Scope, TensorSource};
 use blip2_weights::plans::{self, QFormerSource};
 use blip2_weights::{ModelDir, ModelKind, Part, PartSource};
 use serde::Serialize;
@@ -57,16 +57,27 @@ pub fn fit(path: &Path) -> Result<Option<Vec<PartFit>>, Error> {
         ModelKind::WholeBlip2 => {
             let config = Blip2Config::from_json(dir.config()).map_err(wrong)?;
             let depth = config.vision.depth(config.top.vision_feature_layer.or(Some(-1))).map_err(wrong)?;
-            parts.push(vision(&dir.part(Part::Vision)?, &config.vision, depth));
+            parts.push(match dir.frozen_elsewhere(Part::Vision) {
+                None => vision(&dir.part(Part::Vision)?, &config.vision, depth),
+                Some(_) => {
+                    elsewhere("image encoder", |root| drop(config.vision.build(&root.pp("vision_model"), depth)))
+                }
+            });
             parts.push(trained(&dir.part(Part::QFormer)?, &config, &LoadPlan::exact()));
             if let Some(model) = &config.language {
-                parts.push(language(&dir.part(Part::Language)?, model));
+                parts.push(match dir.frozen_elsewhere(Part::Language) {
+                    None => language(&dir.part(Part::Language)?, model),
+                    Some(_) => elsewhere("language model", |root| drop(model.build(&root.pp("language_model")))),
+                });
             }
         }
         ModelKind::LavisCheckpoint => {
             let part = dir.part(Part::QFormer)?;
             let plan = plans::from_lavis(&part.weights, LoadPlan::exact())?;
             let mut json = json!({"qformer_config": part.config, "num_query_tokens": dir.config()["num_query_tokens"]});
+            if let Some(width) = dir.config()["image_text_hidden_size"].as_i64() {
+                json["image_text_hidden_size"] = json!(width);
+            }
             json["vision_config"] =
                 json!({"hidden_size": part.config["encoder_hidden_size"], "num_attention_heads": 1});
             let stage1 = QFormerSource::detect(&part.weights) == Some(QFormerSource::Stage1);
@@ -122,6 +133,13 @@ fn trained_of(part: &PartSource, config: &Blip2Config, language_width: Option<i6
         Some(width) => drop(Stage2::new(&store.root(), config, width, Vec::new())),
     }
     compare("Q-Former", &store, part, plan, false)
+}
+
+/// A frozen part that this path names instead of holding it.
+fn elsewhere(name: &str, declare: impl FnOnce(&Scope)) -> PartFit {
+    let store = ParamStore::declared(Kind::Float);
+    declare(&store.root());
+    PartFit { part: name.into(), frozen_elsewhere: store.names().len(), ..PartFit::default() }
 }
 
 fn projected_width(part: &PartSource) -> Option<i64> {

@@ -13,6 +13,7 @@ use tch::{Device, Kind};
 use crate::config::AutoOr;
 use crate::encoder::ImageEncoder;
 use crate::error::Error;
+use crate::export::verify_towers;
 use crate::loading::{LoadedPart, fill};
 use crate::preprocessing::Preprocessing;
 use crate::task::stage1::Stage1Options;
@@ -46,6 +47,7 @@ impl ModelFiles {
         if let Some(message) = message {
             return Err(Error::file(path, format!("{message}; give an export's directory")));
         }
+        verify_towers(&dir)?;
         let config =
             Blip2Config::from_json(dir.config()).map_err(|source| Error::Model { path: path.into(), source })?;
         let preprocessing = Preprocessing::of(path, &config.vision, &AutoOr::Auto)?;

@@ -8,7 +8,7 @@ use blip2_trainer::Error;
 use blip2_trainer::captioner::{CaptionOptions, Captioner, Decoding};
 use blip2_trainer::checkpoint::{CheckpointError, CheckpointStore, Metric};
 use blip2_trainer::config::{BestMetric, Precision, Stage};
-use blip2_trainer::export::export_checkpoint;
+use blip2_trainer::export::{FrozenTowers, export_checkpoint};
 use blip2_trainer::hub::Hub;
 use blip2_trainer::replay::{ReplayOptions, replay};
 use blip2_weights::{ModelDir, Part, save_safetensors};
@@ -27,7 +27,11 @@ struct RunOf {
 
 impl RunOf {
     fn new(case: &str, stage: u8, more: &str) -> RunOf {
-        let run = RunOf { folder: tempfile::tempdir().unwrap(), case: golden(case) };
+        RunOf::of(golden(case), stage, more)
+    }
+
+    fn of(case: PathBuf, stage: u8, more: &str) -> RunOf {
+        let run = RunOf { folder: tempfile::tempdir().unwrap(), case };
         let case = run.case.display();
         let language = if stage == 2 { format!(", language: {{weights: {case}}}") } else { String::new() };
         let yaml = format!(
@@ -85,7 +89,7 @@ fn read_json(path: PathBuf) -> Value {
 fn stage_2_captions_as_the_model_it_came_from() {
     let run = RunOf::new("stage2_llama", 2, "");
     run.checkpoint(10, None, 0.0);
-    let exported = export_checkpoint(&run.path(), &run.out(), &Hub::local()).unwrap();
+    let exported = export_checkpoint(&run.path(), &run.out(), FrozenTowers::Copied, &Hub::local()).unwrap();
     assert_eq!((exported.step, exported.rejected.len()), (10, 0));
 
     let config = read_json(run.out().join("config.json"));
@@ -112,10 +116,53 @@ fn stage_2_captions_as_the_model_it_came_from() {
 }
 
 #[test]
+fn trained_weights_alone_are_completed_from_the_towers_they_name() {
+    let towers = tempfile::tempdir().unwrap();
+    for file in ["model.safetensors", "tokenizer.json", "generation_config.json", "config.json"] {
+        fs::copy(golden("stage2_llama").join(file), towers.path().join(file)).unwrap();
+    }
+    let run = RunOf::of(towers.path().to_path_buf(), 2, "");
+    run.checkpoint(10, None, 0.0);
+    let alone = run.folder.path().join("alone");
+    export_checkpoint(&run.path(), &run.out(), FrozenTowers::Copied, &Hub::local()).unwrap();
+    export_checkpoint(&run.path(), &alone, FrozenTowers::Named, &Hub::local()).unwrap();
+
+    let weights = ModelDir::open(&alone).unwrap();
+    let names: Vec<String> = weights.weights().entries().into_iter().map(|(name, _)| name).collect();
+    let frozen = |name: &String| {
+        name.starts_with("language_model.") || (name.starts_with("vision_model.") && !name.contains("post_layernorm"))
+    };
+    assert!(!names.is_empty() && !names.iter().any(frozen), "{names:?}");
+
+    let images = [golden("stage2_llama").join("image_0.png"), golden("stage2_llama").join("image_1.png")];
+    let options = CaptionOptions { max_new_tokens: 8, min_new_tokens: 0, decoding: Decoding::Greedy };
+    let captions = |dir: &Path| -> Vec<_> {
+        let captioner = Captioner::open(dir, Device::Cpu, None).unwrap();
+        captioner.caption(&images, &[], &options).unwrap().flat_map(Result::unwrap).collect()
+    };
+    assert_eq!(captions(&alone), captions(&run.out()));
+    let parts = blip2_trainer::fit::fit(&alone).unwrap().unwrap();
+    assert!(parts[0].frozen_elsewhere > 0 && parts[2].frozen_elsewhere > 0 && parts[1].loaded > 0);
+
+    let refused = || Captioner::open(&alone, Device::Cpu, None).err().unwrap().to_string();
+    let file = towers.path().join("model.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&file, bytes).unwrap();
+    assert!(refused().contains("was trained with (BLAKE3 "), "{}", refused());
+    drop(towers);
+    let message = refused();
+    assert!(
+        message.contains("frozen_weights.vision.path: ") && message.contains(" is not there; it is the image encoder"),
+        "{message}"
+    );
+}
+
+#[test]
 fn stage_1_replays_as_the_model_it_came_from() {
     let run = RunOf::new("stage1", 1, "");
     run.checkpoint(10, None, 0.0);
-    export_checkpoint(&run.path(), &run.out(), &Hub::local()).unwrap();
+    export_checkpoint(&run.path(), &run.out(), FrozenTowers::Copied, &Hub::local()).unwrap();
     let losses = |model: PathBuf| {
         replay(&ReplayOptions {
             model,
@@ -137,13 +184,13 @@ fn the_newest_checkpoint_is_taken_and_the_best_where_one_is_asked_for() {
         run.checkpoint(10, Some(1.0), 0.0);
         run.checkpoint(20, Some(0.5), 0.01);
         run.checkpoint(30, Some(0.7), 0.02);
-        let step = export_checkpoint(&run.path(), &run.out(), &Hub::local()).unwrap().step;
+        let step = export_checkpoint(&run.path(), &run.out(), FrozenTowers::Copied, &Hub::local()).unwrap().step;
         (run, step)
     };
     assert_eq!(newest("").1, 30);
     let (run, step) = newest("checkpoint: {best: val_loss}\n");
     assert_eq!(step, 20);
-    assert_eq!(export_checkpoint(&run.step(10), &run.out(), &Hub::local()).unwrap().step, 10);
+    assert_eq!(export_checkpoint(&run.step(10), &run.out(), FrozenTowers::Copied, &Hub::local()).unwrap().step, 10);
     let exported = ModelDir::open(&run.out()).unwrap();
     let golden = ModelDir::open(&golden("stage2_llama")).unwrap();
     assert!(exported.weights().read("query_tokens").unwrap().equal(&golden.weights().read("query_tokens").unwrap()));
@@ -158,10 +205,10 @@ fn a_damaged_checkpoint_is_passed_over_and_told() {
     let mut bytes = fs::read(&file).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(&file, bytes).unwrap();
-    let exported = export_checkpoint(&run.path(), &run.out(), &Hub::local()).unwrap();
+    let exported = export_checkpoint(&run.path(), &run.out(), FrozenTowers::Copied, &Hub::local()).unwrap();
     assert_eq!((exported.step, exported.rejected.len()), (10, 1));
     assert_eq!(exported.rejected[0].path, run.step(20).canonicalize().unwrap());
-    let error = export_checkpoint(&run.step(20), &run.out(), &Hub::local()).unwrap_err();
+    let error = export_checkpoint(&run.step(20), &run.out(), FrozenTowers::Copied, &Hub::local()).unwrap_err();
     assert!(matches!(error, Error::Checkpoint(CheckpointError::Damaged { .. })), "{error}");
 }
 
@@ -171,7 +218,7 @@ fn a_checkpoint_that_is_being_written_is_left_alone() {
     run.checkpoint(10, None, 0.0);
     let writing = run.path().join("checkpoints/.writing-step_00000020");
     fs::create_dir(&writing).unwrap();
-    assert_eq!(export_checkpoint(&run.path(), &run.out(), &Hub::local()).unwrap().step, 10);
+    assert_eq!(export_checkpoint(&run.path(), &run.out(), FrozenTowers::Copied, &Hub::local()).unwrap().step, 10);
     assert!(writing.exists());
 }
 
@@ -179,6 +226,7 @@ fn a_checkpoint_that_is_being_written_is_left_alone() {
 fn a_run_without_a_checkpoint_is_told() {
     let run = RunOf::new("stage2_llama", 2, "");
     fs::create_dir(run.path().join("checkpoints")).unwrap();
-    let message = export_checkpoint(&run.path(), &run.out(), &Hub::local()).unwrap_err().to_string();
+    let message =
+        export_checkpoint(&run.path(), &run.out(), FrozenTowers::Copied, &Hub::local()).unwrap_err().to_string();
     assert!(message.ends_with("this run has no checkpoint yet"), "{message}");
 }

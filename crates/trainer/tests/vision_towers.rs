@@ -14,7 +14,7 @@ use blip2_trainer::encoder::check_image_size;
 use blip2_trainer::model_files::{ModelFiles, load_image_encoder};
 use blip2_trainer::preprocessing::Preprocessing;
 use blip2_weights::{
-    DEFAULT_MAX_SHARD_BYTES, Export, ExportTask, ModelDir, Part, SafetensorsFile, plans, unused_modules,
+    DEFAULT_MAX_SHARD_BYTES, Export, ExportTask, ModelDir, Part, SafetensorsFile, Towers, plans, unused_modules,
 };
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
@@ -187,6 +187,7 @@ fn export_of_clip(out: &Path) -> Vec<(String, Tensor)> {
         num_query_tokens: 4,
         image: image.exported(),
         tokenizer: None,
+        towers: Towers::Copied,
         max_shard_bytes: DEFAULT_MAX_SHARD_BYTES,
     };
     export.write(out).unwrap();

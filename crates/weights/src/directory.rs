@@ -1,11 +1,13 @@
 //! A Hugging Face model directory, or a file of LAVIS, and its parts under the names of our parameters.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::error::WeightsError;
+use crate::frozen_elsewhere::{FROZEN_KEY, FrozenElsewhere, frozen_elsewhere};
 use crate::json_file::{describe, read_object};
 use crate::lavis;
 use crate::part_view::{PartView, Recipe};
@@ -42,6 +44,8 @@ pub struct ModelDir {
     config: Value,
     kind: ModelKind,
     weights: WeightsDir,
+    /// Frozen towers of an export of trained weights alone, opened when they are asked for.
+    frozen: Vec<(FrozenElsewhere, OnceCell<Box<ModelDir>>)>,
 }
 
 /// One part's configuration and tensors.
@@ -82,7 +86,8 @@ impl ModelDir {
             }
         };
         name_vision_section(&mut config, &kind);
-        Ok(ModelDir { weights: WeightsDir::open(path)?, path: path.to_path_buf(), config, kind })
+        let frozen = frozen_elsewhere(path, &config)?.into_iter().map(|named| (named, OnceCell::new())).collect();
+        Ok(ModelDir { weights: WeightsDir::open(path)?, path: path.to_path_buf(), config, kind, frozen })
     }
 
     fn open_lavis(path: &Path) -> Result<ModelDir, WeightsError> {
@@ -94,7 +99,7 @@ impl ModelDir {
             lavis::Kind::Checkpoint => (ModelKind::LavisCheckpoint, lavis::checkpoint_config(&weights)?),
             lavis::Kind::Vit => (ModelKind::LavisVit, lavis::vit_config(&weights)?),
         };
-        Ok(ModelDir { path: path.to_path_buf(), config, kind, weights })
+        Ok(ModelDir { path: path.to_path_buf(), config, kind, weights, frozen: Vec::new() })
     }
 
     /// The directory.
@@ -118,7 +123,36 @@ impl ModelDir {
         &self.weights
     }
 
-    /// One part: its configuration, and its tensors under our names.
+    /// Where a frozen tower lies that this directory names instead of holding it.
+    pub fn frozen_elsewhere(&self, part: Part) -> Option<&FrozenElsewhere> {
+        self.frozen.iter().map(|(elsewhere, _)| elsewhere).find(|elsewhere| elsewhere.part == part)
+    }
+
+    /// The directory of a frozen tower that this one names.
+    ///
+    /// # Errors
+    /// It is not where it should be, or cannot be opened.
+    pub fn open_elsewhere(&self, part: Part) -> Result<Option<&ModelDir>, WeightsError> {
+        let Some((elsewhere, opened)) = self.frozen.iter().find(|(elsewhere, _)| elsewhere.part == part) else {
+            return Ok(None);
+        };
+        if opened.get().is_none() {
+            if !elsewhere.path.exists() {
+                return Err(WeightsError::FrozenGone {
+                    path: self.path.join("config.json"),
+                    key: format!("{FROZEN_KEY}.{}.path", part.key()),
+                    part: part.label(),
+                    got: elsewhere.path.clone(),
+                    source_name: elsewhere.source.clone(),
+                });
+            }
+            let _ = opened.set(Box::new(ModelDir::open(&elsewhere.path)?));
+        }
+        Ok(opened.get().map(|dir| &**dir))
+    }
+
+    /// One part: its configuration, and its tensors under our names. A frozen tower that the directory names instead of holding it is
+    /// completed from there.
     ///
     /// Of a whole BLIP-2 model the vision part is what lies below `vision_model.` but `post_layernorm`, which is trained and so belongs
     /// to [`Part::QFormer`]. A tower's tensors get our prefix (`vision_model.`, `language_model.`), those of a BERT none; prefixes
@@ -132,6 +166,9 @@ impl ModelDir {
     /// # Errors
     /// The directory has no such part; its configuration is missing; two tensors become one name.
     pub fn part(&self, part: Part) -> Result<PartSource<'_>, WeightsError> {
+        if let Some(elsewhere) = self.open_elsewhere(part)? {
+            return Ok(PartSource { config: self.section(part)?, weights: elsewhere.part(part)?.weights });
+        }
         let names = self.weights.names();
         let (config, recipes) = match (&self.kind, part) {
             (ModelKind::WholeBlip2, _) => {
@@ -200,6 +237,15 @@ impl ModelDir {
 }
 
 impl Part {
+    /// Its key in `frozen_weights`.
+    pub(crate) fn key(self) -> &'static str {
+        match self {
+            Part::Vision => "vision",
+            Part::Language => "language",
+            Part::QFormer => "qformer",
+        }
+    }
+
     fn label(self) -> &'static str {
         match self {
             Part::Vision => "image encoder",

@@ -166,6 +166,20 @@ pub enum WeightsError {
         /// Where it appears again.
         second: String,
     },
+    /// A frozen tower that an export names is not there.
+    #[error("{}: {key}: {} is not there; it is the {part} that was trained with ({source_name}): fetch it, or write its folder there", path.display(), got.display())]
+    FrozenGone {
+        /// The export's `config.json`.
+        path: PathBuf,
+        /// The key that names the tower's folder.
+        key: String,
+        /// The tower.
+        part: &'static str,
+        /// The folder.
+        got: PathBuf,
+        /// What it was trained with.
+        source_name: String,
+    },
     /// The directory does not hold the part asked for.
     #[error("{}: model_type {model_type:?} has no {part}; supported: {supported}", path.display())]
     NoPart {

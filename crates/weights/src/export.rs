@@ -15,6 +15,7 @@ use crate::export_config::{
     trained_end, unsigned_in, write_json,
 };
 use crate::export_tokenizer::write_tokenizer;
+use crate::frozen_elsewhere::FrozenElsewhere;
 use crate::json_file::read_object;
 use crate::names::{Stage, check_trained, pretraining_head};
 use crate::plans::{language_unused, tied_head, vision_unused};
@@ -59,8 +60,18 @@ pub struct Export<'a> {
     pub image: ImagePreprocessing,
     /// The directory of the tokenizer's files.
     pub tokenizer: Option<&'a Path>,
+    /// The frozen towers: copied, or only named.
+    pub towers: Towers<'a>,
     /// Size of a shard at most; [`DEFAULT_MAX_SHARD_BYTES`]. A larger tensor gets a shard of its own.
     pub max_shard_bytes: u64,
+}
+
+/// What an export does with the frozen towers.
+pub enum Towers<'a> {
+    /// Their tensors are written with the trained ones.
+    Copied,
+    /// Only what was trained is written; readers complete it from these places, of which each has a part of its own.
+    Named(&'a [FrozenElsewhere]),
 }
 
 /// What each stage adds to an export.
@@ -102,13 +113,14 @@ impl Export<'_> {
             ExportTask::Stage2 { language, .. } => Some(language.part(Part::Language)?.weights),
         };
 
+        let copied = matches!(self.towers, Towers::Copied);
         let mut all = Union::default();
-        all.add(&trained, |name| !pretraining_head(name));
-        let frozen = all.add(&vision.weights, |name| !vision_unused(name, self.vision_depth));
+        all.add(&trained, |name| !pretraining_head(name), true);
+        let frozen = all.add(&vision.weights, |name| !vision_unused(name, self.vision_depth), copied);
         let frozen = match (&language, &self.task) {
             (Some(language), ExportTask::Stage2 { text_config, .. }) => {
                 let tied = tied_head(text_config);
-                all.add(language, |name| !language_unused(name, tied))
+                all.add(language, |name| !language_unused(name, tied), copied)
             }
             _ => frozen,
         };
@@ -172,11 +184,12 @@ struct Union<'a> {
 }
 
 impl<'a> Union<'a> {
-    /// Takes what passes the filter, and returns the largest tensor taken.
-    fn add(&mut self, source: &'a dyn TensorSource, takes: impl Fn(&str) -> bool) -> Option<TensorInfo> {
+    /// Takes what passes the filter if it is `copied`, and returns the largest of those tensors.
+    fn add(&mut self, source: &'a dyn TensorSource, takes: impl Fn(&str) -> bool, copied: bool) -> Option<TensorInfo> {
         let taken: Vec<_> = source.entries().into_iter().filter(|(name, _)| takes(name)).collect();
         let largest = taken.iter().map(|(_, info)| info).max_by_key(|info| stored_bytes(info)).cloned();
-        self.tensors.extend(taken.into_iter().map(|(name, info)| (name, (source, info))));
+        let kept = taken.into_iter().filter(|_| copied);
+        self.tensors.extend(kept.map(|(name, info)| (name, (source, info))));
         largest
     }
 }

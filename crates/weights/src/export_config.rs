@@ -8,7 +8,8 @@ use tch::Kind;
 
 use crate::directory::{ModelDir, Part};
 use crate::error::WeightsError;
-use crate::export::{Export, ExportTask};
+use crate::export::{Export, ExportTask, Towers};
+use crate::frozen_elsewhere::{FROZEN_KEY, FrozenElsewhere};
 use crate::json_file::{describe, read_error, read_object};
 use crate::staging::write_file;
 
@@ -83,6 +84,13 @@ pub(crate) fn model_config(export: &Export) -> Result<Value, WeightsError> {
                 set("before_queries", json!(before));
             }
         }
+    }
+    if let Towers::Named(towers) = export.towers {
+        let entry = |tower: &FrozenElsewhere| {
+            let value = json!({"source": tower.source, "path": tower.path, "digest": tower.digest});
+            (tower.part.key().to_string(), value)
+        };
+        set(FROZEN_KEY, Value::Object(towers.iter().map(entry).collect()));
     }
     set(PRODUCER_KEY, json!(PRODUCER));
     Ok(Value::Object(config))

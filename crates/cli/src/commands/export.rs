@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use blip2_trainer::export::{export_checkpoint, export_lavis};
+use blip2_trainer::export::{FrozenTowers, export_checkpoint, export_lavis};
 use clap::{Args, ValueEnum};
 
 use crate::hub;
@@ -13,6 +13,7 @@ const EXAMPLES: &str = "\
 Examples:
   blip2 export --checkpoint runs/stage2 --out model                                    the best checkpoint by checkpoint.best, else the newest
   blip2 export --checkpoint runs/stage2/checkpoints/step_00001000 --out model-1000     this one
+  blip2 export --checkpoint runs/stage2 --trained-only --out bridge                    without copies of the frozen towers
   blip2 export --checkpoint runs/stage1 --format lavis --out stage1.pth                what was trained, with LAVIS' names
 
 The directory loads in transformers: config.json, weights, tokenizer files, image preprocessing. An earlier export at --out is replaced,
@@ -31,6 +32,9 @@ pub(crate) struct ExportArguments {
     /// The layout
     #[arg(long, value_enum, default_value_t = Format::Hf)]
     format: Format,
+    /// Write what was trained alone, and name the frozen towers by folder or hub id and digest; every command here completes it from there
+    #[arg(long, conflicts_with = "format")]
+    trained_only: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -43,8 +47,9 @@ enum Format {
 
 impl ExportArguments {
     pub(crate) fn run(self) -> Result<()> {
+        let towers = if self.trained_only { FrozenTowers::Named } else { FrozenTowers::Copied };
         let exported = match self.format {
-            Format::Hf => export_checkpoint(&self.checkpoint, &self.out, &hub::from_environment()?)?,
+            Format::Hf => export_checkpoint(&self.checkpoint, &self.out, towers, &hub::from_environment()?)?,
             Format::Lavis => export_lavis(&self.checkpoint, &self.out)?,
         };
         for rejected in &exported.rejected {

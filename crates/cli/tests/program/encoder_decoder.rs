@@ -141,7 +141,6 @@ fn what_a_kind_of_model_cannot_do_is_refused_by_its_key() {
     };
     for (language, said) in [
         (llama("prefix", json!("split")), "model.language.prefix: expected none for a decoder-only model, got split"),
-        (llama("dropout", json!(0.1)), "model.language.dropout: expected 0 for the Llama family, got 0.1"),
         (llama("gelu", json!("exact")), "model.language.gelu: expected config"),
         (t5(json!({"before_queries": [3]})), "model.language.before_queries: expected auto or []"),
         (t5(json!({"dropout": "own"})), "model.language.dropout: expected a number from 0 to below 1, or parity"),

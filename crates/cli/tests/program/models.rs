@@ -83,9 +83,11 @@ fn inspect_counts_what_the_model_holds() {
     assert_eq!(found["contents"], "blip2_directory");
     let tensors: u64 = found["groups"].as_array().unwrap().iter().map(|group| group["tensors"].as_u64().unwrap()).sum();
     let text = blip2(["inspect".into(), folder]).success();
-    let total = text.lines().last().unwrap();
-    let words: Vec<&str> = total.split_whitespace().collect();
-    assert_eq!((words[0], words[1]), ("total", tensors.to_string().as_str()));
+    let total: Vec<&str> = text.lines().find(|line| line.starts_with("total")).unwrap().split_whitespace().collect();
+    assert_eq!(total[1], tensors.to_string());
+    let parts: u64 = found["parts"].as_array().unwrap().iter().map(|part| part["loaded"].as_u64().unwrap()).sum();
+    assert_eq!(parts, tensors, "each part takes its tensors, and none is left over");
+    assert!(text.lines().any(|line| line.starts_with("image encoder")), "{text}");
 }
 
 #[test]

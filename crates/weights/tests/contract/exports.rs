@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use blip2_torchx::params::{Init, LoadPlan, ParamStore, TensorSource};
 use blip2_weights::{
-    DEFAULT_MAX_SHARD_BYTES, Export, ExportTask, ImagePreprocessing, ModelDir, Part, Stage, WeightsError,
+    DEFAULT_MAX_SHARD_BYTES, Export, ExportTask, ImagePreprocessing, ModelDir, Part, Stage, Towers, WeightsError,
     pretraining_head, trained_names,
 };
 use serde_json::{Value, json};
@@ -38,6 +38,7 @@ pub fn export<'a>(task: ExportTask<'a>, trained: &'a [(String, Tensor)], vision:
             std: [0.2, 0.2, 0.1],
         },
         tokenizer: None,
+        towers: Towers::Copied,
         max_shard_bytes: DEFAULT_MAX_SHARD_BYTES,
     }
 }
