@@ -133,10 +133,12 @@ def check_processor(folder, config, stage_two, images):
 def prompt_ids(tokenizer, config, prompt):
     """The ids in front of and behind the queries, as blip2 has them."""
     before = config.get("before_queries")
-    if before is not None:
-        return before, tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    behind = tokenizer(prompt)["input_ids"]
     bos = config["text_config"].get("bos_token_id")
+    if before is not None:
+        # OPT was trained with its first token behind the queries, whatever its tokenizer adds.
+        first = [2 if bos is None else bos] if config["text_config"]["model_type"] == "opt" else []
+        return before, first + tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    behind = tokenizer(prompt)["input_ids"]
     return [], behind or ([bos] if bos is not None else [])
 
 
