@@ -15,7 +15,7 @@ use crate::config::{Config, Stage};
 use crate::encoder::ImageEncoder;
 use crate::error::Error;
 use crate::language::LanguagePlan;
-use crate::loading::{LoadedPart, fill};
+use crate::loading::{LoadedPart, QFORMER, fill};
 use crate::model_files::{load_image_encoder, load_language_model};
 use crate::task::stage1::Stage1Options;
 use crate::task::{Stage1Task, Stage2Task, Task};
@@ -38,13 +38,12 @@ pub struct Assembly {
 }
 
 impl Assembly {
-    /// Builds the stage that `config` describes and fills it.
+    /// Builds the stage that `config` and its blueprint describe, and fills it.
     ///
     /// # Errors
-    /// Weights that are missing or do not fit, parts that do not fit each other; each names the keys.
-    pub fn build(config: &Config, device: Device) -> Result<Assembly, Error> {
+    /// Tensors that cannot be read, a tokenizer that does not suit the model.
+    pub fn build(config: &Config, mut blueprint: Blueprint, device: Device) -> Result<Assembly, Error> {
         tch::manual_seed(config.run.seed as i64);
-        let mut blueprint = Blueprint::open(config)?;
         let built = match blueprint.language.take() {
             None => build_stage1(config, &blueprint, device)?,
             Some(language) => build_stage2(&blueprint, language, device)?,
@@ -67,7 +66,7 @@ struct Built {
 /// Fills what a stage trains from what the Q-Former starts from.
 fn fill_trained(blueprint: &Blueprint, stage: Stage, params: &ParamStore) -> Result<LoadedPart, Error> {
     let part = blueprint.init.dir.part(Part::QFormer)?;
-    fill("Q-Former", params, &part.weights, &blueprint.init.plan(stage, &part.weights)?)
+    fill(QFORMER, params, &part.weights, &blueprint.init.plan(stage, &part.weights)?)
 }
 
 fn build_stage1(config: &Config, blueprint: &Blueprint, device: Device) -> Result<Built, Error> {

@@ -1,14 +1,15 @@
 //! A stage as its files describe it, before a tensor is read or a device touched.
 
+use blip2_model::Blip2Config;
 use blip2_model::qformer::QFormerConfig;
 use blip2_model::vision::VisionConfig;
-use blip2_model::{Blip2Config, Stage1, Stage2};
-use blip2_torchx::params::{LoadError, ParamStore, Scope};
-use blip2_weights::{ModelDir, Part, plans};
+use blip2_torchx::params::{LoadError, LoadPlan, ParamStore};
+use blip2_weights::{ModelDir, Part, PartView, plans};
 use serde_json::{Value, json};
 use tch::Kind;
 
 use crate::config::{AutoOr, Config, Stage};
+use crate::declared;
 use crate::encoder::check_image_size;
 use crate::error::Error;
 use crate::language::LanguagePlan;
@@ -39,10 +40,11 @@ pub struct Blueprint {
 }
 
 impl Blueprint {
-    /// Reads every configuration and every header.
+    /// Reads every configuration and every header, and compares what each part needs with what its files have.
     ///
     /// # Errors
-    /// Files that are missing or damaged, parts that do not fit each other; each names the keys.
+    /// Files that are missing or damaged, parts that do not fit each other; each names the keys. Everything that is missing, unexpected or
+    /// misshapen in any part, at once.
     pub fn open(config: &Config) -> Result<Blueprint, Error> {
         let vision_dir = ModelDir::open(&config.model.vision.weights)?;
         let wrong = |source| Error::Model { path: vision_dir.path().into(), source };
@@ -85,7 +87,7 @@ impl Blueprint {
         let model =
             Blip2Config::from_json(&model_json).map_err(|source| Error::Model { path: init.path.clone(), source })?;
         let vision_dtype = config.model.vision.dtype.kind();
-        Ok(Blueprint {
+        let blueprint = Blueprint {
             vision_dir,
             vision,
             depth,
@@ -96,46 +98,33 @@ impl Blueprint {
             model_json,
             vision_dtype,
             stage,
-        })
+        };
+        blueprint.audit()?;
+        Ok(blueprint)
     }
 
-    /// Compares what every part needs with what its files have, without reading a tensor.
-    ///
-    /// # Errors
-    /// Everything that is missing, unexpected or misshapen in any part, at once.
-    pub fn audit(&self) -> Result<(), Error> {
+    /// Compares what every part needs with what its files have.
+    fn audit(&self) -> Result<(), Error> {
         let mut wrong: Vec<LoadError> = Vec::new();
-        let tower = ParamStore::declared(self.vision_dtype);
-        self.vision.build(&tower.root().pp("vision_model"), self.depth);
-        let part = self.vision_dir.part(Part::Vision)?;
-        wrong.extend(
-            tower.audit(&part.weights, &plans::vision_tower(self.depth as usize)).into_result(&part.weights).err(),
-        );
+        let mut compare = |store: ParamStore, source: &PartView, plan: &LoadPlan| {
+            wrong.extend(store.audit(source, plan).into_result(source).err());
+        };
+        let source = self.vision_dir.part(Part::Vision)?.weights;
+        compare(declared::image_encoder(&self.vision, self.depth), &source, &plans::vision_tower(self.depth as usize));
 
-        let trained = ParamStore::declared(Kind::Float);
-        self.declare_trained(&trained.root());
-        let part = self.init.dir.part(Part::QFormer)?;
-        let plan = self.init.plan(self.stage, &part.weights)?;
-        wrong.extend(trained.audit(&part.weights, &plan).into_result(&part.weights).err());
+        let width = self.language.as_ref().map(|language| language.config.hidden_size());
+        let source = self.init.dir.part(Part::QFormer)?.weights;
+        compare(declared::trained(&self.model, width), &source, &self.init.plan(self.stage, &source)?);
 
         if let Some(language) = &self.language {
-            let model = ParamStore::declared(language.dtype);
-            language.config.build(&model.root().pp("language_model"));
             let part = language.dir.part(Part::Language)?;
             let plan = plans::language_model(plans::tied_head(part.config));
-            wrong.extend(model.audit(&part.weights, &plan).into_result(&part.weights).err());
+            compare(declared::language_model(&language.config), &part.weights, &plan);
         }
         match wrong.len() {
             0 => Ok(()),
             1 => Err(Error::Load(wrong.remove(0))),
             _ => Err(Error::Mismatch(wrong.iter().map(LoadError::to_string).collect::<Vec<_>>().join("\n"))),
-        }
-    }
-
-    fn declare_trained(&self, root: &Scope) {
-        match &self.language {
-            None => drop(Stage1::new(root, &self.model)),
-            Some(language) => drop(Stage2::new(root, &self.model, language.config.hidden_size(), Vec::new())),
         }
     }
 }

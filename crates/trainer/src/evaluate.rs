@@ -6,6 +6,7 @@ use blip2_weights::WeightsDir;
 use serde::Serialize;
 
 use crate::assembly::Assembly;
+use crate::blueprint::Blueprint;
 use crate::checkpoint::{CheckpointStore, Rejected};
 use crate::config::{Config, Stage};
 use crate::error::Error;
@@ -83,7 +84,7 @@ pub fn evaluate_run(config: &Config, task: EvaluationTask) -> Result<RunReport, 
     let found = CheckpointStore::read_only(&folder.join("checkpoints"), config.checkpoint.best).preferred()?;
     let none = || Error::file(&folder, "expected a run with a whole checkpoint, found none; train it first");
     let checkpoint = found.checkpoint.ok_or_else(none)?;
-    let assembly = Assembly::build(config, select_device(config)?)?;
+    let assembly = Assembly::build(config, Blueprint::open(config)?, select_device(config)?)?;
     assembly.task.params().load(&WeightsDir::open(checkpoint.path())?, &LoadPlan::exact())?;
     let set = HeldOutSet::open(config, &assembly.encoder, &assembly.text, &mut MemoryCaches::default())?;
     let none = || Error::Mismatch("data.val: expected shards to evaluate on, got nothing; set data.val.shards".into());

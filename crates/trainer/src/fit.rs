@@ -3,23 +3,24 @@
 use std::fmt;
 use std::path::Path;
 
+use blip2_model::Blip2Config;
 use blip2_model::language::LanguageConfig;
 use blip2_model::qformer::QFormerConfig;
 use blip2_model::vision::VisionConfig;
-use blip2_model::{Blip2Config, Stage1, Stage2};
-use blip2_torchx::params::{LoadPlan, LoadProblem, ParamStore, Scope, TensorSource};
+use blip2_torchx::params::{LoadPlan, LoadProblem, ParamStore, TensorSource};
 use blip2_weights::plans::{self, QFormerSource};
 use blip2_weights::{ModelDir, ModelKind, Part, PartSource};
 use serde::Serialize;
 use serde_json::json;
-use tch::Kind;
 
+use crate::declared;
 use crate::error::Error;
+use crate::loading::{IMAGE_ENCODER, LANGUAGE_MODEL, QFORMER};
 
 /// Counts of one part's tensors.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct PartFit {
-    /// `image encoder`, `Q-Former` or `language model`.
+    /// [`IMAGE_ENCODER`], [`QFORMER`] or [`LANGUAGE_MODEL`].
     pub part: String,
     /// Would be loaded.
     pub loaded: usize,
@@ -59,15 +60,14 @@ pub fn fit(path: &Path) -> Result<Option<Vec<PartFit>>, Error> {
             let depth = config.vision.depth(config.top.vision_feature_layer.or(Some(-1))).map_err(wrong)?;
             parts.push(match dir.frozen_elsewhere(Part::Vision) {
                 None => vision(&dir.part(Part::Vision)?, &config.vision, depth),
-                Some(_) => {
-                    elsewhere("image encoder", |root| drop(config.vision.build(&root.pp("vision_model"), depth)))
-                }
+                Some(_) => elsewhere(IMAGE_ENCODER, &declared::image_encoder(&config.vision, depth)),
             });
-            parts.push(trained(&dir.part(Part::QFormer)?, &config, &LoadPlan::exact()));
+            let width = config.language.as_ref().map(LanguageConfig::hidden_size);
+            parts.push(trained(&dir.part(Part::QFormer)?, &config, width, &LoadPlan::exact()));
             if let Some(model) = &config.language {
                 parts.push(match dir.frozen_elsewhere(Part::Language) {
                     None => language(&dir.part(Part::Language)?, model),
-                    Some(_) => elsewhere("language model", |root| drop(model.build(&root.pp("language_model")))),
+                    Some(_) => elsewhere(LANGUAGE_MODEL, &declared::language_model(model)),
                 });
             }
         }
@@ -84,7 +84,7 @@ pub fn fit(path: &Path) -> Result<Option<Vec<PartFit>>, Error> {
             json["architectures"] = json!(["Blip2ForImageTextRetrieval"]);
             let config = Blip2Config::from_json(&json).map_err(wrong)?;
             let width = (!stage1).then(|| projected_width(&part)).flatten();
-            parts.push(trained_of(&part, &config, width, &plan));
+            parts.push(trained(&part, &config, width, &plan));
         }
         ModelKind::Tower(_) | ModelKind::LavisVit => {
             if let Ok(part) = dir.part(Part::Vision) {
@@ -100,7 +100,7 @@ pub fn fit(path: &Path) -> Result<Option<Vec<PartFit>>, Error> {
                     "qformer_config": qformer,
                 });
                 let config = Blip2Config::from_json(&json).map_err(wrong)?;
-                parts.push(trained(&part, &config, &plans::stage1_from_bert(&part.weights)?));
+                parts.push(trained(&part, &config, None, &plans::stage1_from_bert(&part.weights)?));
             } else {
                 return Ok(None);
             }
@@ -110,35 +110,21 @@ pub fn fit(path: &Path) -> Result<Option<Vec<PartFit>>, Error> {
 }
 
 fn vision(part: &PartSource, config: &VisionConfig, depth: i64) -> PartFit {
-    let store = ParamStore::declared(Kind::Float);
-    config.build(&store.root().pp("vision_model"), depth);
-    compare("image encoder", &store, part, &plans::vision_tower(depth as usize), true)
+    let (store, plan) = (declared::image_encoder(config, depth), plans::vision_tower(depth as usize));
+    compare(IMAGE_ENCODER, &store, part, &plan, true)
 }
 
 fn language(part: &PartSource, config: &LanguageConfig) -> PartFit {
-    let store = ParamStore::declared(Kind::Float);
-    config.build(&store.root().pp("language_model"));
-    compare("language model", &store, part, &plans::language_model(plans::tied_head(part.config)), true)
+    let plan = plans::language_model(plans::tied_head(part.config));
+    compare(LANGUAGE_MODEL, &declared::language_model(config), part, &plan, true)
 }
 
-fn trained(part: &PartSource, config: &Blip2Config, plan: &LoadPlan) -> PartFit {
-    trained_of(part, config, config.language.as_ref().map(LanguageConfig::hidden_size), plan)
-}
-
-/// What stage 2 trains before a language model of this width; without one, what stage 1 trains.
-fn trained_of(part: &PartSource, config: &Blip2Config, language_width: Option<i64>, plan: &LoadPlan) -> PartFit {
-    let store = ParamStore::declared(Kind::Float);
-    match language_width {
-        None => drop(Stage1::new(&store.root(), config)),
-        Some(width) => drop(Stage2::new(&store.root(), config, width, Vec::new())),
-    }
-    compare("Q-Former", &store, part, plan, false)
+fn trained(part: &PartSource, config: &Blip2Config, language_width: Option<i64>, plan: &LoadPlan) -> PartFit {
+    compare(QFORMER, &declared::trained(config, language_width), part, plan, false)
 }
 
 /// A frozen part that this path names instead of holding it.
-fn elsewhere(name: &str, declare: impl FnOnce(&Scope)) -> PartFit {
-    let store = ParamStore::declared(Kind::Float);
-    declare(&store.root());
+fn elsewhere(name: &str, store: &ParamStore) -> PartFit {
     PartFit { part: name.into(), frozen_elsewhere: store.names().len(), ..PartFit::default() }
 }
 
@@ -149,11 +135,10 @@ fn projected_width(part: &PartSource) -> Option<i64> {
 }
 
 fn compare(name: &str, store: &ParamStore, part: &PartSource, plan: &LoadPlan, frozen: bool) -> PartFit {
-    let mut fit = PartFit { part: name.into(), ..PartFit::default() };
     if frozen && part.weights.entries().is_empty() {
-        fit.frozen_elsewhere = store.names().len();
-        return fit;
+        return elsewhere(name, store);
     }
+    let mut fit = PartFit { part: name.into(), ..PartFit::default() };
     let audit = store.audit(&part.weights, plan);
     fit.loaded = audit.report.loaded.len();
     fit.half = audit.report.cast.len();

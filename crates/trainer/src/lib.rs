@@ -10,6 +10,7 @@ pub mod captioner;
 pub mod checkpoint;
 pub mod config;
 pub mod data;
+mod declared;
 pub mod device;
 pub mod encoder;
 pub mod error;

@@ -9,10 +9,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
+/// The frozen image encoder, as reports call it.
+pub const IMAGE_ENCODER: &str = "image encoder";
+/// What is trained.
+pub const QFORMER: &str = "Q-Former";
+/// The frozen language model.
+pub const LANGUAGE_MODEL: &str = "language model";
+
 /// What became of the tensors of one part, as `run.json` keeps it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LoadedPart {
-    /// The part: `image encoder`, `Q-Former` or `language model`.
+    /// [`IMAGE_ENCODER`], [`QFORMER`] or [`LANGUAGE_MODEL`].
     pub part: String,
     /// Where its weights lie.
     pub source: String,

@@ -14,7 +14,7 @@ use crate::config::AutoOr;
 use crate::encoder::ImageEncoder;
 use crate::error::Error;
 use crate::export::verify_towers;
-use crate::loading::{LoadedPart, fill};
+use crate::loading::{IMAGE_ENCODER, LANGUAGE_MODEL, LoadedPart, fill};
 use crate::preprocessing::Preprocessing;
 use crate::task::stage1::Stage1Options;
 use crate::task::{Stage1Task, Stage2Task};
@@ -136,7 +136,7 @@ pub fn load_image_encoder(
 ) -> Result<(ImageEncoder, LoadedPart), Error> {
     let tower = Frozen::build(device, kind, |root| config.build(&root.pp("vision_model"), depth));
     let (source, plan) = (dir.part(Part::Vision)?.weights, plans::vision_tower(depth as usize));
-    let loaded = fill("image encoder", tower.params(), &source, &plan)?;
+    let loaded = fill(IMAGE_ENCODER, tower.params(), &source, &plan)?;
     let identity = format!("{} {depth} {kind:?}", dir.path().display());
     Ok((ImageEncoder::new(tower, preprocessing, identity), loaded))
 }
@@ -154,6 +154,6 @@ pub fn load_language_model(
     let part = dir.part(Part::Language)?;
     let model = Frozen::build(device, kind, |root| config.build(&root.pp("language_model")));
     let plan = plans::language_model(plans::tied_head(part.config));
-    let loaded = fill("language model", model.params(), &part.weights, &plan)?;
+    let loaded = fill(LANGUAGE_MODEL, model.params(), &part.weights, &plan)?;
     Ok((model, loaded))
 }

@@ -10,6 +10,7 @@ use blip2_torchx::{device, memory, rng};
 use tch::Device;
 
 use crate::assembly::Assembly;
+use crate::blueprint::Blueprint;
 use crate::checkpoint::{Best, Checkpoint, CheckpointStore, CheckpointWriter, Metric, RngState, TrainState};
 use crate::config::{Config, Precision, Stage};
 use crate::data::TrainData;
@@ -103,6 +104,7 @@ impl Run {
     /// A folder in use or of another configuration, weights or data that do not fit.
     pub fn open(
         config: &Config,
+        blueprint: Blueprint,
         request: &TrainRequest,
         device: Device,
         caches: &mut MemoryCaches,
@@ -113,7 +115,7 @@ impl Run {
         let checkpoint = find_checkpoint(&store, &request.resume, request.say)?;
         let name = folder.path().display().to_string();
         (request.say)(&format!("{name}: loading models on {}", device::name(device)));
-        let assembly = Assembly::build(config, device)?;
+        let assembly = Assembly::build(config, blueprint, device)?;
         assembly.loaded.iter().for_each(|part| (request.say)(&format!("{name}: {part}")));
         let rule = assembly.task.target_rule();
         let mut fill = FillLines::new(&name, request.say);
@@ -191,8 +193,8 @@ impl Run {
     ///
     /// # Errors
     /// Everything that would stop the run before its first step.
-    pub fn try_one_batch(config: &Config, device: Device) -> Result<String, Error> {
-        let assembly = Assembly::build(config, device)?;
+    pub fn try_one_batch(config: &Config, blueprint: Blueprint, device: Device) -> Result<String, Error> {
+        let assembly = Assembly::build(config, blueprint, device)?;
         let mut one = config.clone();
         one.data.feature_cache = crate::config::FeatureCache::Off;
         let rule = assembly.task.target_rule();

@@ -82,8 +82,8 @@ pub fn run(request: &TrainRequest) -> Result<Finished, Error> {
         request.hub.resolve(config)?;
         if request.dry_run {
             if config.model.qformer.init.exists() {
-                Blueprint::open(config)?.audit()?;
-                (request.say)(&Run::try_one_batch(config, select_device(config)?)?);
+                let blueprint = Blueprint::open(config)?;
+                (request.say)(&Run::try_one_batch(config, blueprint, select_device(config)?)?);
             } else {
                 let init = config.model.qformer.init.display();
                 (request.say)(&format!(
@@ -94,8 +94,8 @@ pub fn run(request: &TrainRequest) -> Result<Finished, Error> {
             continue;
         }
         // Before the device is touched.
-        Blueprint::open(config)?.audit()?;
-        let mut run = Run::open(config, request, select_device(config)?, &mut caches)?;
+        let blueprint = Blueprint::open(config)?;
+        let mut run = Run::open(config, blueprint, request, select_device(config)?, &mut caches)?;
         let step = run.train(&stop)?;
         if step < config.schedule.steps {
             return Ok(Finished::Interrupted { folder, step });
