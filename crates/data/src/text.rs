@@ -88,6 +88,8 @@ fn is_white_space(character: char) -> bool {
 /// Turns text into token ids and back. Padding is the collation's business: what the tokenizer's file says of it, and
 /// of truncation, is switched off.
 pub struct TextEncoder {
+    /// Where it comes from, for messages.
+    path: PathBuf,
     tokenizer: Tokenizer,
     add_special_tokens: bool,
 }
@@ -130,15 +132,25 @@ impl TextEncoder {
         }
         let mut tokenizer = Tokenizer::from_bytes(file).map_err(|error| load(one_line(&error)))?;
         tokenizer.with_padding(None);
-        tokenizer.with_truncation(None).map_err(|error| load(one_line(&error)))?;
+        TextEncoder { path: path.to_owned(), tokenizer, add_special_tokens }.of_length(max_tokens)
+    }
+
+    /// The same tokenizer, giving at most `max_tokens` ids a text.
+    ///
+    /// # Errors
+    /// When `max_tokens` leaves no room beside the special tokens.
+    pub fn of_length(mut self, max_tokens: usize) -> Result<TextEncoder, TextError> {
+        let path = &self.path;
+        let load = |error| TextError::Load { path: path.clone(), reason: one_line(&error) };
+        self.tokenizer.with_truncation(None).map_err(load)?;
         // The library subtracts this from the length without a check, whether it adds them or not.
-        let special = tokenizer.encode("", true).map_err(|error| load(one_line(&error)))?.len();
+        let special = self.tokenizer.encode("", true).map_err(load)?.len();
         if max_tokens <= special {
-            return Err(TextError::MaxTokens { path: path.to_owned(), max_tokens, special });
+            return Err(TextError::MaxTokens { path: path.clone(), max_tokens, special });
         }
         let truncation = TruncationParams { max_length: max_tokens, ..TruncationParams::default() };
-        tokenizer.with_truncation(Some(truncation)).map_err(|error| load(one_line(&error)))?;
-        Ok(TextEncoder { tokenizer, add_special_tokens })
+        self.tokenizer.with_truncation(Some(truncation)).map_err(load)?;
+        Ok(self)
     }
 
     /// The text's ids, the text cut so that a closing special token stays last.

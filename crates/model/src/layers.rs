@@ -81,6 +81,13 @@ impl LayerNorm {
     }
 }
 
+/// RMSNorm before its weight: `x / sqrt(mean(x^2) + eps)` over the last axis, computed and returned in f32.
+pub fn root_mean_square(x: &Tensor, eps: f64) -> Tensor {
+    let wide = x.to_kind(Kind::Float);
+    let mean_square = (&wide * &wide).mean_dim([-1i64].as_slice(), true, Kind::Float);
+    wide * (mean_square + eps).rsqrt()
+}
+
 /// `[.., heads * size] -> [batch, heads, rows, size]` of `x [batch, rows, heads * size]`.
 pub fn split_heads(x: &Tensor, heads: i64) -> Tensor {
     let (batch, rows, width) = x.size3().expect("rank 3: [batch, rows, width]");

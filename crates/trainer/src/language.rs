@@ -1,5 +1,6 @@
 //! The frozen language model as a configuration asks for it: its directory, what it computes, and what stands around its captions.
 
+use blip2_model::Activation;
 use blip2_model::dropout::DropoutRates;
 use blip2_model::language::{CaptionFrame, LanguageConfig};
 use blip2_weights::{ModelDir, Part};
@@ -95,7 +96,6 @@ impl LanguagePlan {
 
 /// The configuration with GELU by its definition, as LAVIS ran FlanT5; `transformers` reads it from there, too.
 fn with_exact_gelu(mut json: Value, config: &LanguageConfig) -> Result<Value, Error> {
-    use blip2_model::language::t5::config::Activation;
     match config {
         LanguageConfig::T5(t5) if t5.activation() != Activation::Relu => {
             // `transformers` takes both from the file where they stand in it, and else works them out of `feed_forward_proj`.

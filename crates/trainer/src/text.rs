@@ -64,9 +64,10 @@ impl TextFrame {
     /// # Errors
     /// A tokenizer file that is missing or does not suit the model, a prompt that leaves no room for a caption.
     pub fn decoder(file: &Path, max_tokens: usize, prompt: &str, config: &LanguageConfig) -> Result<TextFrame, Error> {
+        let whole = open(file, max_tokens, config.vocab_size())?;
         let own_ends = config.eos_token_ids();
         let (first, end) = match config.caption_frame() {
-            Some(CaptionFrame::Opt) => (config.bos_token_id(), line_end(file)?),
+            Some(CaptionFrame::Opt) => (config.bos_token_id(), line_end(file, &whole)?),
             Some(CaptionFrame::BosFirst) | None => match own_ends.first() {
                 Some(&end) => (None, end),
                 None => {
@@ -76,7 +77,7 @@ impl TextFrame {
             },
         };
         let added = 1 + usize::from(first.is_some());
-        let (encoder, prompt) = open(file, max_tokens, prompt, added, config.vocab_size())?;
+        let (encoder, prompt) = beside_prompt(whole, max_tokens, prompt, added)?;
         let untargeted = if prompt.is_empty() { 0 } else { prompt.len() + usize::from(first.is_some()) };
         let mut end_tokens = own_ends;
         if !end_tokens.contains(&end) {
@@ -107,7 +108,8 @@ impl TextFrame {
         split_seed: Option<u64>,
     ) -> Result<TextFrame, Error> {
         let special = TextEncoder::from_file(file, max_tokens, true)?.encode("")?;
-        let (encoder, before) = open(file, max_tokens, prompt, special.len().max(1), config.vocab_size)?;
+        let whole = open(file, max_tokens, config.vocab_size)?;
+        let (encoder, before) = beside_prompt(whole, max_tokens, prompt, special.len().max(1))?;
         Ok(TextFrame {
             encoder: Arc::new(encoder),
             pad_id: config.pad_token_id,
@@ -164,9 +166,16 @@ impl TextFrame {
     }
 }
 
+/// A tokenizer that suits a model of `vocabulary` tokens.
+fn open(file: &Path, max_tokens: usize, vocabulary: i64) -> Result<TextEncoder, Error> {
+    let encoder = TextEncoder::from_file(file, max_tokens, false)?;
+    let size = encoder.vocab_size();
+    let too_large = || Error::file(file, format!("{size} tokens, but the model's vocabulary is {vocabulary}"));
+    encoder.within(vocabulary as usize).ok_or_else(too_large)
+}
+
 /// The line break that ends OPT's captions.
-fn line_end(file: &Path) -> Result<i64, Error> {
-    let tokenizer = TextEncoder::from_file(file, usize::MAX, false)?;
+fn line_end(file: &Path, tokenizer: &TextEncoder) -> Result<i64, Error> {
     match tokenizer.encode("\n")?.as_slice() {
         // A tokenizer without this token gives its unknown one, which stands for no line break.
         &[line_end] if tokenizer.decode(&[line_end])? == "\n" => Ok(i64::from(line_end)),
@@ -177,21 +186,13 @@ fn line_end(file: &Path) -> Result<i64, Error> {
     }
 }
 
-/// A tokenizer whose captions leave room for the prompt and `added` tokens, and the prompt's ids.
-fn open(
-    file: &Path,
+/// The tokenizer for captions that leave room for the prompt and `added` tokens, and the prompt's ids.
+fn beside_prompt(
+    whole: TextEncoder,
     max_tokens: usize,
     prompt: &str,
     added: usize,
-    vocabulary: i64,
 ) -> Result<(TextEncoder, Vec<i64>), Error> {
-    let tokenizer = |max_tokens| {
-        let encoder = TextEncoder::from_file(file, max_tokens, false)?;
-        let size = encoder.vocab_size();
-        let too_large = || Error::file(file, format!("{size} tokens, but the model's vocabulary is {vocabulary}"));
-        encoder.within(vocabulary as usize).ok_or_else(too_large)
-    };
-    let whole = tokenizer(max_tokens)?;
     let before: Vec<i64> =
         if prompt.is_empty() { Vec::new() } else { whole.encode(prompt)?.into_iter().map(i64::from).collect() };
     let room = max_tokens.saturating_sub(before.len() + added);
@@ -201,7 +202,7 @@ fn open(
             "model.language.prompt: takes {taken} of task.max_text_tokens ({max_tokens}), which leaves no caption; raise it"
         )));
     }
-    Ok((tokenizer(room)?, before))
+    Ok((whole.of_length(room)?, before))
 }
 
 #[cfg(test)]

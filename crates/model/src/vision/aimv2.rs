@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::architecture::{
     Affine, Architecture, BlockParts, EmbeddingParts, MlpParts, NormKind, Positions, Qkv, Resize, Rows, read,
 };
-use super::mlp::Activation;
+use super::mlp::activation;
 use crate::config::ConfigError;
 
 /// `Aimv2VisionConfig`.
@@ -80,7 +80,7 @@ pub(super) fn architecture(json: &Value) -> Result<Architecture, ConfigError> {
             mlp: MlpParts::Gated(
                 ["ffn.gate_proj", "ffn.up_proj", "ffn.down_proj"].map(|name| Affine { name, bias: c.mlp_bias }),
             ),
-            activation: Activation::of(&c.hidden_act)?,
+            activation: activation(&c.hidden_act)?,
             layer_scale: None,
         },
     }

@@ -7,7 +7,7 @@
 
 use serde_json::Value;
 
-use super::mlp::Activation;
+use crate::activation::Activation;
 use crate::config::{ConfigError, check_sizes, parse};
 
 pub(super) const PART: &str = "vision_config";

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::architecture::{
     Affine, Architecture, BlockParts, EmbeddingParts, MlpParts, NormKind, Positions, Qkv, Resize, Rows, read,
 };
-use super::mlp::Activation;
+use super::mlp::activation;
 use crate::config::ConfigError;
 
 /// `Blip2VisionConfig`.
@@ -70,7 +70,7 @@ pub(super) fn architecture(json: &Value) -> Result<Architecture, ConfigError> {
             output: Affine::biased("self_attn.projection"),
             norm2: "layer_norm2",
             mlp: MlpParts::Plain([Affine::biased("mlp.fc1"), Affine::biased("mlp.fc2")]),
-            activation: Activation::of(&c.hidden_act)?,
+            activation: activation(&c.hidden_act)?,
             layer_scale: None,
         },
     }

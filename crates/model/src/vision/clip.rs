@@ -9,7 +9,8 @@ use serde_json::Value;
 use super::architecture::{
     Affine, Architecture, BlockParts, EmbeddingParts, MlpParts, NormKind, Positions, Qkv, Resize, Rows, read,
 };
-use super::mlp::Activation;
+use super::mlp::activation;
+use crate::activation::Activation;
 use crate::config::ConfigError;
 
 /// `CLIPVisionConfig`.
@@ -80,7 +81,7 @@ pub(super) fn architecture(json: &Value) -> Result<Architecture, ConfigError> {
             ),
             norm: Some("pre_layrnorm"),
         },
-        block: block(Activation::of(&c.hidden_act)?),
+        block: block(activation(&c.hidden_act)?),
     }
     .checked(c.num_channels)
 }

@@ -8,7 +8,8 @@ use serde_json::Value;
 use super::architecture::{
     Affine, Architecture, BlockParts, EmbeddingParts, MlpParts, NormKind, PART, Positions, Qkv, Resize, Rows, read,
 };
-use super::mlp::Activation;
+use super::mlp::activation;
+use crate::activation::Activation;
 use crate::config::ConfigError;
 
 /// What `Dinov2Config` and `Dinov2WithRegistersConfig` share.
@@ -103,7 +104,7 @@ fn build(c: Dinov2Config, patch: i64, resize: Resize, registers: bool) -> Result
             } else {
                 MlpParts::Plain(["mlp.fc1", "mlp.fc2"].map(Affine::biased))
             },
-            activation: if c.use_swiglu_ffn { Activation::Silu } else { Activation::of(&c.hidden_act)? },
+            activation: if c.use_swiglu_ffn { Activation::Silu } else { activation(&c.hidden_act)? },
             layer_scale: Some(["layer_scale1.lambda1", "layer_scale2.lambda1"]),
         },
     }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::architecture::{
     Affine, Architecture, BlockParts, EmbeddingParts, MlpParts, NormKind, Positions, Qkv, Rows, read,
 };
-use super::mlp::Activation;
+use super::mlp::activation;
 use crate::config::ConfigError;
 
 /// `DINOv3ViTConfig`.
@@ -94,7 +94,7 @@ pub(super) fn architecture(json: &Value) -> Result<Architecture, ConfigError> {
             } else {
                 MlpParts::Plain(["mlp.up_proj", "mlp.down_proj"].map(mlp))
             },
-            activation: Activation::of(&c.hidden_act)?,
+            activation: activation(&c.hidden_act)?,
             layer_scale: Some(["layer_scale1.lambda1", "layer_scale2.lambda1"]),
         },
     }

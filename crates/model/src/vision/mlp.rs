@@ -4,50 +4,26 @@ use blip2_torchx::params::Scope;
 use tch::Tensor;
 
 use super::architecture::{Affine, Architecture, MlpParts, PART};
+use crate::activation::Activation;
 use crate::config::ConfigError;
 use crate::layers::Linear;
 
-/// An activation, by its names in `transformers`' `ACT2FN`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// `gelu`: with the error function.
-    Gelu,
-    /// `gelu_pytorch_tanh`, `gelu_new`: GELU's approximation by tanh.
-    GeluTanh,
-    /// `quick_gelu`: `x sigmoid(1.702 x)`.
-    QuickGelu,
-    /// `silu`, `swish`: `x sigmoid(x)`.
-    Silu,
-}
-
-impl Activation {
-    /// Reads `hidden_act`.
-    ///
-    /// # Errors
-    /// A name that no tower here uses.
-    pub fn of(name: &str) -> Result<Activation, ConfigError> {
-        match name {
-            "gelu" => Ok(Activation::Gelu),
-            "gelu_pytorch_tanh" | "gelu_new" => Ok(Activation::GeluTanh),
-            "quick_gelu" => Ok(Activation::QuickGelu),
-            "silu" | "swish" => Ok(Activation::Silu),
-            other => Err(ConfigError::Unsupported {
-                part: PART,
-                key: "hidden_act",
-                got: other.into(),
-                supported: "gelu, gelu_pytorch_tanh, gelu_new, quick_gelu, silu, swish",
-            }),
-        }
-    }
-
-    /// Applies it to every number.
-    pub fn apply(self, x: &Tensor) -> Tensor {
-        match self {
-            Activation::Gelu => x.gelu("none"),
-            Activation::GeluTanh => x.gelu("tanh"),
-            Activation::QuickGelu => x * (x * 1.702).sigmoid(),
-            Activation::Silu => x.silu(),
-        }
+/// The activation that `hidden_act` names, by its names in `transformers`' `ACT2FN`.
+///
+/// # Errors
+/// A name that no tower here uses.
+pub(super) fn activation(name: &str) -> Result<Activation, ConfigError> {
+    match name {
+        "gelu" => Ok(Activation::Gelu),
+        "gelu_pytorch_tanh" | "gelu_new" => Ok(Activation::GeluTanh),
+        "quick_gelu" => Ok(Activation::QuickGelu),
+        "silu" | "swish" => Ok(Activation::Silu),
+        other => Err(ConfigError::Unsupported {
+            part: PART,
+            key: "hidden_act",
+            got: other.into(),
+            supported: "gelu, gelu_pytorch_tanh, gelu_new, quick_gelu, silu, swish",
+        }),
     }
 }
 

@@ -39,7 +39,6 @@ pub use architecture::Architecture;
 use architecture::{PART, Positions, Resize};
 use block::Block;
 use embeddings::Embeddings;
-pub use mlp::Activation;
 
 /// CLIP's channel means, which BLIP-2's towers expect.
 pub const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];

@@ -4,7 +4,7 @@ use blip2_torchx::params::{Init, Scope};
 use tch::{Kind, Tensor};
 
 use super::architecture::{Architecture, NormKind};
-use crate::layers::LayerNorm;
+use crate::layers::{LayerNorm, root_mean_square};
 
 /// LayerNorm or RMSNorm over the last axis.
 #[derive(Debug)]
@@ -26,10 +26,7 @@ impl Norm {
     pub(super) fn forward(&self, x: &Tensor) -> Tensor {
         match self {
             Norm::Layer(norm) => norm.forward_f32(x),
-            Norm::Rms(weight, eps) => {
-                let mean_square = x.square().mean_dim(-1, true, Kind::Float);
-                x * (mean_square + *eps).rsqrt() * weight.to_kind(Kind::Float)
-            }
+            Norm::Rms(weight, eps) => root_mean_square(x, *eps) * weight.to_kind(Kind::Float),
         }
     }
 }

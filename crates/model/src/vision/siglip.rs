@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::architecture::{Affine, Architecture, EmbeddingParts, NormKind, Positions, Resize, Rows, read};
 use super::clip::block;
-use super::mlp::Activation;
+use super::mlp::activation;
 use crate::config::ConfigError;
 
 /// `SiglipVisionConfig`.
@@ -65,7 +65,7 @@ pub(super) fn architecture(json: &Value) -> Result<Architecture, ConfigError> {
             ),
             norm: None,
         },
-        block: block(Activation::of(&c.hidden_act)?),
+        block: block(activation(&c.hidden_act)?),
     }
     .checked(c.num_channels)
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::architecture::{
     Affine, Architecture, BlockParts, EmbeddingParts, MlpParts, NormKind, Positions, Qkv, Resize, Rows, read,
 };
-use super::mlp::Activation;
+use super::mlp::activation;
 use crate::config::ConfigError;
 
 /// `ViTConfig`.
@@ -74,7 +74,7 @@ pub(super) fn architecture(json: &Value) -> Result<Architecture, ConfigError> {
             output: Affine::biased("attention.output.dense"),
             norm2: "layernorm_after",
             mlp: MlpParts::Plain(["intermediate.dense", "output.dense"].map(Affine::biased)),
-            activation: Activation::of(&c.hidden_act)?,
+            activation: activation(&c.hidden_act)?,
             layer_scale: None,
         },
     }

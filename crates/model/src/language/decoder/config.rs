@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::families;
 use super::rope_scaling::RotaryConfig;
+use crate::activation::Activation;
 use crate::config::ConfigError;
 use crate::dropout::DropoutRates;
 
@@ -121,19 +122,6 @@ pub struct MlpConfig {
     pub activation: Activation,
     /// Whether its projections have biases.
     pub bias: bool,
-}
-
-/// Activations of feed-forward networks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// `max(x, 0)`.
-    Relu,
-    /// GELU by the error function.
-    Gelu,
-    /// GELU's approximation by tanh.
-    GeluTanh,
-    /// `x sigmoid(x)`.
-    Silu,
 }
 
 /// Every norm of a model.

@@ -3,25 +3,15 @@
 use blip2_torchx::params::Scope;
 use tch::Tensor;
 
-use super::config::{Activation, DecoderConfig};
+use super::config::DecoderConfig;
 use super::projection::{Projection, Projections};
+use crate::activation::Activation;
 
 #[derive(Debug)]
 pub(super) struct Mlp {
     inner: Projections,
     output: Projection,
     activation: Activation,
-}
-
-impl Activation {
-    fn apply(self, x: &Tensor) -> Tensor {
-        match self {
-            Activation::Relu => x.relu(),
-            Activation::Gelu => x.gelu("none"),
-            Activation::GeluTanh => x.gelu("tanh"),
-            Activation::Silu => x.silu(),
-        }
-    }
 }
 
 impl Mlp {

@@ -4,6 +4,7 @@ use blip2_torchx::params::{Init, Scope};
 use tch::{Kind, Tensor};
 
 use super::config::{NormConfig, NormKind, NormNames};
+use crate::layers::root_mean_square;
 
 /// A norm over the last axis.
 #[derive(Debug)]
@@ -38,18 +39,12 @@ impl Norm {
     /// `x [.., width] -> [.., width]` in the dtype of `x`.
     pub(super) fn forward(&self, x: &Tensor) -> Tensor {
         match (self.config.kind, &self.weight) {
-            (NormKind::Rms, Some(weight)) => self.root_mean_square(x).to_kind(x.kind()) * weight,
+            (NormKind::Rms, Some(weight)) => root_mean_square(x, self.config.eps).to_kind(x.kind()) * weight,
             (NormKind::RmsOnePlus, Some(weight)) => {
-                (self.root_mean_square(x) * (weight.to_kind(Kind::Float) + 1.0)).to_kind(x.kind())
+                (root_mean_square(x, self.config.eps) * (weight.to_kind(Kind::Float) + 1.0)).to_kind(x.kind())
             }
             (_, weight) => x.layer_norm([self.width], weight.as_ref(), self.bias.as_ref(), self.config.eps, true),
         }
-    }
-
-    fn root_mean_square(&self, x: &Tensor) -> Tensor {
-        let wide = x.to_kind(Kind::Float);
-        let variance = (&wide * &wide).mean_dim([-1i64].as_slice(), true, Kind::Float);
-        wide * (variance + self.config.eps).rsqrt()
     }
 }
 

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::activation::Activation;
 use crate::config::{ConfigError, check_sizes, parse};
 
 const PART: &str = "text_config";
@@ -68,17 +69,6 @@ fn default_tied() -> bool {
 
 fn default_eos() -> i64 {
     1
-}
-
-/// The feed-forward layer's function.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// `max(x, 0)`: T5.
-    Relu,
-    /// GELU by its definition: LAVIS' FlanT5.
-    Gelu,
-    /// GELU by its tanh formula: T5 1.1 and FlanT5.
-    GeluTanh,
 }
 
 impl T5Config {

@@ -4,9 +4,9 @@ use blip2_torchx::params::{Init, Scope};
 use tch::{Kind, Tensor};
 
 use super::T5Config;
-use super::config::Activation;
+use crate::activation::Activation;
 use crate::dropout::{Dropout, RowKeys};
-use crate::layers::{Linear, merge_heads, split_heads};
+use crate::layers::{Linear, merge_heads, root_mean_square, split_heads};
 
 /// Keys and values, `[B, heads, rows, size]` each.
 #[derive(Debug)]
@@ -61,9 +61,7 @@ impl RmsNorm {
 
     /// Statistics in f32; the result has the weight's dtype whatever the residual stream has.
     pub(super) fn forward(&self, x: &Tensor) -> Tensor {
-        let wide = x.to_kind(Kind::Float);
-        let variance = (&wide * &wide).mean_dim([-1i64].as_slice(), true, Kind::Float);
-        (wide * (variance + self.eps).rsqrt()).to_kind(self.weight.kind()) * &self.weight
+        root_mean_square(x, self.eps).to_kind(self.weight.kind()) * &self.weight
     }
 }
 
@@ -162,16 +160,6 @@ impl FeedForward {
         };
         let inner = drops.apply(&inner).to_kind(self.wo.weight.kind());
         without_overflow(x + drops.apply(&self.wo.forward(&inner)))
-    }
-}
-
-impl Activation {
-    fn apply(self, x: &Tensor) -> Tensor {
-        match self {
-            Activation::Relu => x.relu(),
-            Activation::Gelu => x.gelu("none"),
-            Activation::GeluTanh => x.gelu("tanh"),
-        }
     }
 }
 

@@ -8,8 +8,9 @@ mod windows;
 
 use serde_json::Value;
 
-use super::config::{Activation, DecoderConfig};
+use super::config::DecoderConfig;
 use super::keys::{Keys, unsupported};
+use crate::activation::Activation;
 use crate::config::ConfigError;
 
 /// Every `model_type` of [`read`].
