@@ -34,7 +34,7 @@ impl fmt::Display for Problem {
     }
 }
 
-const LFS_POINTER: &[u8] = b"version https://git-lfs";
+pub(crate) const LFS_POINTER: &[u8] = b"version https://git-lfs";
 const BLOCK: u64 = 512;
 
 /// Reads every header of the tar file at `path`. Members behind a cut or a damaged header are lost and said to be so;

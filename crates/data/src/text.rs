@@ -7,6 +7,7 @@ use thiserror::Error;
 use tokenizers::{Tokenizer, TruncationParams};
 
 use crate::gpt2_files;
+use crate::scan::LFS_POINTER;
 use crate::tokenizer_folder::tokenizer_json;
 
 /// Words of a caption that are kept.
@@ -127,7 +128,7 @@ impl TextEncoder {
         add_special_tokens: bool,
     ) -> Result<TextEncoder, TextError> {
         let load = |reason: String| TextError::Load { path: path.to_owned(), reason };
-        if file.starts_with(b"version https://git-lfs") {
+        if file.starts_with(LFS_POINTER) {
             return Err(load("it is a Git LFS pointer, not the file; run `git lfs pull`".to_owned()));
         }
         let mut tokenizer = Tokenizer::from_bytes(file).map_err(|error| load(one_line(&error)))?;

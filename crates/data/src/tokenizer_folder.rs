@@ -7,9 +7,8 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::gpt2_files;
+use crate::scan::LFS_POINTER;
 use crate::text::TextError;
-
-const LFS_PREFIX: &[u8] = b"version https://git-lfs";
 
 /// The special tokens by which a BERT's tokenizer frames and fills texts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,7 +82,7 @@ pub(crate) fn tokenizer_json(folder: &Path) -> Result<Vec<u8>, TextError> {
     }
     let in_vocabulary = |reason: String| TextError::Load { path: vocabulary_path.clone(), reason };
     let bytes = fs::read(&vocabulary_path).map_err(|error| in_vocabulary(error.to_string()))?;
-    if bytes.starts_with(LFS_PREFIX) {
+    if bytes.starts_with(LFS_POINTER) {
         return Err(in_vocabulary("it is a Git LFS pointer, not the file; run `git lfs pull`".to_owned()));
     }
     let text = String::from_utf8(bytes).map_err(|_| in_vocabulary("it is not UTF-8".to_owned()))?;

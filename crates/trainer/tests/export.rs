@@ -145,6 +145,13 @@ fn trained_weights_alone_are_completed_from_the_towers_they_name() {
     assert!(parts[0].frozen_elsewhere > 0 && parts[2].frozen_elsewhere > 0 && parts[1].loaded > 0);
 
     let refused = || Captioner::open(&alone, Device::Cpu, None).err().unwrap().to_string();
+    let config = read_json(alone.join("config.json"));
+    let mut circular = config.clone();
+    circular["frozen_weights"]["vision"]["path"] = json!(".");
+    fs::write(alone.join("config.json"), circular.to_string()).unwrap();
+    let said = "frozen_weights.vision.path: expected a folder that holds the image encoder, got ";
+    assert!(refused().contains(said), "{}", refused());
+    fs::write(alone.join("config.json"), config.to_string()).unwrap();
     let file = towers.path().join("model.safetensors");
     let mut bytes = fs::read(&file).unwrap();
     *bytes.last_mut().unwrap() ^= 1;

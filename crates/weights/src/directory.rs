@@ -146,7 +146,17 @@ impl ModelDir {
                     source_name: elsewhere.source.clone(),
                 });
             }
-            let _ = opened.set(Box::new(ModelDir::open(&elsewhere.path)?));
+            let tower = ModelDir::open(&elsewhere.path)?;
+            // It could name this directory, and so on for ever.
+            if tower.frozen_elsewhere(part).is_some() {
+                return Err(WeightsError::Key {
+                    path: self.path.join("config.json"),
+                    key: format!("{FROZEN_KEY}.{}.path", part.key()),
+                    expected: format!("a folder that holds the {}", part.label()),
+                    got: format!("{}, which names another in turn", elsewhere.path.display()),
+                });
+            }
+            let _ = opened.set(Box::new(tower));
         }
         Ok(opened.get().map(|dir| &**dir))
     }

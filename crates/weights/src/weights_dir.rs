@@ -15,7 +15,7 @@ pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
 /// What stage 1 trains and `transformers` has no name for lies here, so that it finds no key that it does not know.
 pub(crate) const HEADS_FILE: &str = "pretraining_heads.safetensors";
 /// A directory's weights in the order in which `transformers` looks for them: a file, or else the index of its shards.
-const CANDIDATES: [(&str, &str); 2] =
+pub const WEIGHT_FILES: [(&str, &str); 2] =
     [(WEIGHTS_FILE, INDEX_FILE), ("pytorch_model.bin", "pytorch_model.bin.index.json")];
 
 /// `model.safetensors`, `pytorch_model.bin`, or the shards of either's index, with `pretraining_heads.safetensors` where it exists, as one
@@ -40,7 +40,7 @@ impl WeightsDir {
         if !path.is_dir() {
             return Err(WeightsError::NotFound { path: path.to_path_buf() });
         }
-        let found = CANDIDATES.iter().flat_map(|(file, index)| [*file, *index]).find(|name| path.join(name).exists());
+        let found = WEIGHT_FILES.iter().flat_map(|(file, index)| [*file, *index]).find(|name| path.join(name).exists());
         let mut files = match found {
             None => return Err(WeightsError::NoWeights { path: path.to_path_buf(), hint: hint(path) }),
             Some(index) if index.ends_with(".json") => open_shards(path, &path.join(index))?,

@@ -11,11 +11,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::id::{HubId, is_commit};
+use blip2_weights::WEIGHT_FILES;
 
-/// Weights of one kind: one file, or the index of several.
-pub(super) const WEIGHTS: [(&str, &str); 2] =
-    [("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json")];
+use super::id::{HubId, is_commit};
 
 /// One model's folder.
 pub(super) struct RepoCache {
@@ -86,7 +84,7 @@ impl RepoCache {
     pub fn complete_snapshot(&self, commit: &str) -> Option<PathBuf> {
         let snapshot = self.snapshot(commit);
         let has = |name: &str| snapshot.join(name).is_file();
-        let weights = WEIGHTS.iter().any(|(single, index)| {
+        let weights = WEIGHT_FILES.iter().any(|(single, index)| {
             let shards = || fs::read(snapshot.join(index)).ok().and_then(|bytes| shards_of(&bytes).ok());
             has(single) || shards().is_some_and(|shards| shards.iter().all(|shard| has(shard)))
         });

@@ -5,11 +5,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use blip2_weights::WEIGHT_FILES;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use ureq::http::StatusCode;
 
-use super::cache::{RepoCache, WEIGHTS, shards_of};
+use super::cache::{RepoCache, shards_of};
 use super::error::HubError;
 use super::http::Client;
 use super::id::{HubId, is_commit};
@@ -105,7 +106,7 @@ impl Fetch<'_> {
             wanted.push(self.require(siblings, &[name], "it")?);
         }
         let (single, index) =
-            WEIGHTS.into_iter().find(|(single, index)| named(single) || named(index)).unwrap_or(WEIGHTS[0]);
+            WEIGHT_FILES.into_iter().find(|(single, index)| named(single) || named(index)).unwrap_or(WEIGHT_FILES[0]);
         let expected = "model.safetensors or pytorch_model.bin, whole or in shards,";
         let weights = self.require(siblings, &[single, index], expected)?;
         if weights.name == index {
