@@ -70,7 +70,9 @@ impl QFormer {
     pub fn load(config_json: &Value, vb: VarBuilder) -> Result<QFormer> {
         let json = &config_json["qformer_config"];
         let c: Config = serde_json::from_value(json.clone()).context("config.json: qformer_config")?;
-        if c.num_attention_heads == 0 || !c.hidden_size.is_multiple_of(c.num_attention_heads) || c.cross_attention_frequency == 0
+        if c.num_attention_heads == 0
+            || !c.hidden_size.is_multiple_of(c.num_attention_heads)
+            || c.cross_attention_frequency == 0
         {
             bail!(
                 "config.json: qformer_config: expected num_attention_heads that divide hidden_size, and a cross_attention_frequency above 0"

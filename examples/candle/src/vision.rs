@@ -121,7 +121,7 @@ impl VisionTower {
             patch_size: c.patch_size,
             image_size: c.image_size,
             normalisation: match family {
-                Family::Blip2 => ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
+                Family::Blip2 => ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.2613026, 0.2757771]),
                 Family::Dinov2 => ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
             },
         })

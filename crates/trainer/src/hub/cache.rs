@@ -8,6 +8,7 @@
 //! ```
 
 use std::fs;
+#[cfg(feature = "hub")]
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -18,14 +19,12 @@ use super::id::{HubId, is_commit};
 /// One model's folder.
 pub(super) struct RepoCache {
     folder: PathBuf,
-    locks: PathBuf,
 }
 
 impl RepoCache {
     /// The folder of a model below the cache's.
     pub fn of(cache: &Path, id: &HubId) -> RepoCache {
-        let name = format!("models--{}", id.repo.replace('/', "--"));
-        RepoCache { locks: cache.join(".locks").join(&name), folder: cache.join(name) }
+        RepoCache { folder: cache.join(format!("models--{}", id.repo.replace('/', "--"))) }
     }
 
     pub fn folder(&self) -> &Path {
@@ -41,15 +40,22 @@ impl RepoCache {
         self.folder.join("blobs").join(digest)
     }
 
+    /// Where the locks of this model's files are: `.locks/models--org--name` beside the models.
+    #[cfg(feature = "hub")]
+    fn locks(&self) -> PathBuf {
+        let name = self.folder.file_name().unwrap_or_default();
+        self.folder.with_file_name(".locks").join(name)
+    }
+
     /// The file that a process holds locked while it fetches a blob.
     #[cfg(feature = "hub")]
     pub fn lock(&self, digest: &str) -> PathBuf {
-        self.locks.join(format!("{digest}.lock"))
+        self.locks().join(format!("{digest}.lock"))
     }
 
     #[cfg(feature = "hub")]
     pub fn make_folders(&self, commit: &str) -> io::Result<()> {
-        let folders = [self.folder.join("blobs"), self.snapshot(commit), self.locks.clone()];
+        let folders = [self.folder.join("blobs"), self.snapshot(commit), self.locks()];
         folders.iter().try_for_each(fs::create_dir_all)
     }
 
@@ -65,7 +71,7 @@ impl RepoCache {
         let path = self.folder.join("refs").join(revision);
         fs::create_dir_all(path.parent().unwrap_or(&self.folder))?;
         // One writer at a time, whatever the branch: the new file has one name until it takes the old one's place.
-        let lock = fs::File::create(self.locks.join("refs.lock"))?;
+        let lock = fs::File::create(self.locks().join("refs.lock"))?;
         lock.lock()?;
         crate::atomic_file::write(&path, commit.as_bytes())
     }
