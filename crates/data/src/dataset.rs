@@ -9,8 +9,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::prelude::*;
 
-use crate::index::{Extension, Index, IndexedShard, Member};
+use crate::attributes::{AttributesFile, Column, Measured};
+use crate::caption::{self, CaptionMembers, CaptionRule, Pick};
+use crate::filter::{Passed, SampleFilter};
+use crate::image::inspect;
+use crate::index::{Index, IndexedSample, IndexedShard, Member};
 use crate::patterns::expand;
+use crate::sample::guarded;
 use crate::scan::Problem;
 use crate::{DataError, SampleError};
 
@@ -21,15 +26,23 @@ pub struct OpenOptions {
     pub base_dir: PathBuf,
     /// Where indices go whose shard lies in a folder that cannot be written.
     pub cache_dir: Option<PathBuf>,
-    /// The field of a `.json` member that holds the caption.
-    pub caption_field: String,
+    /// Which text of a sample is its caption.
+    pub captions: CaptionRule,
+    /// Which samples are in the set.
+    pub filter: SampleFilter,
     /// Called after each shard with the number of shards done and of all.
     pub progress: Option<Arc<dyn Fn(usize, usize) + Send + Sync>>,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { base_dir: PathBuf::from("."), cache_dir: None, caption_field: "caption".to_owned(), progress: None }
+        Self {
+            base_dir: PathBuf::from("."),
+            cache_dir: None,
+            captions: CaptionRule::default(),
+            filter: SampleFilter::default(),
+            progress: None,
+        }
     }
 }
 
@@ -49,10 +62,12 @@ pub struct RawSample {
 /// All shards of one split. Their sample counts stay in memory; their indices come and go.
 pub struct Dataset {
     shards: Vec<IndexedShard>,
-    /// Index of the first sample of each shard, and the number of all.
+    /// Index of the first sample of each shard, and the number of all: those that pass the filter.
     starts: Vec<u64>,
     problems: Vec<Problem>,
-    caption_field: String,
+    captions: CaptionRule,
+    filter: SampleFilter,
+    cache_dir: Option<PathBuf>,
     loaded: Mutex<VecDeque<Slot>>,
 }
 
@@ -60,6 +75,8 @@ pub struct Dataset {
 struct Loaded {
     file: File,
     index: Index,
+    /// Places in the index of the samples that pass the filter; `None`: of all.
+    selected: Option<Vec<u32>>,
 }
 
 struct Slot {
@@ -70,6 +87,9 @@ struct Slot {
 
 /// The longest image or caption that is read.
 pub(crate) const MAX_MEMBER_BYTES: u64 = 1 << 29;
+
+/// Where nearly every image file has its width and height.
+const IMAGE_HEAD_BYTES: u64 = 1 << 16;
 
 /// Enough for eight lanes with windows of eight shards.
 const KEEP_LOADED: usize = 64;
@@ -97,39 +117,58 @@ impl Dataset {
                 Ok((shard, problems))
             })
             .collect();
-        let (mut shards, mut problems, mut errors) = (Vec::new(), Vec::new(), Vec::new());
-        for result in opened {
-            match result {
-                Ok((shard, found)) => {
-                    shards.push(shard);
-                    problems.extend(found);
-                }
-                Err(error) => errors.push(error),
-            }
-        }
-        if !errors.is_empty() {
-            return Err(DataError::from_list(errors));
-        }
-        let mut starts = vec![0];
-        let mut samples = 0;
-        for shard in &shards {
-            samples += shard.header.samples;
-            starts.push(samples);
-        }
-        if samples == 0 {
+        let (shards, problems): (Vec<_>, Vec<_>) = all_or_errors(opened)?.into_iter().unzip();
+        let problems: Vec<Problem> = problems.into_iter().flatten().collect();
+        let indexed: u64 = shards.iter().map(|shard| shard.header.samples).sum();
+        if indexed == 0 {
             return Err(DataError::NoSamples {
                 shards: shards.len(),
                 problems: problems.len(),
                 first: problems.first().map_or("none".to_owned(), ToString::to_string),
             });
         }
-        Ok(Dataset {
+        let mut dataset = Dataset {
             shards,
-            starts,
+            starts: Vec::new(),
             problems,
-            caption_field: options.caption_field.clone(),
+            captions: options.captions.clone(),
+            filter: options.filter.clone(),
+            cache_dir: options.cache_dir.clone(),
             loaded: Mutex::new(VecDeque::new()),
-        })
+        };
+        let counts = dataset.count(options)?;
+        let mut samples = 0;
+        dataset.starts.push(0);
+        dataset.starts.extend(counts.iter().map(|count| {
+            samples += count;
+            samples
+        }));
+        match dataset.len() {
+            0 => Err(DataError::NothingPasses(dataset.passed())),
+            _ => Ok(dataset),
+        }
+    }
+
+    /// Samples of each shard that pass the filter.
+    fn count(&self, options: &OpenOptions) -> Result<Vec<u64>, DataError> {
+        if self.filter.is_open() {
+            return Ok(self.shards.iter().map(|shard| shard.header.samples).collect());
+        }
+        let done = AtomicUsize::new(0);
+        let count = |shard: &IndexedShard| {
+            let loaded = self.load_shard(shard)?;
+            let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+            if let Some(progress) = &options.progress {
+                progress(done, self.shards.len());
+            }
+            Ok(loaded.len() as u64)
+        };
+        all_or_errors(self.shards.par_iter().map(count).collect())
+    }
+
+    /// How many samples the filter lets through.
+    pub fn passed(&self) -> Passed {
+        Passed { passed: self.len(), of: self.shards.iter().map(|shard| shard.header.samples).sum() }
     }
 
     /// Number of samples with an image and a caption.
@@ -147,9 +186,9 @@ impl Dataset {
         &self.shards
     }
 
-    /// Samples in each shard: what [`crate::Order`] is made of.
+    /// Samples in each shard that pass the filter: what the order law is made of.
     pub fn counts(&self) -> Vec<u64> {
-        self.shards.iter().map(|shard| shard.header.samples).collect()
+        self.starts.windows(2).map(|ends| ends[1] - ends[0]).collect()
     }
 
     /// What the shards hold that cannot be used.
@@ -174,43 +213,33 @@ impl Dataset {
     pub fn key(&self, index: u64) -> Result<(String, String), DataError> {
         let (shard, at) = self.find(index).ok_or(DataError::OutOfRange { index, len: self.len() })?;
         let loaded = self.load(shard)?;
-        Ok((self.shards[shard].name(), loaded.index.samples[at].key.clone()))
+        Ok((self.shards[shard].name(), loaded.sample(at).key.clone()))
     }
 
-    /// Reads a sample's image and caption from its shard.
+    /// Number of a sample's shard, and the sample's place in the shard's index.
     ///
     /// # Errors
-    /// When the shard cannot be read any more, or the caption is not text.
-    pub fn read(&self, index: u64) -> Result<RawSample, SampleError> {
-        let (shard, at) = self.find(index).ok_or(SampleError::NoSuchSample(index))?;
-        let loaded = self.load(shard).map_err(|error| SampleError::ShardChanged(error.to_string()))?;
-        let sample = &loaded.index.samples[at];
-        let read = |member: &Member| {
-            if member.bytes > MAX_MEMBER_BYTES {
-                return Err(SampleError::MemberTooLarge { bytes: member.bytes });
-            }
-            let mut bytes = vec![0; member.bytes as usize];
-            loaded.file.read_exact_at(&mut bytes, member.offset)?;
-            Ok(bytes)
-        };
-        Ok(RawSample {
-            shard: self.shards[shard].name(),
-            key: sample.key.clone(),
-            image: read(&sample.image)?,
-            caption: self.caption(read(&sample.caption)?, sample.caption.extension)?,
-        })
+    /// When there is no such sample, or its shard's index can no longer be read.
+    pub fn place(&self, index: u64) -> Result<(usize, usize), DataError> {
+        let (shard, at) = self.find(index).ok_or(DataError::OutOfRange { index, len: self.len() })?;
+        if self.filter.is_open() {
+            return Ok((shard, at));
+        }
+        let loaded = self.load(shard)?;
+        Ok((shard, loaded.selected.as_ref().map_or(at, |selected| selected[at] as usize)))
     }
 
-    fn caption(&self, bytes: Vec<u8>, extension: Extension) -> Result<String, SampleError> {
-        let text =
-            String::from_utf8(bytes).map_err(|error| SampleError::CaptionNotUtf8(error.utf8_error().valid_up_to()))?;
-        if extension != Extension::Json {
-            return Ok(text);
-        }
-        let value: serde_json::Value =
-            serde_json::from_str(&text).map_err(|error| SampleError::CaptionNotJson(error.to_string()))?;
-        let caption = value.get(&self.caption_field).and_then(serde_json::Value::as_str);
-        caption.map(str::to_owned).ok_or_else(|| SampleError::CaptionField(self.caption_field.clone()))
+    /// Reads a sample's image from its shard, and its caption, or the one of several that `pick` says.
+    ///
+    /// # Errors
+    /// When the shard cannot be read any more, or the caption is not where it should be.
+    pub fn read(&self, index: u64, pick: Pick) -> Result<RawSample, SampleError> {
+        let (shard, at) = self.find(index).ok_or(SampleError::NoSuchSample(index))?;
+        let loaded = self.load(shard).map_err(|error| SampleError::ShardChanged(error.to_string()))?;
+        let sample = loaded.sample(at);
+        let caption = self.captions.caption(&loaded.captions(sample, &self.captions)?.members(), pick)?;
+        let image = loaded.read(&sample.image)?;
+        Ok(RawSample { shard: self.shards[shard].name(), key: sample.key.clone(), image, caption })
     }
 
     /// Shard, and place in it, of a sample.
@@ -242,9 +271,22 @@ impl Dataset {
         if let Some(loaded) = &*loaded {
             return Ok(Arc::clone(loaded));
         }
-        let fresh = Arc::new(Loaded::new(&self.shards[shard])?);
+        let fresh = Arc::new(self.load_shard(&self.shards[shard])?);
         *loaded = Some(Arc::clone(&fresh));
         Ok(fresh)
+    }
+
+    fn load_shard(&self, shard: &IndexedShard) -> Result<Loaded, DataError> {
+        let mut loaded = Loaded::new(shard)?;
+        let columns = self.filter.columns();
+        if !columns.is_empty() {
+            let samples = loaded.index.samples.len();
+            let places = shard.attributes_places(self.cache_dir.as_deref());
+            let file = AttributesFile { places, index: &shard.header.digest, samples };
+            let attributes = file.get(&columns, &self.captions, || Ok(loaded.measure(&columns, &self.captions)))?;
+            loaded.selected = Some(self.filter.select(&attributes, samples));
+        }
+        Ok(loaded)
     }
 }
 
@@ -259,8 +301,90 @@ impl Loaded {
             });
         }
         let index = shard.load()?;
-        Ok(Loaded { file, index })
+        Ok(Loaded { file, index, selected: None })
     }
+
+    /// Samples that pass the filter.
+    fn len(&self) -> usize {
+        self.selected.as_ref().map_or(self.index.samples.len(), Vec::len)
+    }
+
+    /// The `at`-th sample that passes the filter.
+    fn sample(&self, at: usize) -> &IndexedSample {
+        let place = self.selected.as_ref().map_or(at, |selected| selected[at] as usize);
+        &self.index.samples[place]
+    }
+
+    fn read(&self, member: &Member) -> Result<Vec<u8>, SampleError> {
+        if member.bytes > MAX_MEMBER_BYTES {
+            return Err(SampleError::MemberTooLarge { bytes: member.bytes });
+        }
+        let mut bytes = vec![0; member.bytes as usize];
+        self.file.read_exact_at(&mut bytes, member.offset)?;
+        Ok(bytes)
+    }
+
+    /// The members that the rule needs.
+    fn captions(&self, sample: &IndexedSample, rule: &CaptionRule) -> Result<CaptionBytes, SampleError> {
+        let (text, json) = rule.needs(sample.text().is_some());
+        let read = |member: Option<&Member>| member.map(|member| self.read(member)).transpose();
+        Ok(CaptionBytes {
+            text: read(sample.text().filter(|_| text))?,
+            json: read(sample.metadata().filter(|_| json))?,
+        })
+    }
+
+    /// What filters ask of every sample of the shard; what cannot be read has no value.
+    fn measure(&self, columns: &[Column], rule: &CaptionRule) -> Vec<Measured> {
+        let wants = |wanted: fn(&Column) -> bool| columns.iter().any(wanted);
+        let sides = wants(|column| matches!(column, Column::Width | Column::Height));
+        let words = wants(|column| matches!(column, Column::CaptionWords));
+        let json = wants(|column| matches!(column, Column::Json(_)));
+        let words_of = |sample: &IndexedSample| {
+            let rule = CaptionRule { template: None, ..rule.clone() };
+            let caption = rule.caption(&self.captions(sample, &rule)?.members(), Pick::First)?;
+            Ok::<_, SampleError>(caption.split_whitespace().count())
+        };
+        let measure = |sample: &IndexedSample| Measured {
+            sides: sides.then(|| guarded(|| self.sides(&sample.image)).ok()).flatten(),
+            caption_words: words.then(|| words_of(sample).ok()).flatten(),
+            json: sample.metadata().filter(|_| json).and_then(|member| caption::parse(&self.read(member).ok()?).ok()),
+        };
+        self.index.samples.par_iter().map(measure).collect()
+    }
+
+    /// Width and height, mostly from the file's first bytes.
+    fn sides(&self, image: &Member) -> Result<(usize, usize), SampleError> {
+        let head = self.read(&Member { bytes: image.bytes.min(IMAGE_HEAD_BYTES), ..*image })?;
+        let (_, width, height) = match inspect(&head) {
+            Err(_) if image.bytes > IMAGE_HEAD_BYTES => inspect(&self.read(image)?)?,
+            inspected => inspected?,
+        };
+        Ok((width, height))
+    }
+}
+
+/// The members of one sample that hold its caption.
+struct CaptionBytes {
+    text: Option<Vec<u8>>,
+    json: Option<Vec<u8>>,
+}
+
+impl CaptionBytes {
+    fn members(&self) -> CaptionMembers<'_> {
+        CaptionMembers { text: self.text.as_deref(), json: self.json.as_deref() }
+    }
+}
+
+fn all_or_errors<T>(results: Vec<Result<T, DataError>>) -> Result<Vec<T>, DataError> {
+    let (mut values, mut errors) = (Vec::with_capacity(results.len()), Vec::new());
+    for result in results {
+        match result {
+            Ok(value) => values.push(value),
+            Err(error) => errors.push(error),
+        }
+    }
+    if errors.is_empty() { Ok(values) } else { Err(DataError::from_list(errors)) }
 }
 
 /// Builds the indices of the shards that `patterns` name anew, for shards that changed without a new length or time.
@@ -281,12 +405,5 @@ pub fn reindex(patterns: &[String], options: &OpenOptions) -> Result<Vec<Indexed
             shard
         })
         .collect();
-    let (mut shards, mut errors) = (Vec::new(), Vec::new());
-    for result in results {
-        match result {
-            Ok(shard) => shards.push(shard),
-            Err(error) => errors.push(error),
-        }
-    }
-    if errors.is_empty() { Ok(shards) } else { Err(DataError::from_list(errors)) }
+    all_or_errors(results)
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::filter::Passed;
 use crate::image::DecodeError;
 use crate::order::OrderError;
 use crate::text::TextError;
@@ -93,6 +94,9 @@ pub enum DataError {
         /// The first of them.
         first: String,
     },
+    /// No sample passes the data set's filter.
+    #[error("{0}; loosen the filter")]
+    NothingPasses(Passed),
     /// The order law's parameters contradict each other.
     #[error(transparent)]
     Order(#[from] OrderError),
@@ -234,6 +238,12 @@ pub enum SampleError {
     /// The caption's JSON has no such text field.
     #[error("caption: the JSON has no text field \"{0}\"")]
     CaptionField(String),
+    /// The caption's JSON has no such list of texts.
+    #[error("caption: the JSON has no list of texts \"{0}\"")]
+    CaptionList(String),
+    /// The data set's captions lie in a member that the sample lacks.
+    #[error("the sample has no .{0} member")]
+    NoMember(&'static str),
     /// Nothing is left of the caption after cleaning.
     #[error("caption is empty")]
     CaptionEmpty,

@@ -4,10 +4,11 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::caption::Pick;
 use crate::collate::{HostBatch, Padding, collate};
 use crate::sample::{Preparer, Quarantined, Sample, View};
 use crate::workers::{Queue, Workers};
-use crate::{BadSamples, Clean, DataError, Dataset, Filter, SampleError, TextEncoder};
+use crate::{BadSamples, Clean, Corpus, DataError, Filter, SampleError, TextEncoder};
 
 /// What is read, and how.
 #[derive(Debug, Clone)]
@@ -53,11 +54,7 @@ impl EvalReader {
     ///
     /// # Errors
     /// When an option that must be positive is zero, or threads cannot be started.
-    pub fn new(
-        dataset: Arc<Dataset>,
-        text: Arc<TextEncoder>,
-        mut options: EvalOptions,
-    ) -> Result<EvalReader, DataError> {
+    pub fn new(corpus: Arc<Corpus>, text: Arc<TextEncoder>, mut options: EvalOptions) -> Result<EvalReader, DataError> {
         for (option, value) in [
             ("batch", options.batch),
             ("threads", options.threads),
@@ -69,9 +66,9 @@ impl EvalReader {
                 return Err(DataError::Option { option, expected: "at least 1".to_owned(), got: "0".to_owned() });
             }
         }
-        options.range.end = options.range.end.min(dataset.len());
+        options.range.end = options.range.end.min(corpus.len());
         let preparer = Preparer {
-            dataset,
+            corpus,
             text,
             clean: options.clean,
             image_size: options.image_size,
@@ -106,7 +103,7 @@ impl EvalReader {
                 if bad.contains(index) {
                     return Ok(None);
                 }
-                preparer.prepare(index, View::Evaluate).map(Some).map_err(|error| (index, error))
+                preparer.prepare(index, View::Evaluate, Pick::First).map(Some).map_err(|error| (index, error))
             };
             self.pending.push_back((first, self.workers.start(count as usize, prepare)));
             self.ahead += count;

@@ -14,7 +14,7 @@ use crate::scan::{Problem, scan};
 use crate::{DataError, atomic};
 
 const FORMAT: &str = "blip2-shard-index";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The members that a sample is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,8 +91,27 @@ pub struct IndexedSample {
     pub key: String,
     /// Its image.
     pub image: Member,
-    /// Its caption.
+    /// Its caption: the `.txt` member, where there is none the `.json` member.
     pub caption: Member,
+    /// The `.json` member that stands beside a `.txt` member.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub json: Option<Member>,
+}
+
+impl IndexedSample {
+    /// The `.txt` member.
+    pub(crate) fn text(&self) -> Option<&Member> {
+        Some(&self.caption).filter(|caption| caption.extension == Extension::Txt)
+    }
+
+    /// The `.json` member.
+    pub(crate) fn metadata(&self) -> Option<&Member> {
+        self.json.as_ref().or(Some(&self.caption)).filter(|member| member.extension == Extension::Json)
+    }
+
+    fn members(&self) -> impl Iterator<Item = &Member> {
+        [&self.image, &self.caption].into_iter().chain(&self.json)
+    }
 }
 
 /// The samples of one shard, and what in it cannot be used.
@@ -169,6 +188,12 @@ impl IndexedShard {
         }
     }
 
+    /// Where the shard's attributes may lie: beside its index, or in `cache_dir` when that folder is read-only.
+    pub(crate) fn attributes_places(&self, cache_dir: Option<&Path>) -> Vec<PathBuf> {
+        let elsewhere = cache_dir.map(|dir| cached(&self.path, dir).with_extension("attributes"));
+        [Some(self.index_path.with_extension("attributes")), elsewhere].into_iter().flatten().collect()
+    }
+
     /// The shard's file name.
     pub fn name(&self) -> String {
         self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
@@ -192,7 +217,7 @@ impl IndexedShard {
         if index.samples.len() as u64 != self.header.samples {
             return Err(bad(format!("{} samples where the header says {}", index.samples.len(), self.header.samples)));
         }
-        match index.samples.iter().find(|sample| outside(&sample.image) || outside(&sample.caption)) {
+        match index.samples.iter().find(|sample| sample.members().any(outside)) {
             Some(sample) => Err(bad(format!("key {} lies outside the shard", sample.key))),
             None => Ok(index),
         }

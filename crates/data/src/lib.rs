@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! patterns -> shards -> indices        patterns, scan, index      which bytes are which sample
-//! stream position -> sample            order                      a pure function of the seed
-//! sample -> bytes -> pixels, ids       dataset, image, text       decode, crop, flip, clean, tokenise
+//! stream position -> sample            mixture, order             a pure function of the seed
+//! sample -> bytes -> pixels, ids       corpus, image, text        decode, crop, flip, clean, tokenise
+//! which samples, which caption         filter, caption            decided by the index, or keyed by position
 //! samples -> HostBatch                 collate, loader, eval      threads ahead of the step, in order
 //! folder -> shards                     pack, verify, stats        what `blip2 shards` does
 //! ```
@@ -16,15 +17,21 @@ extern crate self as blip2_data;
 mod fixture;
 
 mod atomic;
+mod attributes;
+mod caption;
 mod collate;
+mod corpus;
 mod dataset;
 mod error;
 mod eval;
+mod filter;
 mod gpt2_files;
 pub mod image;
 mod index;
+mod interleave;
 mod keyed;
 mod loader;
+mod mixture;
 mod order;
 mod pack;
 mod patterns;
@@ -36,13 +43,18 @@ mod tokenizer_folder;
 mod verify;
 mod workers;
 
+pub use caption::{CaptionRule, CaptionSource, JsonPath, Pick};
 pub use collate::HostBatch;
+pub use corpus::Corpus;
 pub use dataset::{Dataset, OpenOptions, RawSample, reindex};
 pub use error::{DataError, SampleError};
 pub use eval::{EvalOptions, EvalReader};
+pub use filter::{Bounds, Passed, SampleFilter};
 pub use image::{Augment, DecodeError, Filter, RgbImage, decode, evaluate_transform, train_transform};
 pub use index::{Extension, Index, IndexHeader, IndexedSample, IndexedShard, Member};
+pub use interleave::Interleave;
 pub use loader::{Loader, LoaderOptions};
+pub use mixture::{Drawn, Mixture, MixtureSet};
 pub use order::{Located, Order, OrderError};
 pub use pack::{PackOptions, PackReport, RowProblem, pack};
 pub use patterns::expand;

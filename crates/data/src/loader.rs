@@ -10,11 +10,12 @@ use std::iter;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::caption::Pick;
 use crate::collate::{HostBatch, Padding, collate};
 use crate::image::{Augment, Filter};
 use crate::sample::{BadSamples, Preparer, Quarantined, Sample, View};
 use crate::workers::{Queue, Workers};
-use crate::{Clean, DataError, Dataset, Order, SampleError, TextEncoder};
+use crate::{Clean, Corpus, DataError, Drawn, Mixture, SampleError, TextEncoder};
 
 /// `max_bad_fraction` is of this many samples of a rank.
 const BAD_WINDOW: u64 = 10_000;
@@ -65,7 +66,7 @@ pub struct LoaderOptions {
 /// What the decoding threads share.
 struct Stream {
     preparer: Preparer,
-    order: Order,
+    order: Mixture,
     seed: u64,
     augment: Augment,
     /// More failures than this stop the run, so nobody tries on.
@@ -90,7 +91,8 @@ impl Stream {
                 Augment::None => View::Evaluate,
                 Augment::CropFlip => View::Train { seed: self.seed, position },
             };
-            match self.preparer.prepare(index, view) {
+            let pick = Pick::Keyed { seed: self.seed, position };
+            match self.preparer.prepare(index, view, pick) {
                 Ok(sample) => {
                     return Slot { position, sample: Some(sample), failed };
                 }
@@ -127,13 +129,13 @@ impl Loader {
     ///
     /// # Errors
     /// When an option is out of range or contradicts another, or threads cannot be started.
-    pub fn new(dataset: Arc<Dataset>, text: Arc<TextEncoder>, options: LoaderOptions) -> Result<Loader, DataError> {
+    pub fn new(corpus: Arc<Corpus>, text: Arc<TextEncoder>, options: LoaderOptions) -> Result<Loader, DataError> {
         options.check()?;
-        let order =
-            Order::new(&dataset.counts(), options.seed, options.lanes, options.global_batch, options.window_shards)?;
+        let LoaderOptions { seed, lanes, global_batch, window_shards, .. } = options;
+        let order = Mixture::new(&corpus.mixture(), seed, lanes, global_batch, window_shards)?;
         let stream = Stream {
             preparer: Preparer {
-                dataset,
+                corpus,
                 text,
                 clean: options.clean,
                 image_size: options.image_size,
@@ -202,6 +204,11 @@ impl Loader {
     /// How long the last call of [`Loader::next_batch`] waited for the decoding threads.
     pub fn last_wait_s(&self) -> f64 {
         self.last_wait_s
+    }
+
+    /// How far each data set has been read when the stream is at `position`, the beginning of a global batch.
+    pub fn drawn(&self, position: u64) -> Vec<Drawn> {
+        self.stream.order.drawn(position)
     }
 
     fn decode_ahead(&mut self) {
@@ -285,14 +292,14 @@ impl LoaderOptions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixture::{loader_options, open, shards, text};
+    use crate::fixture::{corpus, loader_options, shards, text};
 
     /// A read can fail once and succeed later. A thread far ahead may have read the sample that an earlier slot then
     /// finds bad; the batch must not depend on which of the two was first.
     #[test]
     fn what_was_decoded_ahead_yields_to_what_was_found_bad_since() {
         let folder = shards(&[6], |_| false);
-        let mut loader = Loader::new(open(folder.path()), text(), loader_options()).unwrap();
+        let mut loader = Loader::new(corpus(folder.path()), text(), loader_options()).unwrap();
         let stream = Arc::clone(&loader.stream);
         let ahead = || stream.fill(3, |_| false);
         let index = stream.order.locate(3).index;
@@ -311,7 +318,7 @@ mod tests {
     #[test]
     fn a_sample_found_bad_twice_is_reported_once() {
         let folder = shards(&[6], |_| false);
-        let mut loader = Loader::new(open(folder.path()), text(), loader_options()).unwrap();
+        let mut loader = Loader::new(corpus(folder.path()), text(), loader_options()).unwrap();
         let mut bad = BadSamples::default();
         for position in [3, 4] {
             let mut slot = loader.stream.fill(position, |index| index == 0);

@@ -18,7 +18,7 @@ use thiserror::Error;
 use crate::keyed::{Permutation, key};
 
 /// Why an order cannot be made.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[derive(Debug, Clone, PartialEq, Error)]
 pub enum OrderError {
     /// There is nothing to order.
     #[error("the shards hold no usable sample")]
@@ -33,6 +33,14 @@ pub enum OrderError {
         lanes: usize,
         /// Samples a global batch.
         global_batch: usize,
+    },
+    /// The weights of a mixture.
+    #[error("weights of the data sets {weights:?}: {reason}")]
+    Weights {
+        /// As they were given.
+        weights: Vec<f64>,
+        /// What is wrong with them.
+        reason: String,
     },
 }
 

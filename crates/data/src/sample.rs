@@ -9,8 +9,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::caption::Pick;
 use crate::image::{Filter, RgbImage, decode, evaluate_transform, train_transform};
-use crate::{Clean, Dataset, SampleError, TextEncoder, clean_caption};
+use crate::{Clean, Corpus, SampleError, TextEncoder, clean_caption};
 
 /// A sample ready to be put into a batch.
 #[derive(Debug)]
@@ -34,7 +35,7 @@ pub(crate) enum View {
 
 /// Reads, decodes, transforms and tokenises.
 pub(crate) struct Preparer {
-    pub(crate) dataset: Arc<Dataset>,
+    pub(crate) corpus: Arc<Corpus>,
     pub(crate) text: Arc<TextEncoder>,
     pub(crate) clean: Clean,
     pub(crate) image_size: usize,
@@ -44,12 +45,12 @@ pub(crate) struct Preparer {
 
 impl Preparer {
     /// The sample `index`; a panic on the way is a bad sample too, not the end of the run.
-    pub(crate) fn prepare(&self, index: u64, view: View) -> Result<Sample, SampleError> {
-        guarded(|| self.prepare_unguarded(index, view))
+    pub(crate) fn prepare(&self, index: u64, view: View, pick: Pick) -> Result<Sample, SampleError> {
+        guarded(|| self.prepare_unguarded(index, view, pick))
     }
 
-    fn prepare_unguarded(&self, index: u64, view: View) -> Result<Sample, SampleError> {
-        let raw = self.dataset.read(index)?;
+    fn prepare_unguarded(&self, index: u64, view: View, pick: Pick) -> Result<Sample, SampleError> {
+        let raw = self.corpus.read(index, pick)?;
         let caption = clean_caption(&raw.caption, self.clean);
         if caption.is_empty() {
             return Err(SampleError::CaptionEmpty);
@@ -71,7 +72,7 @@ impl Preparer {
 
     /// The entry that says why sample `index` is not used.
     pub(crate) fn quarantine(&self, index: u64, error: &SampleError) -> Quarantined {
-        let (shard, key) = self.dataset.key(index).unwrap_or_default();
+        let (shard, key) = self.corpus.key(index).unwrap_or_default();
         Quarantined { shard, key, index, reason: error.to_string() }
     }
 }
@@ -96,7 +97,7 @@ pub struct Quarantined {
     pub shard: String,
     /// Its key.
     pub key: String,
-    /// Its index in the data set.
+    /// Its index in the data set, or through all sets of a mixture.
     pub index: u64,
     /// What is wrong with it.
     pub reason: String,

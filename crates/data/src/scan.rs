@@ -119,7 +119,8 @@ struct Samples {
 struct OpenSample {
     key: String,
     image: Option<Member>,
-    caption: Option<Member>,
+    text: Option<Member>,
+    json: Option<Member>,
     flaw: Option<String>,
 }
 
@@ -143,29 +144,40 @@ impl Samples {
         if self.open.as_ref().is_none_or(|open| open.key != key) {
             self.close();
         }
-        let open =
-            self.open.get_or_insert_with(|| OpenSample { key: key.to_owned(), image: None, caption: None, flaw: None });
+        let open = self.open.get_or_insert_with(|| OpenSample {
+            key: key.to_owned(),
+            image: None,
+            text: None,
+            json: None,
+            flaw: None,
+        });
         let Some(extension) = Extension::from_lower_case(&extension.to_lowercase()) else {
             return;
         };
         let member = Member { offset, bytes, extension };
-        let slot = if extension.is_image() { &mut open.image } else { &mut open.caption };
+        let slot = match extension {
+            Extension::Txt => &mut open.text,
+            Extension::Json => &mut open.json,
+            _ => &mut open.image,
+        };
         match slot {
             Some(there) if there.extension == extension => {
                 open.flaw = Some(format!("two members with extension {}", extension.name()));
             }
-            // The first image counts; a .txt goes before a .json.
-            Some(there) if extension.is_image() || there.extension == Extension::Txt => {}
-            _ => *slot = Some(member),
+            // The first image counts.
+            Some(_) => {}
+            None => *slot = Some(member),
         }
     }
 
     fn close(&mut self) {
         let Some(open) = self.open.take() else { return };
-        match (open.flaw, open.image, open.caption) {
+        // A .txt goes before a .json.
+        let (caption, json) = if open.text.is_some() { (open.text, open.json) } else { (open.json, None) };
+        match (open.flaw, open.image, caption) {
             (Some(flaw), ..) => self.problem(&open.key, flaw),
             (None, Some(image), Some(caption)) => {
-                self.index.samples.push(IndexedSample { key: open.key, image, caption })
+                self.index.samples.push(IndexedSample { key: open.key, image, caption, json })
             }
             (None, image, caption) => {
                 let reason = match (image, caption) {

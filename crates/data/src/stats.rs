@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::Dataset;
+use crate::caption::Pick;
 use crate::image::inspect;
 use crate::sample::guarded;
 
@@ -88,7 +89,7 @@ pub fn stats(dataset: &Dataset, progress: impl Fn(u64, u64) + Sync) -> Stats {
 impl Counts {
     fn add(&mut self, dataset: &Dataset, index: u64) {
         let measured = guarded(|| {
-            let raw = dataset.read(index)?;
+            let raw = dataset.read(index, Pick::First)?;
             let (format, width, height) = inspect(&raw.image)?;
             Ok((raw, format, width, height))
         });

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rayon::prelude::*;
 use serde::Serialize;
 
+use crate::caption::Pick;
 use crate::image::decode;
 use crate::sample::guarded;
 use crate::scan::Problem;
@@ -41,7 +42,7 @@ pub fn verify(dataset: &Dataset, clean: Clean, progress: impl Fn(u64, u64) + Syn
 }
 
 fn verify_one(dataset: &Dataset, index: u64, clean: Clean) -> Result<(), SampleError> {
-    let raw = dataset.read(index)?;
+    let raw = dataset.read(index, Pick::First)?;
     decode(&raw.image)?;
     match clean_caption(&raw.caption, clean).is_empty() {
         true => Err(SampleError::CaptionEmpty),

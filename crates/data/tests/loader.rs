@@ -5,8 +5,8 @@ mod fixture;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use blip2_data::{BadSamples, DataError, Dataset, EvalOptions, EvalReader, HostBatch, Loader, LoaderOptions, Order};
-use fixture::{loader_options, open, shards, text};
+use blip2_data::{BadSamples, Corpus, DataError, EvalOptions, EvalReader, HostBatch, Loader, LoaderOptions, Order};
+use fixture::{corpus, loader_options, open, shards, text};
 use proptest::prelude::*;
 
 const COUNTS: [usize; 4] = [7, 0, 12, 5];
@@ -15,7 +15,7 @@ fn broken(index: usize) -> bool {
     index % 6 == 1
 }
 
-fn loader(dataset: &Arc<Dataset>, options: LoaderOptions) -> Loader {
+fn loader(dataset: &Arc<Corpus>, options: LoaderOptions) -> Loader {
     Loader::new(Arc::clone(dataset), text(), options).unwrap()
 }
 
@@ -26,9 +26,9 @@ fn run(loader: &mut Loader, batches: usize) -> Vec<HostBatch> {
 #[test]
 fn a_batch_holds_what_the_order_law_says() {
     let folder = shards(&COUNTS, |_| false);
-    let dataset = open(folder.path());
+    let dataset = corpus(folder.path());
     let options = loader_options();
-    let order = Order::new(&dataset.counts(), options.seed, 1, 8, options.window_shards).unwrap();
+    let order = Order::new(&open(folder.path()).counts(), options.seed, 1, 8, options.window_shards).unwrap();
     for batch in run(&mut loader(&dataset, options), 9) {
         let expected: Vec<u64> = batch.positions.iter().map(|&p| order.locate(p).index).collect();
         assert_eq!(batch.sample_index, expected);
@@ -47,7 +47,7 @@ fn a_batch_holds_what_the_order_law_says() {
 #[test]
 fn threads_and_prefetch_do_not_change_the_batches() {
     let folder = shards(&COUNTS, broken);
-    let dataset = open(folder.path());
+    let dataset = corpus(folder.path());
     let mut seen = None;
     for (threads, prefetch) in [(1, 1), (2, 4), (5, 2)] {
         let mut loader = loader(&dataset, LoaderOptions { threads, prefetch, ..loader_options() });
@@ -62,7 +62,7 @@ fn threads_and_prefetch_do_not_change_the_batches() {
 #[test]
 fn ranks_take_contiguous_slices_of_the_same_batch() {
     let folder = shards(&COUNTS, broken);
-    let dataset = open(folder.path());
+    let dataset = corpus(folder.path());
     let whole = run(&mut loader(&dataset, LoaderOptions { lanes: 4, ..loader_options() }), 6);
     for world in [2, 4, 8] {
         for rank in 0..world {
@@ -79,7 +79,7 @@ fn ranks_take_contiguous_slices_of_the_same_batch() {
 #[test]
 fn the_bad_list_holds_what_was_handed_out_and_nothing_decoded_ahead() {
     let folder = shards(&COUNTS, broken);
-    let dataset = open(folder.path());
+    let dataset = corpus(folder.path());
     let mut patient = loader(&dataset, LoaderOptions { prefetch: 1, ..loader_options() });
     let mut hasty = loader(&dataset, LoaderOptions { prefetch: 6, ..loader_options() });
     assert!(hasty.bad().is_empty());
@@ -93,7 +93,7 @@ fn the_bad_list_holds_what_was_handed_out_and_nothing_decoded_ahead() {
 #[test]
 fn a_resumed_stream_is_the_uninterrupted_one() {
     let folder = shards(&COUNTS, broken);
-    let dataset = open(folder.path());
+    let dataset = corpus(folder.path());
     let mut whole = loader(&dataset, loader_options());
     let mut states = vec![(0, whole.bad())];
     let mut batches = Vec::new();
@@ -112,7 +112,7 @@ fn a_resumed_stream_is_the_uninterrupted_one() {
 #[test]
 fn a_sample_in_the_bad_list_is_not_tried_again_though_it_could_be_read() {
     let folder = shards(&COUNTS, |_| false);
-    let dataset = open(folder.path());
+    let dataset = corpus(folder.path());
     let mut bad = BadSamples::default();
     bad.insert(1, 0);
     let mut loader = loader(&dataset, LoaderOptions { bad, ..loader_options() });
@@ -124,7 +124,7 @@ fn a_sample_in_the_bad_list_is_not_tried_again_though_it_could_be_read() {
 #[test]
 fn too_many_bad_samples_stop_the_stream_and_say_why() {
     let folder = shards(&[40], |index| index % 2 == 0);
-    let dataset = open(folder.path());
+    let dataset = corpus(folder.path());
     let mut loader = loader(&dataset, LoaderOptions { max_bad_fraction: 0.0005, ..loader_options() });
     let error = (0..5).find_map(|_| loader.next_batch().err()).unwrap();
     assert!(matches!(error, DataError::TooManyBad { found: 6.., .. }), "{error}");
@@ -136,7 +136,7 @@ fn too_many_bad_samples_stop_the_stream_and_say_why() {
 #[test]
 fn a_window_without_a_readable_sample_is_an_error() {
     let folder = shards(&[3], |_| true);
-    let dataset = open(folder.path());
+    let dataset = corpus(folder.path());
     let error = loader(&dataset, loader_options()).next_batch().unwrap_err();
     assert!(matches!(error, DataError::WindowUnreadable { position: 0, samples: 3, .. }), "{error}");
     assert!(error.to_string().contains("damaged PNG"), "{error}");
@@ -145,7 +145,7 @@ fn a_window_without_a_readable_sample_is_an_error() {
 #[test]
 fn a_bounded_stream_ends() {
     let folder = shards(&COUNTS, |_| false);
-    let dataset = open(folder.path());
+    let dataset = corpus(folder.path());
     let mut loader = loader(&dataset, LoaderOptions { start: 8, end: Some(24), ..loader_options() });
     assert_eq!(run(&mut loader, 2)[1].position, 16);
     assert!(matches!(loader.next_batch(), Err(DataError::EndOfStream { end: 24 })));
@@ -154,7 +154,7 @@ fn a_bounded_stream_ends() {
 #[test]
 fn without_pixels_the_same_samples_come_without_images() {
     let folder = shards(&COUNTS, |_| false);
-    let dataset = open(folder.path());
+    let dataset = corpus(folder.path());
     let with = loader(&dataset, loader_options()).next_batch().unwrap();
     let without = loader(&dataset, LoaderOptions { pixels: false, ..loader_options() }).next_batch().unwrap();
     assert_eq!(without, HostBatch { pixels: None, ..with });
@@ -173,7 +173,7 @@ fn one_image_with_two_captions_has_one_id() {
         ("c.txt", b"apple"),
     ];
     fixture::write(folder.path(), "0.tar", &fixture::tar(&members));
-    let dataset = open(folder.path());
+    let dataset = corpus(folder.path());
     let batch = EvalReader::new(dataset, text(), eval_options(0..3)).unwrap().next().unwrap().unwrap();
     assert_eq!(batch.image_id[0], batch.image_id[2]);
     assert_ne!(batch.image_id[0], batch.image_id[1]);
@@ -182,7 +182,7 @@ fn one_image_with_two_captions_has_one_id() {
 #[test]
 fn a_dropped_loader_does_not_decode_on() {
     let folder = shards(&[200], |_| false);
-    let dataset = open(folder.path());
+    let dataset = corpus(folder.path());
     let options = LoaderOptions { global_batch: 200, prefetch: 500, threads: 1, image_size: 512, ..loader_options() };
     let loader = loader(&dataset, options);
     let begin = Instant::now();
@@ -199,7 +199,7 @@ fn all_wrong_options_are_listed_at_once() {
     let folder = shards(&[4], |_| false);
     let options =
         LoaderOptions { world: 3, rank: 5, start: 3, threads: 0, max_bad_fraction: f64::NAN, ..loader_options() };
-    let error = Loader::new(open(folder.path()), text(), options).err().unwrap().to_string();
+    let error = Loader::new(corpus(folder.path()), text(), options).err().unwrap().to_string();
     for option in ["world", "rank", "start", "threads", "max_bad_fraction"] {
         assert!(error.contains(&format!("option {option}:")), "{error}");
     }
@@ -224,7 +224,7 @@ fn eval_options(range: std::ops::Range<u64>) -> EvalOptions {
 #[test]
 fn evaluation_reads_in_order_and_leaves_bad_samples_out() {
     let folder = shards(&COUNTS, broken);
-    let dataset = open(folder.path());
+    let dataset = corpus(folder.path());
     let mut reader = EvalReader::new(dataset, text(), eval_options(2..1000)).unwrap();
     let indices: Vec<u64> = reader.by_ref().flat_map(|batch| batch.unwrap().sample_index).collect();
     assert_eq!(indices, (2..24).filter(|&i| !broken(i as usize)).collect::<Vec<_>>());
@@ -234,7 +234,7 @@ fn evaluation_reads_in_order_and_leaves_bad_samples_out() {
     let mut known = BadSamples::default();
     [3, 13].into_iter().for_each(|index| known.insert(index, 0));
     let options = EvalOptions { pixels: false, bad: known, ..eval_options(2..1000) };
-    let mut reader = EvalReader::new(open(folder.path()), text(), options).unwrap();
+    let mut reader = EvalReader::new(corpus(folder.path()), text(), options).unwrap();
     let indices: Vec<u64> = reader.by_ref().flat_map(|batch| batch.unwrap().sample_index).collect();
     assert_eq!(indices, (2..24).filter(|i| ![3, 13].contains(i)).collect::<Vec<_>>());
     assert!(reader.take_quarantined().is_empty());
@@ -245,7 +245,7 @@ proptest! {
     #[test]
     fn seeking_equals_running_for_any_threads(seed: u64, threads in 1usize..5, step in 0usize..6, lanes in prop::sample::select(vec![1usize, 2, 4])) {
         let folder = shards(&COUNTS, broken);
-        let dataset = open(folder.path());
+        let dataset = corpus(folder.path());
         let options = LoaderOptions { seed, lanes, ..loader_options() };
         let ran = run(&mut loader(&dataset, LoaderOptions { threads: 1, ..options.clone() }), 7);
         let mut sought = loader(&dataset, LoaderOptions { start: step as u64 * 8, threads, ..options });

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use blip2_data::{Clean, DataError, Dataset, PackOptions, pack, verify};
+use blip2_data::{Clean, DataError, Dataset, PackOptions, Pick, pack, verify};
 use fixture::{gradient, jpeg, options, png, write};
 
 fn pack_options(folder: &Path, captions: &str, out: &str) -> PackOptions {
@@ -53,7 +53,7 @@ fn rows_become_shards_that_read_back() {
     assert_eq!(dataset.counts(), [3, 3, 1]);
     assert!(dataset.problems().is_empty());
     for index in 0..7 {
-        let sample = dataset.read(index).unwrap();
+        let sample = dataset.read(index, Pick::First).unwrap();
         assert_eq!(sample.caption, format!("Picture {index}"));
         assert_eq!(sample.key, format!("{:09}", index + 1));
         assert_eq!(sample.image, fs::read(folder.path().join(format!("img/{index}.png"))).unwrap());
@@ -79,7 +79,7 @@ fn a_tsv_header_says_which_columns_count() {
     let report = pack(&pack_options(folder.path(), "captions.tsv", "out")).unwrap();
     assert_eq!((report.samples, report.problems.len()), (1, 0));
     let dataset = Dataset::open(&["out/*.tar".to_owned()], &options(folder.path())).unwrap();
-    assert_eq!(dataset.read(0).unwrap().caption, "the caption");
+    assert_eq!(dataset.read(0, Pick::First).unwrap().caption, "the caption");
 }
 
 #[test]

@@ -6,7 +6,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use blip2_data::{Clean, DataError, Dataset, SampleError, reindex, stats, verify};
+use blip2_data::{
+    CaptionRule, CaptionSource, Clean, DataError, Dataset, JsonPath, Pick, SampleError, reindex, stats, verify,
+};
 use fixture::{options, png, tar, write};
 
 fn open(folder: &Path) -> Result<Dataset, DataError> {
@@ -40,9 +42,9 @@ fn members_become_samples_by_webdatasets_naming() {
     write(folder.path(), "0.tar", &tar(&members));
     let dataset = open(folder.path()).unwrap();
     assert_eq!(keys(&dataset), ["d/a", "b", "c"]);
-    let captions: Vec<String> = (0..3).map(|index| dataset.read(index).unwrap().caption).collect();
+    let captions: Vec<String> = (0..3).map(|index| dataset.read(index, Pick::First).unwrap().caption).collect();
     assert_eq!(captions, ["one", "two", "three"]);
-    assert_eq!(dataset.read(0).unwrap().image, image);
+    assert_eq!(dataset.read(0, Pick::First).unwrap().image, image);
     assert!(dataset.problems().is_empty());
 }
 
@@ -92,7 +94,7 @@ fn long_names_are_read() {
     write(folder.path(), "0.tar", &tar(&[(&image, &png(3, 3, 0)), (&caption, b"far down")]));
     let dataset = open(folder.path()).unwrap();
     assert_eq!(keys(&dataset), [long]);
-    assert_eq!(dataset.read(0).unwrap().caption, "far down");
+    assert_eq!(dataset.read(0, Pick::First).unwrap().caption, "far down");
 }
 
 /// A shard of three samples, cut to `keep` bytes.
@@ -124,7 +126,7 @@ fn a_truncated_tar_counts_up_to_the_cut() {
         cut_shard(folder.path(), |whole| whole - cut);
         let dataset = open(folder.path()).unwrap();
         assert_eq!(keys(&dataset), kept, "cut {cut}");
-        assert!(dataset.read(kept.len() as u64 - 1).is_ok());
+        assert!(dataset.read(kept.len() as u64 - 1, Pick::First).is_ok());
         assert!(
             problems(&dataset).iter().any(|problem| problem.contains(reason)),
             "cut {cut}: {:?}",
@@ -188,7 +190,7 @@ fn captions_that_are_no_text_are_bad_samples() {
     ];
     write(folder.path(), "0.tar", &tar(&members));
     let dataset = open(folder.path()).unwrap();
-    assert!(matches!(dataset.read(0), Err(SampleError::CaptionNotUtf8(3))));
+    assert!(matches!(dataset.read(0, Pick::First), Err(SampleError::CaptionNotUtf8(3))));
     let report = verify(&dataset, Clean::Blip, |_, _| {});
     let reasons: Vec<&str> = report.problems.iter().map(|problem| problem.reason.as_str()).collect();
     assert_eq!(report.good, 0);
@@ -202,9 +204,12 @@ fn captions_that_are_no_text_are_bad_samples() {
 fn the_caption_field_can_be_chosen() {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), "0.tar", &tar(&[("a.png", &png(3, 3, 0)), ("a.json", br#"{"text": "chosen"}"#)]));
-    let options = blip2_data::OpenOptions { caption_field: "text".to_owned(), ..options(folder.path()) };
+    let options = blip2_data::OpenOptions {
+        captions: CaptionRule { source: CaptionSource::Json(JsonPath::new("text")), template: None },
+        ..options(folder.path())
+    };
     let dataset = Dataset::open(&["0.tar".to_owned()], &options).unwrap();
-    assert_eq!(dataset.read(0).unwrap().caption, "chosen");
+    assert_eq!(dataset.read(0, Pick::First).unwrap().caption, "chosen");
 }
 
 #[test]
@@ -222,7 +227,7 @@ fn an_index_is_kept_and_a_changed_shard_is_noticed() {
     assert_eq!(keys(&changed), ["new"]);
     assert_ne!(changed.digest(), first.digest());
     // The set that was opened before does not read the new file by the old index.
-    assert!(matches!(first.read(0), Err(SampleError::ShardChanged(_))));
+    assert!(matches!(first.read(0, Pick::First), Err(SampleError::ShardChanged(_))));
 }
 
 #[test]
@@ -287,9 +292,9 @@ fn more_shards_than_stay_in_memory_are_read_all_the_same() {
     let folder = fixture::shards(&[1; 80], |_| false);
     let dataset = open(folder.path()).unwrap();
     for index in (0..80).chain(0..80) {
-        assert_eq!(dataset.read(index).unwrap().key, format!("{index:04}"));
+        assert_eq!(dataset.read(index, Pick::First).unwrap().key, format!("{index:04}"));
     }
-    assert!(matches!(dataset.read(80), Err(SampleError::NoSuchSample(80))));
+    assert!(matches!(dataset.read(80, Pick::First), Err(SampleError::NoSuchSample(80))));
     assert!(matches!(dataset.key(80), Err(DataError::OutOfRange { index: 80, len: 80 })));
 }
 

@@ -1,0 +1,105 @@
+//! The data sets of a mixture as one row of samples.
+
+use crate::caption::Pick;
+use crate::{DataError, Dataset, MixtureSet, Problem, RawSample, SampleError};
+
+/// Data sets with their weights. A sample's index counts through all of them.
+pub struct Corpus {
+    sets: Vec<(Dataset, f64)>,
+    /// Index of the first sample of each set, and the number of all.
+    starts: Vec<u64>,
+}
+
+impl Corpus {
+    /// These data sets with the weights by which they are drawn from.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn new(sets: Vec<(Dataset, f64)>) -> Result<Corpus, DataError> {
+        if sets.is_empty() {
+            return Err(DataError::Option {
+                option: "data sets",
+                expected: "at least 1".to_owned(),
+                got: "0".to_owned(),
+            });
+        }
+        let mut starts = vec![0];
+        starts.extend(sets.iter().scan(0, |samples, (set, _)| {
+            *samples += set.len();
+            Some(*samples)
+        }));
+        Ok(Corpus { sets, starts })
+    }
+
+    /// Number of samples in all sets.
+    pub fn len(&self) -> u64 {
+        self.starts.last().copied().unwrap_or(0)
+    }
+
+    /// Whether there is no sample; an open data set has at least one.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The data sets.
+    pub fn sets(&self) -> impl ExactSizeIterator<Item = &Dataset> {
+        self.sets.iter().map(|(set, _)| set)
+    }
+
+    /// What the order law is made of.
+    pub fn mixture(&self) -> Vec<MixtureSet> {
+        self.sets.iter().map(|(set, weight)| MixtureSet { counts: set.counts(), weight: *weight }).collect()
+    }
+
+    /// What the shards hold that cannot be used.
+    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.sets().flat_map(Dataset::problems)
+    }
+
+    /// A digest of the shards of all sets: the same shards in other folders have the same digest.
+    pub fn digest(&self) -> String {
+        match self.sets.as_slice() {
+            [(only, _)] => only.digest(),
+            sets => {
+                let mut hasher = blake3::Hasher::new();
+                sets.iter().for_each(|(set, _)| {
+                    hasher.update(set.digest().as_bytes());
+                });
+                hasher.finalize().to_hex().to_string()
+            }
+        }
+    }
+
+    /// Shard name and key of a sample.
+    ///
+    /// # Errors
+    /// As [`Dataset::key`].
+    pub fn key(&self, index: u64) -> Result<(String, String), DataError> {
+        let (set, own) = self.find(index).ok_or(DataError::OutOfRange { index, len: self.len() })?;
+        set.key(own)
+    }
+
+    /// A sample's data set, and its index in there.
+    pub fn find(&self, index: u64) -> Option<(&Dataset, u64)> {
+        if index >= self.len() {
+            return None;
+        }
+        let set = self.starts.partition_point(|&start| start <= index) - 1;
+        Some((&self.sets[set].0, index - self.starts[set]))
+    }
+
+    /// Reads a sample's image and caption.
+    ///
+    /// # Errors
+    /// As [`Dataset::read`].
+    pub fn read(&self, index: u64, pick: Pick) -> Result<RawSample, SampleError> {
+        let (set, own) = self.find(index).ok_or(SampleError::NoSuchSample(index))?;
+        set.read(own, pick)
+    }
+}
+
+impl From<Dataset> for Corpus {
+    fn from(dataset: Dataset) -> Corpus {
+        Corpus { starts: vec![0, dataset.len()], sets: vec![(dataset, 1.0)] }
+    }
+}
