@@ -70,6 +70,12 @@ impl Corpus {
         }
     }
 
+    /// Equal for the same samples with the same captions: the digest with what filters and caption rules make of it.
+    pub fn identity(&self) -> String {
+        let sets = self.sets().map(|set| format!("{} {:?} {:?}", set.digest(), set.filter(), set.captions()));
+        sets.collect::<Vec<_>>().join("; ")
+    }
+
     /// Shard name and key of a sample.
     ///
     /// # Errors

@@ -166,6 +166,16 @@ impl Dataset {
         all_or_errors(self.shards.par_iter().map(count).collect())
     }
 
+    /// Which samples are in the set.
+    pub fn filter(&self) -> &SampleFilter {
+        &self.filter
+    }
+
+    /// Which text of a sample is its caption.
+    pub fn captions(&self) -> &CaptionRule {
+        &self.captions
+    }
+
     /// How many samples the filter lets through.
     pub fn passed(&self) -> Passed {
         Passed { passed: self.len(), of: self.shards.iter().map(|shard| shard.header.samples).sum() }

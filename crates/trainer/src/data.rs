@@ -3,12 +3,11 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use blip2_data::{
-    Augment, BadSamples, Clean, Dataset, HostBatch, Loader, LoaderOptions, OpenOptions, Problem, Quarantined,
-};
+use blip2_data::{Augment, BadSamples, Clean, Corpus, HostBatch, Loader, LoaderOptions, Problem, Quarantined};
 
 use crate::batch::{Batch, Share};
 use crate::config::{self, AutoOr, Config, FeatureCache};
+use crate::data_sets::open_training_sets;
 use crate::encoder::ImageEncoder;
 use crate::error::Error;
 use crate::features::{Features, FillOptions, MemoryCache, MemoryCaches};
@@ -21,7 +20,9 @@ const CUDA_TEXT_MULTIPLE: usize = 8;
 
 /// The training set of a run.
 pub struct TrainData {
-    dataset: Arc<Dataset>,
+    corpus: Arc<Corpus>,
+    /// What each set's metrics are called.
+    names: Vec<String>,
     cache: Option<Rc<MemoryCache>>,
     text: TextFrame,
     options: LoaderOptions,
@@ -42,14 +43,7 @@ impl TrainData {
         caches: &mut MemoryCaches,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<TrainData, Error> {
-        let [set] = config.data.train.as_slice() else {
-            return Err(Error::Mismatch(format!(
-                "data.train: expected one set, got {}; mixtures of sets are not supported yet: put their shards into one pattern",
-                config.data.train.len()
-            )));
-        };
-        let dataset = Dataset::open(std::slice::from_ref(&set.shards), &open_options(config));
-        let dataset = Arc::new(dataset.map_err(|source| Error::DataSet { key: "data.train", source })?);
+        let corpus = open_training_sets(config)?;
         let loader = &config.data.loader;
         let threads = threads(&loader.threads);
         let clean = clean(config.data.text.clean);
@@ -57,7 +51,7 @@ impl TrainData {
             FeatureCache::Off => None,
             FeatureCache::Memory => {
                 let options = FillOptions { threads, clean };
-                Some(caches.get_or_fill(&dataset, &text.encoder, encoder, &options, progress)?)
+                Some(caches.get_or_fill(&corpus, &text.encoder, encoder, &options, progress)?)
             }
             FeatureCache::Directory(folder) => {
                 return Err(Error::Mismatch(format!(
@@ -68,11 +62,11 @@ impl TrainData {
         };
         let cuda = matches!(encoder.device(), tch::Device::Cuda(_));
         let bad = cache.as_deref().map(MemoryCache::bad).unwrap_or_default();
-        if bad.len() as f64 > loader.max_bad_fraction * dataset.len() as f64 {
+        if bad.len() as f64 > loader.max_bad_fraction * corpus.len() as f64 {
             return Err(Error::Mismatch(format!(
                 "data.train: {} of {} images cannot be used, more than data.loader.max_bad_fraction ({}); the first: {}",
                 bad.len(),
-                dataset.len(),
+                corpus.len(),
                 loader.max_bad_fraction,
                 cache.iter().flat_map(|c| &c.quarantined).next().map(Quarantined::to_string).unwrap_or_default()
             )));
@@ -99,7 +93,7 @@ impl TrainData {
             bad,
         };
         let micro_batch = config.micro_batch();
-        Ok(TrainData { dataset, cache, text: text.clone(), options, micro_batch, rule })
+        Ok(TrainData { corpus, names: set_names(config), cache, text: text.clone(), options, micro_batch, rule })
     }
 
     /// The stream from a position on. `bad` is a checkpoint's list, to which what the cache could not read is added.
@@ -109,7 +103,7 @@ impl TrainData {
     pub fn loader(&self, start: u64, bad: &BadSamples) -> Result<Loader, Error> {
         let mut options = LoaderOptions { start, ..self.options.clone() };
         options.bad.merge(bad);
-        Ok(Loader::new(self.dataset.clone(), self.text.encoder.clone(), options)?)
+        Ok(Loader::new(self.corpus.clone(), self.text.encoder.clone(), options)?)
     }
 
     /// One global batch again, with its pixels.
@@ -120,7 +114,7 @@ impl TrainData {
         let end = Some(position + self.options.global_batch as u64);
         let mut options = LoaderOptions { start: position, end, pixels: true, ..self.options.clone() };
         options.bad.merge(bad);
-        let mut loader = Loader::new(self.dataset.clone(), self.text.encoder.clone(), options)?;
+        let mut loader = Loader::new(self.corpus.clone(), self.text.encoder.clone(), options)?;
         Ok(self.text.frame(loader.next_batch()?, 1))
     }
 
@@ -146,17 +140,33 @@ impl TrainData {
 
     /// Names the shards' contents, wherever they lie.
     pub fn digest(&self) -> String {
-        self.dataset.digest()
+        self.corpus.digest()
     }
 
     /// Samples in the set.
     pub fn samples(&self) -> u64 {
-        self.dataset.len()
+        self.corpus.len()
     }
 
     /// What the shards' indices say cannot be used.
-    pub fn problems(&self) -> &[Problem] {
-        self.dataset.problems()
+    pub fn problems(&self) -> Vec<Problem> {
+        self.corpus.problems().cloned().collect()
+    }
+
+    /// A line for each set with a filter: how many samples it lets through.
+    pub fn filters(&self) -> Vec<String> {
+        let sets = self.names.iter().zip(self.corpus.sets());
+        let filtered = sets.filter(|(_, set)| set.passed().passed < set.passed().of);
+        filtered.map(|(name, set)| format!("data set {name}: {}", set.passed())).collect()
+    }
+
+    /// How far each set of a mixture has been read at `position`: `data/NAME/samples`, `data/NAME/epochs`.
+    pub fn progress(&self, loader: &Loader, position: u64) -> Vec<(String, f64)> {
+        let sets = self.names.iter().zip(loader.drawn(position)).filter(|_| self.names.len() > 1);
+        sets.flat_map(|(name, drawn)| {
+            [(format!("data/{name}/samples"), drawn.samples as f64), (format!("data/{name}/epochs"), drawn.epochs())]
+        })
+        .collect()
     }
 
     /// What the memory cache could not read.
@@ -165,9 +175,10 @@ impl TrainData {
     }
 }
 
-/// How shards are opened: `.idx` files go beside them, or into the run's folder where theirs cannot be written.
-pub(crate) fn open_options(config: &Config) -> OpenOptions {
-    OpenOptions { cache_dir: Some(config.run_folder().join("shard_index")), ..OpenOptions::default() }
+/// The names that the configuration gives, else the sets' places in the list.
+fn set_names(config: &Config) -> Vec<String> {
+    let sets = config.data.train.iter().enumerate();
+    sets.map(|(place, set)| set.name.clone().unwrap_or_else(|| place.to_string())).collect()
 }
 
 /// `auto`: one thread a core.

@@ -13,7 +13,7 @@ pub enum Error {
     #[error(transparent)]
     Data(#[from] blip2_data::DataError),
     #[error("{key}: {source}")]
-    DataSet { key: &'static str, source: blip2_data::DataError },
+    DataSet { key: String, source: blip2_data::DataError },
     #[error(transparent)]
     Text(#[from] blip2_data::TextError),
     #[error(transparent)]

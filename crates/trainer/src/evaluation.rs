@@ -3,12 +3,13 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use blip2_data::{Clean, Dataset, EvalOptions, EvalReader, Filter, HostBatch};
+use blip2_data::{Clean, Corpus, EvalOptions, EvalReader, Filter, HostBatch, Pick};
 use blip2_metrics::{Recall, recall_at};
 use tch::{Kind, Tensor};
 
 use crate::batch::{Batch, Share};
 use crate::config::{Config, FeatureCache};
+use crate::data_sets::open_held_out_set;
 use crate::encoder::ImageEncoder;
 use crate::error::Error;
 use crate::features::{Features, FillOptions, MemoryCache, MemoryCaches};
@@ -21,7 +22,7 @@ pub const RECALL_RANKS: [usize; 3] = [1, 5, 10];
 
 /// A held-out set with all that turns it into batches.
 pub struct HeldOutSet {
-    dataset: Arc<Dataset>,
+    corpus: Arc<Corpus>,
     cache: Option<Rc<MemoryCache>>,
     batch: usize,
     threads: usize,
@@ -80,21 +81,19 @@ impl HeldOutSet {
         text: &TextFrame,
         caches: &mut MemoryCaches,
     ) -> Result<Option<HeldOutSet>, Error> {
-        let Some(val) = &config.data.val else { return Ok(None) };
-        let dataset = Dataset::open(std::slice::from_ref(&val.shards), &crate::data::open_options(config));
-        let dataset = Arc::new(dataset.map_err(|source| Error::DataSet { key: "data.val", source })?);
+        let Some(corpus) = open_held_out_set(config)? else { return Ok(None) };
         let threads = crate::data::threads(&config.data.loader.threads);
         let Preprocessing { size: image_size, filter, .. } = *encoder.preprocessing();
         let clean = crate::data::clean(config.data.text.clean);
         let cache = match config.data.feature_cache {
             FeatureCache::Memory => {
                 let options = FillOptions { threads, clean };
-                Some(caches.get_or_fill(&dataset, &text.encoder, encoder, &options, &mut |_, _| {})?)
+                Some(caches.get_or_fill(&corpus, &text.encoder, encoder, &options, &mut |_, _| {})?)
             }
             _ => None,
         };
         let set = HeldOutSet {
-            dataset,
+            corpus,
             cache,
             batch: config.micro_batch().min(MAX_BATCH),
             threads,
@@ -111,7 +110,7 @@ impl HeldOutSet {
             let first = reader.take_quarantined().first().map(ToString::to_string).unwrap_or_default();
             return Err(Error::Mismatch(format!(
                 "data.val: none of the {} samples can be read; the first: {first}",
-                set.dataset.len()
+                set.corpus.len()
             )));
         }
         Ok(Some(set))
@@ -120,7 +119,7 @@ impl HeldOutSet {
     /// All samples in order, those that cannot be used left out.
     fn reader(&self, text: &TextFrame, pixels: bool) -> Result<EvalReader, Error> {
         let options = EvalOptions {
-            range: 0..self.dataset.len(),
+            range: 0..self.corpus.len(),
             batch: self.batch,
             threads: self.threads,
             prefetch: 2,
@@ -132,7 +131,7 @@ impl HeldOutSet {
             pad_to_multiple: 1,
             bad: self.cache.as_deref().map(MemoryCache::bad).unwrap_or_default(),
         };
-        Ok(EvalReader::new(self.dataset.clone(), text.encoder.clone(), options)?)
+        Ok(EvalReader::new(self.corpus.clone(), text.encoder.clone(), options)?)
     }
 
     /// Begins a pass.
@@ -159,7 +158,7 @@ impl HeldOutSet {
         let width = (indices.len() * SIDE).max(1) as u32;
         let mut sheet = image::RgbImage::new(width, SIDE as u32);
         for (column, &index) in indices.iter().enumerate() {
-            let raw = self.dataset.read(index).map_err(|e| Error::Mismatch(e.to_string()))?;
+            let raw = self.corpus.read(index, Pick::First).map_err(|e| Error::Mismatch(e.to_string()))?;
             let picture = blip2_data::decode(&raw.image).map_err(|e| Error::Mismatch(e.to_string()))?;
             let planes = blip2_data::evaluate_transform(&picture, SIDE, Filter::Bicubic);
             for (at, pixel) in (0..SIDE * SIDE).enumerate() {

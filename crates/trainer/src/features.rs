@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use blip2_data::{BadSamples, Clean, Dataset, EvalOptions, EvalReader, HostBatch, Quarantined, TextEncoder};
+use blip2_data::{BadSamples, Clean, Corpus, EvalOptions, EvalReader, HostBatch, Quarantined, TextEncoder};
 use tch::{Kind, Tensor, no_grad};
 
 use crate::encoder::ImageEncoder;
@@ -64,18 +64,18 @@ impl MemoryCaches {
     /// As [`MemoryCache::fill`].
     pub fn get_or_fill(
         &mut self,
-        dataset: &Arc<Dataset>,
+        corpus: &Arc<Corpus>,
         text: &Arc<TextEncoder>,
         encoder: &ImageEncoder,
         options: &FillOptions,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Rc<MemoryCache>, Error> {
         let (seen, clean) = (encoder.preprocessing(), options.clean);
-        let key = format!("{} {} {seen:?} {clean:?}", encoder.identity(), dataset.digest());
+        let key = format!("{} {} {seen:?} {clean:?}", encoder.identity(), corpus.identity());
         if let Some(cache) = self.filled.get(&key) {
             return Ok(cache.clone());
         }
-        let cache = Rc::new(MemoryCache::fill(dataset, text, encoder, options, progress)?);
+        let cache = Rc::new(MemoryCache::fill(corpus, text, encoder, options, progress)?);
         self.filled.insert(key, cache.clone());
         Ok(cache)
     }
@@ -95,15 +95,15 @@ impl MemoryCache {
     /// # Errors
     /// When the set cannot be read or holds no usable image.
     pub fn fill(
-        dataset: &Arc<Dataset>,
+        corpus: &Arc<Corpus>,
         text: &Arc<TextEncoder>,
         encoder: &ImageEncoder,
         options: &FillOptions,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<MemoryCache, Error> {
-        let all = dataset.len();
+        let all = corpus.len();
         let mut reader = EvalReader::new(
-            dataset.clone(),
+            corpus.clone(),
             text.clone(),
             EvalOptions {
                 range: 0..all,

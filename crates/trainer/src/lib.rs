@@ -10,6 +10,7 @@ pub mod captioner;
 pub mod checkpoint;
 pub mod config;
 pub mod data;
+mod data_sets;
 mod declared;
 pub mod device;
 pub mod encoder;

@@ -224,8 +224,9 @@ impl Run {
     fn introduce(&mut self) -> Result<(), Error> {
         let path = self.folder.quarantine();
         let lines =
-            [quarantine::append(&path, self.data.problems())?, quarantine::append(&path, self.data.quarantined())?];
+            [quarantine::append(&path, &self.data.problems())?, quarantine::append(&path, self.data.quarantined())?];
         lines.iter().flatten().for_each(|line| self.telemetry.note(line));
+        self.data.filters().iter().for_each(|line| self.telemetry.note(line));
         self.telemetry.note(&format!(
             "{}: {} trainable parameters, {} samples",
             self.folder.path().display(),
@@ -243,6 +244,8 @@ impl Run {
         let step = self.state.step;
         let mut scalars = meter.read();
         scalars.push(("lr".into(), lr));
+        scalars.extend(self.data.progress(&self.loader, self.state.stream_position));
+        scalars.push(("quarantined".into(), self.loader.bad().len() as f64));
         if let Some(stats) = memory::stats(self.assembly.encoder.device()) {
             scalars.push(("peak_memory_mib".into(), stats.peak_allocated_bytes as f64 / (1 << 20) as f64));
         }

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use blip2_trainer::shards::{Clean, Dataset, OpenOptions, PackOptions, Stats, Summary, pack, reindex, stats, verify};
+use blip2_trainer::shards::{
+    CaptionRule, CaptionSource, Clean, Dataset, JsonPath, OpenOptions, PackOptions, Stats, Summary, pack, reindex,
+    stats, verify,
+};
 use clap::{Args, Subcommand, ValueEnum};
 
 use crate::output::{print, print_json, say};
@@ -147,7 +150,7 @@ impl SetArguments {
     fn options(&self) -> OpenOptions {
         OpenOptions {
             cache_dir: self.cache_dir.clone(),
-            caption_field: self.caption_field.clone(),
+            captions: CaptionRule { source: CaptionSource::TextOr(JsonPath::new(&self.caption_field)), template: None },
             progress: Some(counter("shards indexed")),
             ..OpenOptions::default()
         }

@@ -9,6 +9,7 @@ mod help;
 mod hostile;
 mod hub;
 mod lavis;
+mod mixtures;
 #[path = "../../../trainer/tests/hub/model.rs"]
 mod model;
 mod models;

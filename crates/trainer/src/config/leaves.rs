@@ -297,6 +297,44 @@ impl<T: Leaf> Leaf for AutoOr<T> {
     }
 }
 
+/// Where a data set's captions are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TextField {
+    /// The `.txt` member, where there is none the field `caption` of the `.json` member.
+    Auto,
+    /// The `.txt` member.
+    Txt,
+    /// A field of the `.json` member; dots lead into objects.
+    Json(String),
+}
+
+impl Leaf for TextField {
+    fn expected() -> String {
+        "auto | txt | json.FIELD".into()
+    }
+
+    fn read(node: &Node) -> Option<Self> {
+        let Node::Text(text) = node else { return None };
+        match text.as_str() {
+            "auto" => Some(Self::Auto),
+            "txt" => Some(Self::Txt),
+            other => other.strip_prefix("json.").filter(|field| !field.is_empty()).map(|f| Self::Json(f.into())),
+        }
+    }
+
+    fn encode(&self) -> Node {
+        match self {
+            Self::Auto => Node::Text("auto".into()),
+            Self::Txt => Node::Text("txt".into()),
+            Self::Json(field) => Node::Text(format!("json.{field}")),
+        }
+    }
+
+    fn fallback() -> Self {
+        Self::Auto
+    }
+}
+
 /// Token ids of the language model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenIds(pub Vec<u64>);

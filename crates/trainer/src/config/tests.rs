@@ -298,3 +298,54 @@ proptest! {
         let _ = Config::load(&fixture.raw("any.yaml", &text), &[]);
     }
 }
+
+#[test]
+fn a_data_set_says_where_its_captions_are_and_which_samples_count() {
+    let fixture = Fixture::new();
+    let load = |set: &str| {
+        let path = fixture.raw(
+            "sets.yaml",
+            &format!(
+                "task: {{stage: 1}}\nmodel: {{vision: {{weights: DIR/vit}}, qformer: {{init: DIR/bert}}}}\n\
+                 data: {{train: [{{shards: DIR/a.tar, {set}}}, {{shards: DIR/a.tar, weight: 0.5, name: b}}]}}\n"
+            ),
+        );
+        (path.clone(), Config::load(&path, &[]))
+    };
+    let (_, config) = load(
+        "name: a, captions: {field: blip.texts, top: 2}, template: 'a photo of {}', \
+         filter: {width: {min: 200}, json: {similarity: {min: 0.3}, 'p.safe': {max: 1}}}",
+    );
+    let config = config.unwrap();
+    let set = &config.data.train[0];
+    assert_eq!(set.captions, Some(CaptionsConfig { field: "blip.texts".into(), top: Some(2) }));
+    assert_eq!(set.filter.width, BoundsConfig { min: Some(200.0), max: None });
+    assert_eq!(set.filter.json.0[1], ("p.safe".to_string(), BoundsConfig { min: None, max: Some(1.0) }));
+    assert_eq!(config.data.train[1].text, TextField::Auto);
+    // What is written into the run's folder is read back as it was.
+    let written = fixture.raw("written.yaml", &config.to_yaml());
+    assert_eq!(Config::load(&written, &[]).unwrap(), config);
+
+    let mistakes = |set: &str| fixture.mistakes(&load(set).0, &[]);
+    for (set, expected) in [
+        ("text: caption", "sets.yaml: data.train.0.text: expected auto | txt | json.FIELD, got \"caption\""),
+        ("template: photo", "sets.yaml: data.train.0.template: expected a text with {} in it, got \"photo\""),
+        ("name: b", "sets.yaml: data.train: expected a name for each set, got b twice"),
+        (
+            "text: txt, captions: {field: texts}",
+            "sets.yaml: data.train.0.captions: expected null with data.train.0.text, got a list of captions; give one of the two",
+        ),
+        (
+            "filter: {height: {min: 9, max: 2}}",
+            "sets.yaml: data.train.0.filter.height: expected min at most max (2.0), got 9.0; no sample passes",
+        ),
+        (
+            "filter: {json: {similarity: {mn: 1}}}",
+            "sets.yaml: data.train.0.filter.json.similarity.mn: expected a known key, got an unknown one; did you mean min?",
+        ),
+    ] {
+        assert_eq!(mistakes(set), [expected]);
+    }
+    let weights = mistakes("weight: 0.1234567891");
+    assert!(weights[0].contains("write them with fewer digits"), "{weights:?}");
+}

@@ -7,11 +7,12 @@ use std::path::PathBuf;
 
 pub use super::leaves::{
     Augment, AutoOr, BestMetric, Clean, DeviceChoice, FeatureCache, Gelu, LanguageDropout, Precision, Prefix, Shape,
-    Stage, TokenIds, TokenMean,
+    Stage, TextField, TokenIds, TokenMean,
 };
 use super::node::Node;
 use super::reader::Reader;
 pub use super::source::WeightsSource;
+pub use super::value::Keyed;
 use super::value::{ConfigValue, at_least, below_one, not_negative, positive, rule, section, share};
 
 section! {
@@ -173,6 +174,16 @@ section! {
         pub shards: String,
         /// How often it is drawn from, relative to the other sets.
         pub weight: f64 = 1.0 => positive(),
+        /// What its metrics are called; left out: its place in the list.
+        pub name: Option<String>,
+        /// Where its captions are.
+        pub text: TextField = TextField::Auto,
+        /// Where each picture has several captions, of which one is drawn every time; goes before `text`.
+        pub captions: Option<CaptionsConfig>,
+        /// A text in which {} stands for the caption.
+        pub template: Option<String> => rule("a text with {} in it", |template: &Option<String>| template.as_ref().is_none_or(|text| text.contains("{}"))),
+        /// Which samples are learned from.
+        pub filter: FilterConfig,
     }
 }
 
@@ -181,6 +192,50 @@ section! {
     pub struct ValSetConfig {
         /// Path pattern of tar shards.
         pub shards: String,
+        /// Where its captions are.
+        pub text: TextField = TextField::Auto,
+        /// Where each picture has several captions, of which the first counts; goes before `text`.
+        pub captions: Option<CaptionsConfig>,
+        /// A text in which {} stands for the caption.
+        pub template: Option<String> => rule("a text with {} in it", |template: &Option<String>| template.as_ref().is_none_or(|text| text.contains("{}"))),
+        /// Which samples are measured on.
+        pub filter: FilterConfig,
+    }
+}
+
+section! {
+    /// Several captions a picture.
+    pub struct CaptionsConfig {
+        /// Field of the `.json` member that holds a list of texts.
+        pub field: String,
+        /// How many of the first are drawn from; null: all.
+        pub top: Option<usize> => rule("null or a whole number of at least 1", |top| *top != Some(0)),
+    }
+}
+
+section! {
+    /// Bounds on what the shards say of a sample; decided once, before the order is made.
+    pub struct FilterConfig {
+        /// Pixels a row.
+        pub width: BoundsConfig,
+        /// Rows.
+        pub height: BoundsConfig,
+        /// Longer side over shorter side.
+        pub aspect: BoundsConfig,
+        /// Words of the caption as it stands in the shard.
+        pub caption_words: BoundsConfig,
+        /// Numbers in the `.json` member by their field, as `similarity: {min: 0.3}`.
+        pub json: Keyed<BoundsConfig>,
+    }
+}
+
+section! {
+    /// The smallest and the largest value that pass; null: no bound.
+    pub struct BoundsConfig {
+        /// The smallest.
+        pub min: Option<f64>,
+        /// The largest.
+        pub max: Option<f64>,
     }
 }
 

@@ -2,10 +2,12 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use blip2_data::DataError;
+use blip2_data::{DataError, Interleave};
 
 use super::reader::Reader;
-use super::types::{Augment, Config, DeviceChoice, FeatureCache, Precision, Stage, WeightsSource};
+use super::types::{
+    Augment, BoundsConfig, Config, DeviceChoice, FeatureCache, Precision, Stage, TextField, WeightsSource,
+};
 
 const RELATIVE: &str = "relative paths start at the current directory";
 /// Keys that may name a `.pth` of LAVIS instead of a folder.
@@ -106,6 +108,57 @@ pub(super) fn check_keys(config: &Config, reader: &mut Reader) {
         let expected = format!("at most optimizer.lr ({:?})", optimizer.lr);
         check(key, &["optimizer.lr"], value <= optimizer.lr, expected, format!("{value:?}"), "");
     }
+
+    let sets = data
+        .train
+        .iter()
+        .enumerate()
+        .map(|(i, set)| (format!("data.train.{i}"), &set.text, &set.captions, &set.filter));
+    let held_out = data.val.iter().map(|set| ("data.val".to_string(), &set.text, &set.captions, &set.filter));
+    for (key, text, captions, filter) in sets.chain(held_out) {
+        check(
+            &format!("{key}.captions"),
+            &[&format!("{key}.text")],
+            captions.is_none() || *text == TextField::Auto,
+            format!("null with {key}.text"),
+            "a list of captions".into(),
+            "give one of the two",
+        );
+        let mut bounds = vec![
+            ("width".to_string(), &filter.width),
+            ("height".to_string(), &filter.height),
+            ("aspect".to_string(), &filter.aspect),
+            ("caption_words".to_string(), &filter.caption_words),
+        ];
+        bounds.extend(filter.json.0.iter().map(|(field, bounds)| (format!("json.{field}"), bounds)));
+        for (name, BoundsConfig { min, max }) in bounds {
+            let (Some(min), Some(max)) = (min, max) else { continue };
+            check(
+                &format!("{key}.filter.{name}"),
+                &[],
+                min <= max,
+                format!("min at most max ({max:?})"),
+                format!("{min:?}"),
+                "no sample passes",
+            );
+        }
+    }
+    let weights: Vec<f64> = data.train.iter().map(|set| set.weight).collect();
+    if let Err(error) = Interleave::new(&weights) {
+        let expected = "weights with few digits, as 0.7 and 0.3".to_string();
+        check("data.train", &[], weights.is_empty(), expected, error.to_string(), "");
+    }
+    let mut names: Vec<&String> = data.train.iter().filter_map(|set| set.name.as_ref()).collect();
+    names.sort();
+    let twice = names.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0].clone());
+    check(
+        "data.train",
+        &[],
+        twice.is_none(),
+        "a name for each set".into(),
+        format!("{} twice", twice.clone().unwrap_or_default()),
+        "",
+    );
 
     let Some(best) = checkpoint.best else { return };
     check(

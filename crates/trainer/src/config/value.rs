@@ -109,6 +109,38 @@ impl<T: ConfigValue> ConfigValue for Vec<T> {
     }
 }
 
+/// Values by names that are the user's own, in the order of the file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Keyed<T>(pub Vec<(String, T)>);
+
+impl<T: ConfigValue> ConfigValue for Keyed<T> {
+    fn decode(node: &Node, reader: &mut Reader) -> Self {
+        if !matches!(node, Node::Map(_) | Node::Null) {
+            reader.unexpected("a section with a key for each field", node.to_string(), None);
+            return Self(Vec::new());
+        }
+        let names: Vec<&str> = match node {
+            Node::Map(entries) => entries.iter().map(|(name, _)| name.as_str()).collect(),
+            _ => Vec::new(),
+        };
+        // Only repeated keys can be wrong: every name is known.
+        let entries = reader.entries(node, &names);
+        Self(entries.iter().map(|(name, value)| (name.clone(), reader.within(name, |r| T::decode(value, r)))).collect())
+    }
+
+    fn missing(_: &mut Reader) -> Self {
+        Self(Vec::new())
+    }
+
+    fn encode(&self) -> Node {
+        Node::Map(self.0.iter().map(|(name, value)| (name.clone(), value.encode())).collect())
+    }
+
+    fn keys(path: &str, out: &mut Vec<String>) {
+        T::keys(&format!("{path}.FIELD"), out);
+    }
+}
+
 impl Leaf for bool {
     fn expected() -> String {
         "true or false".into()
