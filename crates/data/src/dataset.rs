@@ -213,6 +213,11 @@ impl Dataset {
         caption.map(str::to_owned).ok_or_else(|| SampleError::CaptionField(self.caption_field.clone()))
     }
 
+    /// The shard of a sample, and its number in it.
+    pub fn place(&self, index: u64) -> Option<(&IndexedShard, u64)> {
+        self.find(index).map(|(shard, at)| (&self.shards[shard], at as u64))
+    }
+
     /// Shard, and place in it, of a sample.
     fn find(&self, index: u64) -> Option<(usize, usize)> {
         if index >= self.len() {

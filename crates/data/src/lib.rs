@@ -5,6 +5,7 @@
 //! stream position -> sample            order                      a pure function of the seed
 //! sample -> bytes -> pixels, ids       dataset, image, text       decode, crop, flip, clean, tokenise
 //! samples -> HostBatch                 collate, loader, eval      threads ahead of the step, in order
+//! views of images -> stored features   feature_store              so that each view is encoded once
 //! folder -> shards                     pack, verify, stats        what `blip2 shards` does
 //! ```
 
@@ -20,6 +21,7 @@ mod collate;
 mod dataset;
 mod error;
 mod eval;
+pub mod feature_store;
 mod gpt2_files;
 pub mod image;
 mod index;
@@ -42,7 +44,7 @@ pub use error::{DataError, SampleError};
 pub use eval::{EvalOptions, EvalReader};
 pub use image::{Augment, DecodeError, Filter, RgbImage, decode, evaluate_transform, train_transform};
 pub use index::{Extension, Index, IndexHeader, IndexedSample, IndexedShard, Member};
-pub use loader::{Loader, LoaderOptions};
+pub use loader::{ImageViews, Loader, LoaderOptions};
 pub use order::{Located, Order, OrderError};
 pub use pack::{PackOptions, PackReport, RowProblem, pack};
 pub use patterns::expand;

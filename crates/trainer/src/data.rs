@@ -4,15 +4,18 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use blip2_data::{
-    Augment, BadSamples, Clean, Dataset, HostBatch, Loader, LoaderOptions, OpenOptions, Problem, Quarantined,
+    Augment, BadSamples, Clean, Dataset, HostBatch, ImageViews, Loader, LoaderOptions, OpenOptions, Problem,
+    Quarantined,
 };
 
 use crate::batch::{Batch, Share};
 use crate::config::{self, AutoOr, Config, FeatureCache};
+use crate::disk_features::{self, DiskFeatures};
 use crate::encoder::ImageEncoder;
 use crate::error::Error;
 use crate::features::{Features, FillOptions, MemoryCache, MemoryCaches};
 use crate::framed::FramedBatch;
+use crate::step::StepMetrics;
 use crate::task::TargetRule;
 use crate::text::TextFrame;
 
@@ -23,6 +26,7 @@ const CUDA_TEXT_MULTIPLE: usize = 8;
 pub struct TrainData {
     dataset: Arc<Dataset>,
     cache: Option<Rc<MemoryCache>>,
+    disk: Option<DiskFeatures>,
     text: TextFrame,
     options: LoaderOptions,
     micro_batch: usize,
@@ -42,14 +46,7 @@ impl TrainData {
         caches: &mut MemoryCaches,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<TrainData, Error> {
-        let [set] = config.data.train.as_slice() else {
-            return Err(Error::Mismatch(format!(
-                "data.train: expected one set, got {}; mixtures of sets are not supported yet: put their shards into one pattern",
-                config.data.train.len()
-            )));
-        };
-        let dataset = Dataset::open(std::slice::from_ref(&set.shards), &open_options(config));
-        let dataset = Arc::new(dataset.map_err(|source| Error::DataSet { key: "data.train", source })?);
+        let dataset = open_train_set(config)?;
         let loader = &config.data.loader;
         let threads = threads(&loader.threads);
         let clean = clean(config.data.text.clean);
@@ -59,13 +56,13 @@ impl TrainData {
                 let options = FillOptions { threads, clean };
                 Some(caches.get_or_fill(&dataset, &text.encoder, encoder, &options, progress)?)
             }
-            FeatureCache::Directory(folder) => {
-                return Err(Error::Mismatch(format!(
-                    "data.feature_cache: expected off or memory, got the folder {}; a cache on disk is not supported yet",
-                    folder.display()
-                )));
-            }
+            FeatureCache::Directory(_) => None,
         };
+        let disk = DiskFeatures::open(config, encoder, &dataset, writer(config, &dataset))?;
+        let views = disk.as_ref().map(|disk| {
+            let features = Some(disk.rows().clone());
+            ImageViews { count: disk_features::views(config), features }
+        });
         let cuda = matches!(encoder.device(), tch::Device::Cuda(_));
         let bad = cache.as_deref().map(MemoryCache::bad).unwrap_or_default();
         if bad.len() as f64 > loader.max_bad_fraction * dataset.len() as f64 {
@@ -90,6 +87,7 @@ impl TrainData {
             image_size: encoder.preprocessing().size,
             filter: encoder.preprocessing().filter,
             pixels: cache.is_none(),
+            views,
             clean,
             lanes: config.data.lanes,
             window_shards: loader.window_shards,
@@ -99,7 +97,7 @@ impl TrainData {
             bad,
         };
         let micro_batch = config.micro_batch();
-        Ok(TrainData { dataset, cache, text: text.clone(), options, micro_batch, rule })
+        Ok(TrainData { dataset, cache, disk, text: text.clone(), options, micro_batch, rule })
     }
 
     /// The stream from a position on. `bad` is a checkpoint's list, to which what the cache could not read is added.
@@ -120,6 +118,9 @@ impl TrainData {
         let end = Some(position + self.options.global_batch as u64);
         let mut options = LoaderOptions { start: position, end, pixels: true, ..self.options.clone() };
         options.bad.merge(bad);
+        if let Some(views) = &mut options.views {
+            views.features = None;
+        }
         let mut loader = Loader::new(self.dataset.clone(), self.text.encoder.clone(), options)?;
         Ok(self.text.frame(loader.next_batch()?, 1))
     }
@@ -133,7 +134,11 @@ impl TrainData {
         let framed = self.text.frame(host, self.options.pad_to_multiple);
         let (size, tokens) = (framed.host.size, framed.target_count(self.rule));
         let step = self.micro_batch.min(size);
-        let features = self.cache.as_deref().map_or(Features::Encode(encoder), Features::Memory);
+        let features = match (&self.cache, &self.disk) {
+            (Some(cache), _) => Features::Memory(cache),
+            (None, Some(disk)) => Features::Disk(disk),
+            (None, None) => Features::Encode(encoder),
+        };
         (0..size).step_by(step).map(move |first| {
             let rows = framed.rows(first..(first + step).min(size), self.options.pad_to_multiple);
             let share = Share {
@@ -142,6 +147,21 @@ impl TrainData {
             };
             Batch::new(&rows, features.of(&rows.host, encoder)?, self.rule, share, self.options.seed)
         })
+    }
+
+    /// What part of the last step's features was on disk before it; nothing without such a cache.
+    pub(crate) fn take_cache_metrics(&self) -> StepMetrics {
+        self.disk.as_ref().map(DiskFeatures::take_metrics).unwrap_or_default()
+    }
+
+    /// That the cache on disk takes no more; said once.
+    pub(crate) fn take_note(&self) -> Option<String> {
+        self.disk.as_ref().and_then(DiskFeatures::take_note)
+    }
+
+    /// One line about the cache on disk.
+    pub(crate) fn cache_introduction(&self) -> Option<String> {
+        self.disk.as_ref().map(DiskFeatures::introduction)
     }
 
     /// Names the shards' contents, wherever they lie.
@@ -165,6 +185,28 @@ impl TrainData {
     }
 }
 
+/// The training set that `config` names.
+///
+/// # Errors
+/// When its shards cannot be read.
+pub(crate) fn open_train_set(config: &Config) -> Result<Arc<Dataset>, Error> {
+    let [set] = config.data.train.as_slice() else {
+        return Err(Error::Mismatch(format!(
+            "data.train: expected one set, got {}; mixtures of sets are not supported yet: put their shards into one pattern",
+            config.data.train.len()
+        )));
+    };
+    let dataset = Dataset::open(std::slice::from_ref(&set.shards), &open_options(config));
+    Ok(Arc::new(dataset.map_err(|source| Error::DataSet { key: "data.train", source })?))
+}
+
+/// Names a run in a feature cache: equal whenever the same configuration trains on the same shards, so that a resumed run knows its rows.
+fn writer(config: &Config, dataset: &Dataset) -> u64 {
+    let digest = blake3::hash(format!("{} {}", config.digest(), dataset.digest()).as_bytes());
+    let first: [u8; 8] = std::array::from_fn(|at| digest.as_bytes()[at]);
+    u64::from_le_bytes(first).max(1)
+}
+
 /// How shards are opened: `.idx` files go beside them, or into the run's folder where theirs cannot be written.
 pub(crate) fn open_options(config: &Config) -> OpenOptions {
     OpenOptions { cache_dir: Some(config.run_folder().join("shard_index")), ..OpenOptions::default() }
@@ -185,7 +227,7 @@ pub(crate) fn clean(clean: config::Clean) -> Clean {
     }
 }
 
-fn augment(augment: config::Augment) -> Augment {
+pub(crate) fn augment(augment: config::Augment) -> Augment {
     match augment {
         config::Augment::CropFlip => Augment::CropFlip,
         config::Augment::None => Augment::None,
