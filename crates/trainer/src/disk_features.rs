@@ -118,7 +118,12 @@ impl DiskFeatures {
     }
 
     /// Encodes rows of a batch together, each view of an image once, and stores them.
-    fn encode(&self, host: &HostBatch, lacking: &[usize], encoder: &ImageEncoder) -> Result<Vec<Arc<StoredRow>>, Error> {
+    fn encode(
+        &self,
+        host: &HostBatch,
+        lacking: &[usize],
+        encoder: &ImageEncoder,
+    ) -> Result<Vec<Arc<StoredRow>>, Error> {
         let pixels = host.pixels.as_deref().ok_or_else(|| Error::Mismatch("a batch without pixels".into()))?;
         let image_bytes = 3 * host.image_size * host.image_size;
         let (mut numbers, mut batch) = (HashMap::new(), Vec::new());
@@ -193,7 +198,8 @@ impl DiskFeatures {
         );
         if stored < rows {
             let left = rows - stored;
-            line += &format!("; data.feature_max_gib keeps {stored} in {}, {left} are computed each time", size(stored));
+            line +=
+                &format!("; data.feature_max_gib keeps {stored} in {}, {left} are computed each time", size(stored));
         }
         line
     }

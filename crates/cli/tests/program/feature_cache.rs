@@ -84,7 +84,11 @@ fn later_epochs_stages_and_runs_read_what_the_first_has_stored() {
     let tiny = TinyRun::new();
     let changes = whole_epochs(&tiny, 3);
     let ended = train(&tiny.stage1("stage1", &changes), &[]);
-    assert!(ended.stderr.contains("feature cache ") && ended.stderr.contains("when all 6 are there"), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("feature cache ") && ended.stderr.contains("when all 6 are there"),
+        "{}",
+        ended.stderr
+    );
     ended.success();
     assert_eq!(hits(&tiny.run("stage1")), [0.0, 1.0, 1.0]);
     train(&tiny.stage2("stage2", "stage1", &changes), &[]).success();
@@ -121,7 +125,8 @@ fn built_ahead_of_time_a_cache_is_full_from_the_first_step() {
     let more = [("/data/feature_views", json!(2)), ("/data/image/augment", json!("crop_flip"))];
     let config = tiny.stage1("run", &with(&whole_epochs(&tiny, 3), &more));
     let build = || json_of(cache("build", &[Path::new("--config"), &config, Path::new("--json")]));
-    let counts = |report: Value| ["pictures", "views", "there", "stored", "no_place"].map(|name| report[name].as_u64().unwrap());
+    let counts =
+        |report: Value| ["pictures", "views", "there", "stored", "no_place"].map(|name| report[name].as_u64().unwrap());
     assert_eq!(counts(build()), [6, 2, 0, 12, 0]);
     assert_eq!(counts(build()), [6, 2, 12, 0, 0]);
     train(&config, &[]).success();
@@ -159,7 +164,11 @@ fn damaged_rows_are_found_cleared_and_computed_again() {
     let folder = tiny.path("cache");
     let found = cache("verify", &[&folder]);
     assert_eq!(found.code, Some(1));
-    assert!(found.stdout.contains("row 1: its checksum") && found.stdout.contains("row 4: its checksum"), "{}", found.stdout);
+    assert!(
+        found.stdout.contains("row 1: its checksum") && found.stdout.contains("row 4: its checksum"),
+        "{}",
+        found.stdout
+    );
     assert!(found.stdout.contains("4 good rows in 1 files, 2 damaged\n"), "{}", found.stdout);
     assert!(found.stderr.contains("error: 2 rows or files are damaged"), "{}", found.stderr);
 

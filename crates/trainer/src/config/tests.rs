@@ -137,8 +137,16 @@ fn contradictions_are_mistakes() {
         ("", vec!["data.feature_views=2"], "data.feature_views: expected no such key with data.feature_cache: \"off\""),
         ("", vec!["data.feature_format=int8"], "data.feature_format: expected no such key with data.feature_cache"),
         ("", vec!["data.feature_max_gib=2"], "data.feature_max_gib: expected no such key with data.feature_cache"),
-        ("", vec!["data.feature_cache=c", "data.feature_max_gib=0"], "data.feature_max_gib: expected null or a number above 0"),
-        ("", vec!["data.feature_cache=c", "data.feature_views=0"], "data.feature_views: expected a whole number of at least 1"),
+        (
+            "",
+            vec!["data.feature_cache=c", "data.feature_max_gib=0"],
+            "data.feature_max_gib: expected null or a number above 0",
+        ),
+        (
+            "",
+            vec!["data.feature_cache=c", "data.feature_views=0"],
+            "data.feature_views: expected a whole number of at least 1",
+        ),
         ("", vec!["optimizer.min_lr=1"], "optimizer.min_lr: expected at most optimizer.lr (0.0001), got 1.0"),
         ("schedule: {global_batch: 1}", vec![], "schedule.global_batch: expected at least 2 in stage 1, got 1"),
         ("task: {stage: 1}", vec![], "task: expected the key once, got it 2 times"),

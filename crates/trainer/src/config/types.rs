@@ -6,8 +6,8 @@
 use std::path::PathBuf;
 
 pub use super::leaves::{
-    Augment, AutoOr, BestMetric, Clean, DeviceChoice, FeatureCache, FeatureFormat, Gelu, LanguageDropout, Precision, Prefix, Shape,
-    Stage, TokenIds, TokenMean,
+    Augment, AutoOr, BestMetric, Clean, DeviceChoice, FeatureCache, FeatureFormat, Gelu, LanguageDropout, Precision,
+    Prefix, Shape, Stage, TokenIds, TokenMean,
 };
 use super::node::Node;
 use super::reader::Reader;
