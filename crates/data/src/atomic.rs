@@ -20,7 +20,7 @@ pub(crate) fn write<T>(path: &Path, fill: impl FnOnce(&mut BufWriter<&File>) -> 
 }
 
 /// What a file gets that is created the plain way; temporary files are private otherwise.
-fn mode() -> fs::Permissions {
+pub(crate) fn mode() -> fs::Permissions {
     use std::os::unix::fs::PermissionsExt;
     fs::Permissions::from_mode(0o644)
 }

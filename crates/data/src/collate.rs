@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::feature_store::FeatureRow;
 use crate::sample::Sample;
 
 /// A batch in plain memory, before any tensor.
@@ -13,8 +14,10 @@ pub struct HostBatch {
     pub size: usize,
     /// Side of the images, S.
     pub image_size: usize,
-    /// `[B, 3, S, S]`; `None` when only the samples are asked for, their features being cached.
+    /// `[B, 3, S, S]`; `None` when no image was decoded, their features being cached. Zeros where a sample's was not.
     pub pixels: Option<Vec<u8>>,
+    /// `[B]` with a feature store, else empty.
+    pub features: Vec<FeatureRow>,
     /// `[B, L]`, padded on the right.
     pub input_ids: Vec<i64>,
     /// `[B]`: tokens of each text without padding.
@@ -55,6 +58,7 @@ pub(crate) fn collate(samples: Vec<(u64, Sample)>, epoch: u64, image_size: usize
         size: samples.len(),
         image_size,
         pixels: None,
+        features: Vec::new(),
         input_ids: Vec::with_capacity(samples.len() * text_len),
         lengths,
         text_len,
@@ -65,14 +69,15 @@ pub(crate) fn collate(samples: Vec<(u64, Sample)>, epoch: u64, image_size: usize
         epoch,
     };
     let size = batch.size;
-    for (position, sample) in samples {
+    for (row, (position, sample)) in samples.into_iter().enumerate() {
         let row_end = batch.input_ids.len() + text_len;
         batch.input_ids.extend(sample.ids.iter().map(|&id| i64::from(id)));
         batch.input_ids.resize(row_end, padding.id);
         if let Some(pixels) = sample.pixels {
-            let all = batch.pixels.get_or_insert_with(|| Vec::with_capacity(size * pixels.len()));
-            all.extend_from_slice(&pixels);
+            let all = batch.pixels.get_or_insert_with(|| vec![0; size * pixels.len()]);
+            all[row * pixels.len()..][..pixels.len()].copy_from_slice(&pixels);
         }
+        batch.features.extend(sample.features);
         batch.sample_index.push(sample.index);
         batch.image_id.push(sample.image_id);
         batch.captions.push(sample.caption);
@@ -97,6 +102,8 @@ impl HostBatch {
             size: range.len(),
             image_size: self.image_size,
             pixels: self.pixels.as_ref().map(|all| all[range.start * image_len..range.end * image_len].to_vec()),
+            // Empty without a store.
+            features: self.features.get(range.clone()).map(<[_]>::to_vec).unwrap_or_default(),
             input_ids: range
                 .clone()
                 .flat_map(|row| &self.input_ids[row * self.text_len..][..text_len])
@@ -122,6 +129,7 @@ mod tests {
             index,
             image_id: index + 100,
             pixels: Some(vec![index as u8; 3]),
+            features: None,
             ids: ids.to_vec(),
             caption: format!("caption {index}"),
         };

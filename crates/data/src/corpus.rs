@@ -1,7 +1,7 @@
 //! The data sets of a mixture as one row of samples.
 
 use crate::caption::Pick;
-use crate::{DataError, Dataset, MixtureSet, Problem, RawSample, SampleError};
+use crate::{DataError, Dataset, IndexedShard, MixtureSet, Problem, RawSample, SampleError};
 
 /// Data sets with their weights. A sample's index counts through all of them.
 pub struct Corpus {
@@ -92,6 +92,12 @@ impl Corpus {
         }
         let set = self.starts.partition_point(|&start| start <= index) - 1;
         Some((&self.sets[set].0, index - self.starts[set]))
+    }
+
+    /// A sample's shard and its place in there.
+    pub fn place(&self, index: u64) -> Option<(&IndexedShard, u64)> {
+        let (set, own) = self.find(index)?;
+        set.place(own)
     }
 
     /// Reads a sample's image and caption.

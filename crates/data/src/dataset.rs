@@ -226,17 +226,16 @@ impl Dataset {
         Ok((self.shards[shard].name(), loaded.sample(at).key.clone()))
     }
 
-    /// Number of a sample's shard, and the sample's place in the shard's index.
-    ///
-    /// # Errors
-    /// When there is no such sample, or its shard's index can no longer be read.
-    pub fn place(&self, index: u64) -> Result<(usize, usize), DataError> {
-        let (shard, at) = self.find(index).ok_or(DataError::OutOfRange { index, len: self.len() })?;
+    /// A sample's shard, and the sample's place in the shard's index; `None` where there is no such sample, or the index
+    /// can no longer be read.
+    pub fn place(&self, index: u64) -> Option<(&IndexedShard, u64)> {
+        let (shard, at) = self.find(index)?;
         if self.filter.is_open() {
-            return Ok((shard, at));
+            return Some((&self.shards[shard], at as u64));
         }
-        let loaded = self.load(shard)?;
-        Ok((shard, loaded.selected.as_ref().map_or(at, |selected| selected[at] as usize)))
+        let loaded = self.load(shard).ok()?;
+        let place = loaded.selected.as_ref().map_or(at, |selected| selected[at] as usize);
+        Some((&self.shards[shard], place as u64))
     }
 
     /// Reads a sample's image from its shard, and its caption, or the one of several that `pick` says.

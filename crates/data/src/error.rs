@@ -181,6 +181,14 @@ pub enum DataError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A folder of cached features is not what it should be.
+    #[error("feature cache {}: {reason}", .path.display())]
+    FeatureCache {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The output of packing is already there.
     #[error("{} already exists; packing never overwrites: choose an empty folder", .path.display())]
     WouldOverwrite {

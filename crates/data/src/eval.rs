@@ -74,6 +74,7 @@ impl EvalReader {
             image_size: options.image_size,
             filter: options.filter,
             pixels: options.pixels,
+            features: None,
         };
         let mut reader = EvalReader {
             workers: Workers::new(options.threads)?,

@@ -35,7 +35,7 @@ impl Interleave {
         let mut sets = Vec::with_capacity(period as usize);
         let mut before = Vec::new();
         for place in 0..period {
-            if place as usize % BLOCK == 0 {
+            if (place as usize).is_multiple_of(BLOCK) {
                 before.extend(drawn.iter().map(|&n| n as u32));
             }
             let set = next(&counts, &drawn, place + 1, period);

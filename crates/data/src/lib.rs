@@ -6,6 +6,7 @@
 //! sample -> bytes -> pixels, ids       corpus, image, text        decode, crop, flip, clean, tokenise
 //! which samples, which caption         filter, caption            decided by the index, or keyed by position
 //! samples -> HostBatch                 collate, loader, eval      threads ahead of the step, in order
+//! views of images -> stored features   feature_store              so that each view is encoded once
 //! folder -> shards                     pack, verify, stats        what `blip2 shards` does
 //! ```
 
@@ -24,6 +25,7 @@ mod corpus;
 mod dataset;
 mod error;
 mod eval;
+pub mod feature_store;
 mod filter;
 mod gpt2_files;
 pub mod image;
@@ -53,7 +55,7 @@ pub use filter::{Bounds, Passed, SampleFilter};
 pub use image::{Augment, DecodeError, Filter, RgbImage, decode, evaluate_transform, train_transform};
 pub use index::{Extension, Index, IndexHeader, IndexedSample, IndexedShard, Member};
 pub use interleave::Interleave;
-pub use loader::{Loader, LoaderOptions};
+pub use loader::{ImageViews, Loader, LoaderOptions};
 pub use mixture::{Drawn, Mixture, MixtureSet};
 pub use order::{Located, Order, OrderError};
 pub use pack::{PackOptions, PackReport, RowProblem, pack};

@@ -7,11 +7,13 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::iter;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::caption::Pick;
 use crate::collate::{HostBatch, Padding, collate};
+use crate::feature_store::RunFeatures;
 use crate::image::{Augment, Filter};
 use crate::sample::{BadSamples, Preparer, Quarantined, Sample, View};
 use crate::workers::{Queue, Workers};
@@ -19,6 +21,15 @@ use crate::{Clean, Corpus, DataError, Drawn, Mixture, SampleError, TextEncoder};
 
 /// `max_bad_fraction` is of this many samples of a rank.
 const BAD_WINDOW: u64 = 10_000;
+
+/// Views that belong to the images, so that epochs, stages and runs share them.
+#[derive(Debug, Clone)]
+pub struct ImageViews {
+    /// How many an image has; the epochs take them in turn.
+    pub count: NonZero<u64>,
+    /// Where their features are stored: an image whose features are there is not decoded.
+    pub features: Option<Arc<RunFeatures>>,
+}
 
 /// What a training stream is made of.
 #[derive(Debug, Clone)]
@@ -47,6 +58,8 @@ pub struct LoaderOptions {
     pub filter: Filter,
     /// Whether images are decoded; not when their features are cached.
     pub pixels: bool,
+    /// `None`: every stream position has a view of its own.
+    pub views: Option<ImageViews>,
     /// How captions are cleaned.
     pub clean: Clean,
     /// Lanes of the order law.
@@ -69,6 +82,7 @@ struct Stream {
     order: Mixture,
     seed: u64,
     augment: Augment,
+    views: Option<NonZero<u64>>,
     /// More failures than this stop the run, so nobody tries on.
     max_bad: usize,
 }
@@ -85,12 +99,14 @@ impl Stream {
     /// The first sample for `position` that can be read and that `is_bad` does not name.
     fn fill(&self, position: u64, is_bad: impl Fn(u64) -> bool) -> Slot {
         let mut failed = Vec::new();
-        let candidates = iter::once(self.order.locate(position).index).chain(self.order.window(position));
+        let located = self.order.locate(position);
+        let candidates = iter::once(located.index).chain(self.order.window(position));
+        let view = match (self.views, self.augment) {
+            (Some(views), augment) => View::OfImage { augment, view: located.epoch % views, position },
+            (None, Augment::None) => View::Evaluate,
+            (None, Augment::CropFlip) => View::Train { seed: self.seed, position },
+        };
         for index in candidates.filter(|&index| !is_bad(index)) {
-            let view = match self.augment {
-                Augment::None => View::Evaluate,
-                Augment::CropFlip => View::Train { seed: self.seed, position },
-            };
             let pick = Pick::Keyed { seed: self.seed, position };
             match self.preparer.prepare(index, view, pick) {
                 Ok(sample) => {
@@ -141,10 +157,12 @@ impl Loader {
                 image_size: options.image_size,
                 filter: options.filter,
                 pixels: options.pixels,
+                features: options.views.as_ref().and_then(|views| views.features.clone()),
             },
             order,
             seed: options.seed,
             augment: options.augment,
+            views: options.views.as_ref().map(|views| views.count),
             max_bad: (options.max_bad_fraction * BAD_WINDOW as f64) as usize,
         };
         let bad = options.bad.clone();

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::caption::Pick;
-use crate::image::{Filter, RgbImage, decode, evaluate_transform, train_transform};
+use crate::feature_store::{FeatureRow, RunFeatures, view_pixels};
+use crate::image::{Augment, Filter, RgbImage, decode, evaluate_transform, train_transform};
 use crate::{Clean, Corpus, SampleError, TextEncoder, clean_caption};
 
 /// A sample ready to be put into a batch.
@@ -20,6 +21,8 @@ pub(crate) struct Sample {
     pub(crate) image_id: u64,
     /// `[3, size, size]`
     pub(crate) pixels: Option<Vec<u8>>,
+    /// With a feature store.
+    pub(crate) features: Option<FeatureRow>,
     pub(crate) ids: Vec<u32>,
     pub(crate) caption: String,
 }
@@ -31,6 +34,8 @@ pub(crate) enum View {
     Evaluate,
     /// The augmentation that belongs to a stream position.
     Train { seed: u64, position: u64 },
+    /// One of an image's views, whose features may be stored; `position` is the stream's.
+    OfImage { augment: Augment, view: u64, position: u64 },
 }
 
 /// Reads, decodes, transforms and tokenises.
@@ -41,6 +46,7 @@ pub(crate) struct Preparer {
     pub(crate) image_size: usize,
     pub(crate) filter: Filter,
     pub(crate) pixels: bool,
+    pub(crate) features: Option<Arc<RunFeatures>>,
 }
 
 impl Preparer {
@@ -56,15 +62,31 @@ impl Preparer {
             return Err(SampleError::CaptionEmpty);
         }
         let ids = self.text.encode(&caption)?;
-        let pixels = match self.pixels {
-            true => Some(self.transform(&decode(&raw.image)?, view)),
+        let image_id = xxh3_64(&raw.image);
+        let (features, there) = self.stored(index, image_id, view);
+        let pixels = match self.pixels && !there {
+            true => Some(self.transform(&decode(&raw.image)?, image_id, view)),
             false => None,
         };
-        Ok(Sample { index, image_id: xxh3_64(&raw.image), pixels, ids, caption })
+        Ok(Sample { index, image_id, pixels, features, ids, caption })
     }
 
-    fn transform(&self, image: &RgbImage, view: View) -> Vec<u8> {
+    /// The sample's row of the feature store, and whether the step that needs it can count on it. One that this run has stored at or behind
+    /// that step, before it was killed, may have to be encoded once more: then there are both, row and pixels.
+    fn stored(&self, index: u64, image_id: u64, view: View) -> (Option<FeatureRow>, bool) {
+        let (Some(features), View::OfImage { view, position, .. }) = (&self.features, view) else {
+            return (None, false);
+        };
+        let stored = features.read(index, view, image_id).map(Arc::new);
+        let there = stored.as_deref().is_some_and(|row| features.was_there(row, position));
+        (Some(FeatureRow { view, stored }), there)
+    }
+
+    fn transform(&self, image: &RgbImage, image_id: u64, view: View) -> Vec<u8> {
         match view {
+            View::OfImage { augment, view, .. } => {
+                view_pixels(image, self.image_size, self.filter, augment, image_id, view)
+            }
             View::Evaluate => evaluate_transform(image, self.image_size, self.filter),
             View::Train { seed, position } => train_transform(image, self.image_size, self.filter, seed, position),
         }
@@ -72,9 +94,14 @@ impl Preparer {
 
     /// The entry that says why sample `index` is not used.
     pub(crate) fn quarantine(&self, index: u64, error: &SampleError) -> Quarantined {
-        let (shard, key) = self.corpus.key(index).unwrap_or_default();
-        Quarantined { shard, key, index, reason: error.to_string() }
+        quarantine(&self.corpus, index, error)
     }
+}
+
+/// The entry that says why sample `index` of a set is not used.
+pub(crate) fn quarantine(corpus: &Corpus, index: u64, error: &SampleError) -> Quarantined {
+    let (shard, key) = corpus.key(index).unwrap_or_default();
+    Quarantined { shard, key, index, reason: error.to_string() }
 }
 
 /// Runs what decodes a sample; a panic in it becomes the sample's error.

@@ -180,7 +180,7 @@ fn a_filter_decides_by_sides_words_and_metadata() {
         assert_eq!(dataset.counts(), [expected.len() as u64]);
         let first = dataset.read(0, Pick::First).unwrap();
         assert_eq!(first.key, expected[0]);
-        assert_eq!(dataset.place(0).unwrap().1, expected[0].parse::<usize>().unwrap());
+        assert_eq!(dataset.place(0).unwrap().1, expected[0].parse::<u64>().unwrap());
     }
     let error = filtered(folder.path(), json("similarity", at_least(2.0))).err().unwrap();
     assert_eq!(error.to_string(), "0 of 6 samples pass the filter; loosen the filter");

@@ -144,6 +144,7 @@ fn host_batch(size: usize, position: u64) -> HostBatch {
         size,
         image_size: 0,
         pixels: None,
+        features: Vec::new(),
         input_ids: (0..size).flat_map(ids).collect(),
         text_len,
         sample_index: rows.clone(),

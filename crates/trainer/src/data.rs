@@ -3,15 +3,19 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use blip2_data::{Augment, BadSamples, Clean, Corpus, HostBatch, Loader, LoaderOptions, Problem, Quarantined};
+use blip2_data::{
+    Augment, BadSamples, Clean, Corpus, HostBatch, ImageViews, Loader, LoaderOptions, Problem, Quarantined,
+};
 
 use crate::batch::{Batch, Share};
 use crate::config::{self, AutoOr, Config, FeatureCache};
 use crate::data_sets::open_training_sets;
+use crate::disk_features::{self, DiskFeatures};
 use crate::encoder::ImageEncoder;
 use crate::error::Error;
 use crate::features::{Features, FillOptions, MemoryCache, MemoryCaches};
 use crate::framed::FramedBatch;
+use crate::step::StepMetrics;
 use crate::task::TargetRule;
 use crate::text::TextFrame;
 
@@ -24,6 +28,7 @@ pub struct TrainData {
     /// What each set's metrics are called.
     names: Vec<String>,
     cache: Option<Rc<MemoryCache>>,
+    disk: Option<DiskFeatures>,
     text: TextFrame,
     options: LoaderOptions,
     micro_batch: usize,
@@ -53,13 +58,13 @@ impl TrainData {
                 let options = FillOptions { threads, clean };
                 Some(caches.get_or_fill(&corpus, &text.encoder, encoder, &options, progress)?)
             }
-            FeatureCache::Directory(folder) => {
-                return Err(Error::Mismatch(format!(
-                    "data.feature_cache: expected off or memory, got the folder {}; a cache on disk is not supported yet",
-                    folder.display()
-                )));
-            }
+            FeatureCache::Directory(_) => None,
         };
+        let disk = DiskFeatures::open(config, encoder, &corpus, writer(config, &corpus))?;
+        let views = disk.as_ref().map(|disk| {
+            let features = Some(disk.rows().clone());
+            ImageViews { count: disk_features::views(config), features }
+        });
         let cuda = matches!(encoder.device(), tch::Device::Cuda(_));
         let bad = cache.as_deref().map(MemoryCache::bad).unwrap_or_default();
         if bad.len() as f64 > loader.max_bad_fraction * corpus.len() as f64 {
@@ -84,6 +89,7 @@ impl TrainData {
             image_size: encoder.preprocessing().size,
             filter: encoder.preprocessing().filter,
             pixels: cache.is_none(),
+            views,
             clean,
             lanes: config.data.lanes,
             window_shards: loader.window_shards,
@@ -93,7 +99,7 @@ impl TrainData {
             bad,
         };
         let micro_batch = config.micro_batch();
-        Ok(TrainData { corpus, names: set_names(config), cache, text: text.clone(), options, micro_batch, rule })
+        Ok(TrainData { corpus, names: set_names(config), cache, disk, text: text.clone(), options, micro_batch, rule })
     }
 
     /// The stream from a position on. `bad` is a checkpoint's list, to which what the cache could not read is added.
@@ -114,6 +120,9 @@ impl TrainData {
         let end = Some(position + self.options.global_batch as u64);
         let mut options = LoaderOptions { start: position, end, pixels: true, ..self.options.clone() };
         options.bad.merge(bad);
+        if let Some(views) = &mut options.views {
+            views.features = None;
+        }
         let mut loader = Loader::new(self.corpus.clone(), self.text.encoder.clone(), options)?;
         Ok(self.text.frame(loader.next_batch()?, 1))
     }
@@ -127,7 +136,11 @@ impl TrainData {
         let framed = self.text.frame(host, self.options.pad_to_multiple);
         let (size, tokens) = (framed.host.size, framed.target_count(self.rule));
         let step = self.micro_batch.min(size);
-        let features = self.cache.as_deref().map_or(Features::Encode(encoder), Features::Memory);
+        let features = match (&self.cache, &self.disk) {
+            (Some(cache), _) => Features::Memory(cache),
+            (None, Some(disk)) => Features::Disk(disk),
+            (None, None) => Features::Encode(encoder),
+        };
         (0..size).step_by(step).map(move |first| {
             let rows = framed.rows(first..(first + step).min(size), self.options.pad_to_multiple);
             let share = Share {
@@ -136,6 +149,21 @@ impl TrainData {
             };
             Batch::new(&rows, features.of(&rows.host, encoder)?, self.rule, share, self.options.seed)
         })
+    }
+
+    /// What part of the last step's features was on disk before it; nothing without such a cache.
+    pub(crate) fn take_cache_metrics(&self) -> StepMetrics {
+        self.disk.as_ref().map(DiskFeatures::take_metrics).unwrap_or_default()
+    }
+
+    /// That the cache on disk takes no more; said once.
+    pub(crate) fn take_note(&self) -> Option<String> {
+        self.disk.as_ref().and_then(DiskFeatures::take_note)
+    }
+
+    /// One line about the cache on disk.
+    pub(crate) fn cache_introduction(&self) -> Option<String> {
+        self.disk.as_ref().map(DiskFeatures::introduction)
     }
 
     /// Names the shards' contents, wherever they lie.
@@ -181,6 +209,13 @@ fn set_names(config: &Config) -> Vec<String> {
     sets.map(|(place, set)| set.name.clone().unwrap_or_else(|| place.to_string())).collect()
 }
 
+/// Names a run in a feature cache: equal whenever the same configuration trains on the same shards, so that a resumed run knows its rows.
+fn writer(config: &Config, corpus: &Corpus) -> u64 {
+    let digest = blake3::hash(format!("{} {}", config.digest(), corpus.digest()).as_bytes());
+    let first: [u8; 8] = std::array::from_fn(|at| digest.as_bytes()[at]);
+    u64::from_le_bytes(first).max(1)
+}
+
 /// `auto`: one thread a core.
 pub(crate) fn threads(threads: &AutoOr<usize>) -> usize {
     match threads {
@@ -196,7 +231,7 @@ pub(crate) fn clean(clean: config::Clean) -> Clean {
     }
 }
 
-fn augment(augment: config::Augment) -> Augment {
+pub(crate) fn augment(augment: config::Augment) -> Augment {
     match augment {
         config::Augment::CropFlip => Augment::CropFlip,
         config::Augment::None => Augment::None,

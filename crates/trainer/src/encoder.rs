@@ -1,5 +1,6 @@
 //! The frozen image encoder with what stands before it: u8 pixels in, features out.
 
+use blip2_data::feature_store::EncoderIdentity;
 use blip2_model::Frozen;
 use blip2_model::vision::{VisionConfig, VisionTower};
 use blip2_torchx::autocast::autocast;
@@ -13,19 +14,27 @@ use crate::preprocessing::Preprocessing;
 pub struct ImageEncoder {
     identity: String,
     tower: Frozen<VisionTower>,
+    config: VisionConfig,
+    depth: i64,
     preprocessing: Preprocessing,
     mean: Tensor,
     std: Tensor,
 }
 
 impl ImageEncoder {
-    /// `identity` tells one encoder's features from another's.
-    pub fn new(tower: Frozen<VisionTower>, preprocessing: Preprocessing, identity: String) -> ImageEncoder {
+    /// The first `depth` blocks of the tower that `config` describes. `identity` tells one encoder's features from another's.
+    pub fn new(
+        tower: Frozen<VisionTower>,
+        config: VisionConfig,
+        depth: i64,
+        preprocessing: Preprocessing,
+        identity: String,
+    ) -> ImageEncoder {
         let device = tower.params().device();
         let channels =
             |values: [f64; 3]| Tensor::from_slice(&values.map(|v| v as f32)).view([1, 3, 1, 1]).to_device(device);
         let (mean, std) = (channels(preprocessing.mean), channels(preprocessing.std));
-        ImageEncoder { mean, std, tower, preprocessing, identity }
+        ImageEncoder { mean, std, tower, config, depth, preprocessing, identity }
     }
 
     /// What is done to a picture before the tower sees it.
@@ -36,6 +45,35 @@ impl ImageEncoder {
     /// Equal for encoders that give the same features: weights, depth and dtype.
     pub fn identity(&self) -> &str {
         &self.identity
+    }
+
+    /// What features on disk are told apart by: a digest of the architecture and of every number that this encoder computes with, wherever
+    /// it was read from.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub fn stored_identity(&self) -> Result<EncoderIdentity, Error> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(format!("{:?}", self.config.architecture()).as_bytes());
+        for (name, tensor, _) in self.tower.params().entries() {
+            hasher.update(format!("\0{name} {:?}\0", tensor.size()).as_bytes());
+            let bytes = tensor.to_device(Device::Cpu).contiguous().view([-1]).view_dtype(Kind::Uint8);
+            let mut copy = vec![0u8; bytes.numel()];
+            bytes.f_copy_data(&mut copy, bytes.numel()).map_err(|error| Error::Mismatch(error.to_string()))?;
+            hasher.update(&copy);
+        }
+        let dtype = match self.tower.params().kind() {
+            Kind::Float => "fp32".to_owned(),
+            Kind::BFloat16 => "bf16".to_owned(),
+            Kind::Half => "fp16".to_owned(),
+            other => format!("{other:?}"),
+        };
+        Ok(EncoderIdentity { weights: hasher.finalize().to_hex().to_string(), layer: self.depth, dtype })
+    }
+
+    /// Tokens of an image's features, and numbers of a token.
+    pub fn feature_shape(&self) -> (i64, i64) {
+        (self.config.tokens(self.preprocessing.size as i64), self.config.hidden_size())
     }
 
     /// The device it computes on.

@@ -1,4 +1,4 @@
-//! Image features of a batch: computed by the frozen encoder, or kept in memory after the first time.
+//! Image features of a batch: computed by the frozen encoder, or kept in memory or on disk after the first time.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -7,6 +7,7 @@ use std::sync::Arc;
 use blip2_data::{BadSamples, Clean, Corpus, EvalOptions, EvalReader, HostBatch, Quarantined, TextEncoder};
 use tch::{Kind, Tensor, no_grad};
 
+use crate::disk_features::DiskFeatures;
 use crate::encoder::ImageEncoder;
 use crate::error::Error;
 
@@ -14,11 +15,13 @@ use crate::error::Error;
 const ENCODE_BATCH: usize = 32;
 
 /// Where features come from.
-pub enum Features<'a> {
+pub(crate) enum Features<'a> {
     /// From the batch's pixels.
     Encode(&'a ImageEncoder),
     /// From memory, by the sample's index.
     Memory(&'a MemoryCache),
+    /// From a store on disk, and from the pixels of what is not there yet.
+    Disk(&'a DiskFeatures),
 }
 
 impl Features<'_> {
@@ -33,12 +36,13 @@ impl Features<'_> {
                 encoder.features(pixels, batch.size, batch.image_size)
             }
             Features::Memory(cache) => Ok(cache.rows(&batch.sample_index)?.to_device(encoder.device())),
+            Features::Disk(features) => features.of(batch, encoder),
         }
     }
 
     /// Whether the loader has to decode images.
     pub fn needs_pixels(&self) -> bool {
-        matches!(self, Features::Encode(_))
+        !matches!(self, Features::Memory(_))
     }
 }
 

@@ -138,7 +138,7 @@ pub fn load_image_encoder(
     let (source, plan) = (dir.part(Part::Vision)?.weights, plans::vision_tower(depth as usize));
     let loaded = fill(IMAGE_ENCODER, tower.params(), &source, &plan)?;
     let identity = format!("{} {depth} {kind:?}", dir.path().display());
-    Ok((ImageEncoder::new(tower, preprocessing, identity), loaded))
+    Ok((ImageEncoder::new(tower, config.clone(), depth, preprocessing, identity), loaded))
 }
 
 /// Builds and fills the language model that `config` describes.

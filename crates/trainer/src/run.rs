@@ -71,7 +71,9 @@ impl Run {
             meter.batch(&host, self.loader.last_wait_s());
             self.state.stream_position = host.position + host.size as u64;
             let micro_batches = self.data.micro_batches(host, &self.assembly.encoder);
-            let metrics = self.stepper.step(&*self.assembly.task, micro_batches, &self.pass, step, lr)?;
+            let mut metrics = self.stepper.step(&*self.assembly.task, micro_batches, &self.pass, step, lr)?;
+            metrics.extend(self.data.take_cache_metrics());
+            self.data.take_note().iter().for_each(|line| self.telemetry.note(line));
             self.state.step = step + 1;
             meter.step(metrics);
 
@@ -227,6 +229,7 @@ impl Run {
             [quarantine::append(&path, &self.data.problems())?, quarantine::append(&path, self.data.quarantined())?];
         lines.iter().flatten().for_each(|line| self.telemetry.note(line));
         self.data.filters().iter().for_each(|line| self.telemetry.note(line));
+        self.data.cache_introduction().iter().for_each(|line| self.telemetry.note(line));
         self.telemetry.note(&format!(
             "{}: {} trainable parameters, {} samples",
             self.folder.path().display(),

@@ -235,6 +235,7 @@ mod tests {
             size: captions.len(),
             image_size: 0,
             pixels: None,
+            features: Vec::new(),
             input_ids: ids,
             lengths,
             text_len: width,

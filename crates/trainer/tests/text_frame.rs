@@ -39,6 +39,7 @@ fn framed(frame: &TextFrame) -> Vec<i64> {
         size: 1,
         image_size: 32,
         pixels: None,
+        features: Vec::new(),
         input_ids: vec![11, 12],
         lengths: vec![2],
         text_len: 2,

@@ -1,6 +1,7 @@
 //! The commands, one file each: parse, resolve, run.
 
 mod bench;
+mod cache;
 mod evaluate;
 mod export;
 mod generate;
@@ -21,6 +22,8 @@ pub(crate) enum Command {
     Evaluate(evaluate::EvaluateArguments),
     #[command(subcommand)]
     Shards(shards::ShardsCommand),
+    #[command(subcommand)]
+    Cache(cache::CacheCommand),
     Inspect(inspect::InspectArguments),
     Replay(replay::ReplayArguments),
     #[command(subcommand)]
@@ -36,6 +39,7 @@ impl Command {
             Command::Generate(arguments) => arguments.run(),
             Command::Evaluate(arguments) => arguments.run(),
             Command::Shards(command) => command.run(),
+            Command::Cache(command) => command.run(),
             Command::Inspect(arguments) => arguments.run(),
             Command::Replay(arguments) => arguments.run(),
             Command::Bench(command) => command.run(),

@@ -2,7 +2,7 @@
 
 use crate::{blip2, run_program};
 
-const COMMANDS: [&[&str]; 12] = [
+const COMMANDS: [&[&str]; 15] = [
     &["train"],
     &["export"],
     &["generate"],
@@ -11,6 +11,9 @@ const COMMANDS: [&[&str]; 12] = [
     &["shards", "index"],
     &["shards", "verify"],
     &["shards", "stats"],
+    &["cache", "build"],
+    &["cache", "stats"],
+    &["cache", "verify"],
     &["inspect"],
     &["replay"],
     &["bench", "step"],

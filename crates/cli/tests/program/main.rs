@@ -5,6 +5,7 @@ mod bad_steps;
 mod damage;
 mod decoders;
 mod encoder_decoder;
+mod feature_cache;
 mod help;
 mod hostile;
 mod hub;

@@ -14,7 +14,7 @@ use crate::tiny_run::{TinyRun, assert_same_end, checkpoint, metrics, recorded_st
 const STEPS: u64 = 24;
 
 /// What may go wrong on resumption is all there: dropout, augmentation, accumulation, checkpoints between two records.
-fn changes() -> [(&'static str, Value); 9] {
+pub fn changes() -> [(&'static str, Value); 9] {
     [
         ("/model/qformer/dropout", json!(0.1)),
         ("/data/image/augment", json!("crop_flip")),
@@ -29,7 +29,7 @@ fn changes() -> [(&'static str, Value); 9] {
 }
 
 /// A small generator of our own, so that a failure can be had again from its seed.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
     /// From 0 to below `end`.
@@ -50,14 +50,24 @@ fn kill(mut child: Child) {
 }
 
 /// How long a run takes until its first record, and for a step from then on.
-struct Pace {
+pub struct Pace {
     start_s: f64,
     step_s: f64,
 }
 
+/// Trains to the end, and says how long that takes.
+pub fn pace_of(config: &Path, run: &Path) -> Pace {
+    let begun = Instant::now();
+    let mut child = start(config);
+    runs_until(&mut child, || recorded_step(run) > 0);
+    let start_s = begun.elapsed().as_secs_f64();
+    Ended::of(child.wait_with_output().unwrap()).success();
+    Pace { start_s, step_s: (begun.elapsed().as_secs_f64() - start_s) / STEPS as f64 }
+}
+
 /// Kills the run `kills` times, each later in its course than the one before, at any moment of a step, and every fourth
 /// while it starts; then lets it end.
-fn run_with_kills(config: &Path, run: &Path, kills: u64, pace: &Pace, random: &mut Random) {
+pub fn run_with_kills(config: &Path, run: &Path, kills: u64, pace: &Pace, random: &mut Random) {
     for nth in 0..kills {
         let mut child = start(config);
         if nth % 4 == 3 {
@@ -77,13 +87,7 @@ fn run_with_kills(config: &Path, run: &Path, kills: u64, pace: &Pace, random: &m
 fn killed_at_random_moments_stage_1_ends_in_the_same_bytes() {
     let tiny = TinyRun::new();
     let (whole, killed) = (tiny.stage1("whole", &changes()), tiny.stage1("killed", &changes()));
-    let begun = Instant::now();
-    let mut child = start(&whole);
-    runs_until(&mut child, || recorded_step(&tiny.run("whole")) > 0);
-    let start_s = begun.elapsed().as_secs_f64();
-    Ended::of(child.wait_with_output().unwrap()).success();
-    let pace = Pace { start_s, step_s: (begun.elapsed().as_secs_f64() - start_s) / STEPS as f64 };
-
+    let pace = pace_of(&whole, &tiny.run("whole"));
     let kills = std::env::var("BLIP2_KILLS").map_or(5, |kills| kills.parse().unwrap());
     run_with_kills(&killed, &tiny.run("killed"), kills, &pace, &mut Random(3));
     assert_same_end(&tiny.run("killed"), &tiny.run("whole"), STEPS);

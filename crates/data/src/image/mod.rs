@@ -6,6 +6,9 @@ mod transform;
 pub use decode::{DecodeError, ImageFormat, MAX_PIXELS, MAX_SIDE, decode, inspect};
 pub use transform::{Augment, Filter, evaluate_transform, train_transform};
 
+/// Raised whenever decoding or a transform gives other pixels for the same image: features made from the old ones are not used any more.
+pub const PIXELS_VERSION: u32 = 1;
+
 /// An image in memory. `data` holds three bytes for each of the `width` times `height` pixels, at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RgbImage {

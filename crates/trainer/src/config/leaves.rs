@@ -39,6 +39,16 @@ choice! {
 }
 
 choice! {
+    /// How features on disk are stored.
+    pub enum FeatureFormat {
+        /// bfloat16.
+        Bf16 = "bf16",
+        /// Eight bits a number with a scale a token: half the size.
+        Int8 = "int8",
+    }
+}
+
+choice! {
     /// How captions are cleaned before tokenisation.
     pub enum Clean {
         /// BLIP's cleaning: lower case, punctuation to spaces.

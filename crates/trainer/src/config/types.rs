@@ -6,8 +6,8 @@
 use std::path::PathBuf;
 
 pub use super::leaves::{
-    Augment, AutoOr, BestMetric, Clean, DeviceChoice, FeatureCache, Gelu, LanguageDropout, Precision, Prefix, Shape,
-    Stage, TextField, TokenIds, TokenMean,
+    Augment, AutoOr, BestMetric, Clean, DeviceChoice, FeatureCache, FeatureFormat, Gelu, LanguageDropout, Precision,
+    Prefix, Shape, Stage, TextField, TokenIds, TokenMean,
 };
 use super::node::Node;
 use super::reader::Reader;
@@ -162,6 +162,12 @@ section! {
         pub lanes: usize = 1 => at_least(1),
         /// Where the image encoder's output is kept.
         pub feature_cache: FeatureCache = FeatureCache::Off,
+        /// Augmented views of each image that a folder holds; epoch e trains on view e modulo this.
+        pub feature_views: u64 = 1 => at_least(1),
+        /// How a folder stores features; training sees the stored values.
+        pub feature_format: FeatureFormat = FeatureFormat::Bf16,
+        /// What the features of the training set may take in a folder, in GiB; null: no limit.
+        pub feature_max_gib: Option<f64> => rule("null or a number above 0", |gib: &Option<f64>| gib.is_none_or(|gib| gib > 0.0)),
         /// How samples are read ahead.
         pub loader: LoaderConfig,
     }

@@ -6,8 +6,10 @@ use blip2_data::{DataError, Interleave};
 
 use super::reader::Reader;
 use super::types::{
-    Augment, BoundsConfig, Config, DeviceChoice, FeatureCache, Precision, Stage, TextField, WeightsSource,
+    Augment, BoundsConfig, Config, DeviceChoice, FeatureCache, FeatureFormat, Precision, Stage, TextField,
+    WeightsSource,
 };
+use super::value::Leaf;
 
 const RELATIVE: &str = "relative paths start at the current directory";
 /// Keys that may name a `.pth` of LAVIS instead of a folder.
@@ -93,6 +95,29 @@ pub(super) fn check_keys(config: &Config, reader: &mut Reader) {
         "memory".into(),
         "memory keeps one view of each image; set data.image.augment: none to use it",
     );
+
+    check(
+        "data.feature_views",
+        &["data.image.augment"],
+        data.feature_views == 1 || data.image.augment != Augment::None,
+        "1 with data.image.augment: none".into(),
+        data.feature_views.to_string(),
+        "without augmentation an image has a single view",
+    );
+    let on_disk = matches!(data.feature_cache, FeatureCache::Directory(_));
+    for (key, default, got) in [
+        ("data.feature_views", data.feature_views == 1, data.feature_views.to_string()),
+        ("data.feature_format", data.feature_format == FeatureFormat::Bf16, data.feature_format.to_string()),
+        (
+            "data.feature_max_gib",
+            data.feature_max_gib.is_none(),
+            data.feature_max_gib.map_or(String::new(), |gib| gib.to_string()),
+        ),
+    ] {
+        let expected = format!("no such key with data.feature_cache: {}", data.feature_cache.encode());
+        let hint = "it is about features in a folder; name one in data.feature_cache";
+        check(key, &["data.feature_cache"], on_disk || default, expected, got, hint);
+    }
 
     check(
         "optimizer.warmup_steps",

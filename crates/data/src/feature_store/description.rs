@@ -1,0 +1,180 @@
+//! What the features of a folder are. Everything that decides about their values is here, and the folder is named after its digest.
+
+use serde::{Deserialize, Serialize};
+
+use crate::image::PIXELS_VERSION;
+use crate::{Augment, Filter};
+
+const FORMAT: &str = "blip2-feature-cache";
+const VERSION: u32 = 1;
+/// Hexadecimal digits of a digest in a name.
+pub(super) const NAME_DIGITS: usize = 16;
+
+/// How a token's numbers are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FeatureFormat {
+    /// bfloat16, `[tokens, width]`.
+    Bf16,
+    /// Whole numbers from -127 to 127, `[tokens, width]`, behind an f32 scale a token, `[tokens]`.
+    Int8,
+}
+
+/// The frozen image encoder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EncoderIdentity {
+    /// Digest of its architecture and of the weights that it computes with.
+    pub weights: String,
+    /// Which hidden state its features are.
+    pub layer: i64,
+    /// Number format of its weights and matrix products.
+    pub dtype: String,
+}
+
+/// From a decoded image to what the encoder takes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ImageSteps {
+    /// Side of the square in pixels.
+    pub size: usize,
+    /// Pillow's number of the filter.
+    pub resample: u8,
+    /// What a byte is multiplied by.
+    pub rescale_factor: f64,
+    /// Then subtracted, for red, green, blue.
+    pub mean: [f64; 3],
+    /// Then divided by.
+    pub std: [f64; 3],
+    /// How the views of an image are varied: `none` or `crop_flip`.
+    pub augment: String,
+    /// Version of the code that makes pixels.
+    pub pixels_version: u32,
+}
+
+impl ImageSteps {
+    /// The steps of this program.
+    pub fn new(
+        size: usize,
+        filter: Filter,
+        rescale_factor: f64,
+        mean: [f64; 3],
+        std: [f64; 3],
+        augment: Augment,
+    ) -> ImageSteps {
+        let augment = match augment {
+            Augment::None => "none",
+            Augment::CropFlip => "crop_flip",
+        };
+        let (resample, augment) = (filter.pillow(), augment.to_owned());
+        ImageSteps { size, resample, rescale_factor, mean, std, augment, pixels_version: PIXELS_VERSION }
+    }
+}
+
+/// What a row holds and of what it is a function, besides the image and the number of the view.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Description {
+    /// The encoder.
+    pub encoder: EncoderIdentity,
+    /// What is done to an image before it.
+    pub image: ImageSteps,
+    /// Feature tokens of an image.
+    pub tokens: usize,
+    /// Numbers a token.
+    pub width: usize,
+    /// How they are stored.
+    pub stored_as: FeatureFormat,
+}
+
+/// The description as its file holds it.
+#[derive(Serialize, Deserialize)]
+struct DescriptionFile {
+    format: String,
+    version: u32,
+    #[serde(flatten)]
+    description: Description,
+}
+
+impl Description {
+    /// Length of a row's payload.
+    pub fn row_bytes(&self) -> usize {
+        match self.stored_as {
+            FeatureFormat::Bf16 => 2 * self.tokens * self.width,
+            FeatureFormat::Int8 => self.tokens * (4 + self.width),
+        }
+    }
+
+    /// The name of its folder.
+    pub fn key(&self) -> String {
+        let mut key = blake3::hash(self.to_file().as_bytes()).to_hex().to_string();
+        key.truncate(NAME_DIGITS);
+        key
+    }
+
+    pub(super) fn to_file(&self) -> String {
+        let file = DescriptionFile { format: FORMAT.to_owned(), version: VERSION, description: self.clone() };
+        format!("{:#}\n", serde_json::json!(file))
+    }
+
+    /// The description in a file's text; `None` where it is none of this format.
+    pub(super) fn from_file(text: &str) -> Option<Description> {
+        let file: DescriptionFile = serde_json::from_str(text).ok()?;
+        (file.format == FORMAT && file.version == VERSION).then_some(file.description)
+    }
+}
+
+#[cfg(test)]
+pub(super) fn example() -> Description {
+    Description {
+        encoder: EncoderIdentity { weights: "abc".into(), layer: 2, dtype: "bf16".into() },
+        image: ImageSteps::new(8, Filter::Bicubic, 1.0 / 255.0, [0.1, 0.2, 0.3], [0.5; 3], Augment::CropFlip),
+        tokens: 3,
+        width: 4,
+        stored_as: FeatureFormat::Bf16,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_decides_about_values_decides_about_the_key() {
+        let changes: [fn(&mut Description); 13] = [
+            |d| d.encoder.weights = "abd".into(),
+            |d| d.encoder.layer = 1,
+            |d| d.encoder.dtype = "fp32".into(),
+            |d| d.image.size = 9,
+            |d| d.image.resample = 2,
+            |d| d.image.rescale_factor = 1.0,
+            |d| d.image.mean[2] = f64::from_bits(0.3f64.to_bits() + 1),
+            |d| d.image.std[0] = 0.25,
+            |d| d.image.augment = "none".into(),
+            |d| d.image.pixels_version += 1,
+            |d| d.tokens = 4,
+            |d| d.width = 5,
+            |d| d.stored_as = FeatureFormat::Int8,
+        ];
+        let mut keys = vec![example().key()];
+        for change in changes {
+            let mut changed = example();
+            change(&mut changed);
+            keys.push(changed.key());
+        }
+        assert!(keys.iter().all(|key| key.len() == NAME_DIGITS));
+        let count = keys.len();
+        keys.sort();
+        keys.dedup();
+        assert_eq!(keys.len(), count);
+    }
+
+    #[test]
+    fn a_description_is_read_back_from_its_file() {
+        assert_eq!(Description::from_file(&example().to_file()), Some(example()));
+        assert_eq!(Description::from_file("{}"), None);
+    }
+
+    #[test]
+    fn a_row_is_as_long_as_its_numbers() {
+        let int8 = Description { stored_as: FeatureFormat::Int8, ..example() };
+        assert_eq!((example().row_bytes(), int8.row_bytes()), (24, 24));
+    }
+}

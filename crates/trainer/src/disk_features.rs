@@ -1,0 +1,262 @@
+//! Image features from a store on disk: what is there is read, what is not is encoded, stored, and used as it was stored.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::num::NonZero;
+use std::path::Path;
+use std::sync::Arc;
+
+use blip2_data::feature_store::{
+    Description, FeatureFormat, FeatureStore, ImageSteps, RunFeatures, RunFeaturesOptions, StoredRow,
+};
+use blip2_data::{Corpus, HostBatch};
+use rayon::prelude::*;
+use tch::Tensor;
+
+use crate::config::{Config, FeatureCache};
+use crate::encoder::ImageEncoder;
+use crate::error::Error;
+use crate::step::StepMetrics;
+use crate::stored_numbers::StoredNumbers;
+
+const GIB: f64 = (1u64 << 30) as f64;
+
+/// A run's features in a store.
+pub(crate) struct DiskFeatures {
+    rows: Arc<RunFeatures>,
+    numbers: StoredNumbers,
+    /// Rows of the step that is being made: those that were there before it, and the others.
+    counts: Cell<(u64, u64)>,
+    refused: RefCell<Refusal>,
+}
+
+/// Whether the disk has refused a row.
+enum Refusal {
+    No,
+    Unsaid(String),
+    Said,
+}
+
+/// A row as a step finds it.
+enum Found {
+    /// There before the step.
+    There(Arc<StoredRow>),
+    /// To be encoded; this run may have done so in this very step before it was killed.
+    Lacking(Option<Arc<StoredRow>>),
+}
+
+impl DiskFeatures {
+    /// The rows of `corpus` in the store that `config` names; `None` where it names none. `writer` names the run.
+    ///
+    /// # Errors
+    /// When the store's folder cannot be made or is damaged.
+    pub(crate) fn open(
+        config: &Config,
+        encoder: &ImageEncoder,
+        corpus: &Arc<Corpus>,
+        writer: u64,
+    ) -> Result<Option<DiskFeatures>, Error> {
+        let FeatureCache::Directory(folder) = &config.data.feature_cache else { return Ok(None) };
+        let description = description(config, encoder)?;
+        let numbers = StoredNumbers {
+            format: description.stored_as,
+            tokens: description.tokens as i64,
+            width: description.width as i64,
+        };
+        let options = RunFeaturesOptions {
+            views: views(config),
+            writer,
+            global_batch: NonZero::new(config.schedule.global_batch as u64).unwrap_or(NonZero::<u64>::MIN),
+            max_bytes: config.data.feature_max_gib.map(|gib| (gib * GIB) as u64),
+        };
+        let rows = Arc::new(RunFeatures::new(open_store(folder, &description)?, corpus.clone(), options));
+        Ok(Some(DiskFeatures { rows, numbers, counts: Cell::default(), refused: RefCell::new(Refusal::No) }))
+    }
+
+    /// The rows, for the loader.
+    pub(crate) fn rows(&self) -> &Arc<RunFeatures> {
+        &self.rows
+    }
+
+    /// How features become rows.
+    pub(crate) fn numbers(&self) -> StoredNumbers {
+        self.numbers
+    }
+
+    /// Features of a micro-batch on the encoder's device, `f32 [B, N, width]`.
+    ///
+    /// What was not there before the step is encoded as one batch, so that its bits depend on the stream position alone and not on
+    /// when this run was interrupted.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub(crate) fn of(&self, host: &HostBatch, encoder: &ImageEncoder) -> Result<Tensor, Error> {
+        let found: Vec<Found> = (0..host.size).into_par_iter().map(|at| find(&self.rows, host, at)).collect();
+        let lacking: Vec<usize> = (0..host.size).filter(|&at| matches!(found[at], Found::Lacking(_))).collect();
+        let (there, not_there) = self.counts.get();
+        self.counts.set((there + (host.size - lacking.len()) as u64, not_there + lacking.len() as u64));
+        let stored_then: Option<Vec<Arc<StoredRow>>> = lacking
+            .iter()
+            .map(|&at| match &found[at] {
+                Found::Lacking(Some(row)) if row.position == host.position => Some(row.clone()),
+                _ => None,
+            })
+            .collect();
+        let mut made = match stored_then {
+            Some(rows) => rows,
+            None => self.encode(host, &lacking, encoder)?,
+        }
+        .into_iter();
+        let mut bytes = Vec::with_capacity(host.size * self.rows.store().row_bytes());
+        for found in found {
+            match found {
+                Found::There(row) => bytes.extend_from_slice(&row.payload),
+                Found::Lacking(_) => made.by_ref().take(1).for_each(|row| bytes.extend_from_slice(&row.payload)),
+            }
+        }
+        self.numbers.from_rows(&bytes, host.size, encoder.device())
+    }
+
+    /// Encodes rows of a batch together, each view of an image once, and stores them.
+    fn encode(
+        &self,
+        host: &HostBatch,
+        lacking: &[usize],
+        encoder: &ImageEncoder,
+    ) -> Result<Vec<Arc<StoredRow>>, Error> {
+        let pixels = host.pixels.as_deref().ok_or_else(|| Error::Mismatch("a batch without pixels".into()))?;
+        let image_bytes = 3 * host.image_size * host.image_size;
+        let (mut numbers, mut batch) = (HashMap::new(), Vec::new());
+        for &at in lacking {
+            numbers.entry((host.image_id[at], host.features[at].view)).or_insert_with(|| {
+                batch.extend_from_slice(&pixels[at * image_bytes..][..image_bytes]);
+                batch.len() / image_bytes - 1
+            });
+        }
+        let features = encoder.features(&batch, numbers.len(), host.image_size)?;
+        let payloads = self.numbers.to_rows(&features)?;
+        let row_bytes = self.rows.store().row_bytes();
+        let row = |&at: &usize| {
+            let image = host.image_id[at];
+            let payload = payloads[numbers[&(image, host.features[at].view)] * row_bytes..][..row_bytes].to_vec();
+            Arc::new(StoredRow { image, writer: self.rows.writer(), position: host.position, payload })
+        };
+        let rows: Vec<Arc<StoredRow>> = lacking.iter().map(row).collect();
+        let places = lacking.iter().map(|&at| (host.sample_index[at], host.features[at].view));
+        self.store(places.zip(&rows).collect());
+        Ok(rows)
+    }
+
+    /// Stores rows by sample and view. Where the disk refuses, training goes on without.
+    fn store(&self, rows: BTreeMap<(u64, u64), &Arc<StoredRow>>) {
+        if !matches!(*self.refused.borrow(), Refusal::No) {
+            return;
+        }
+        let write = |((index, view), row): ((u64, u64), &Arc<StoredRow>)| match self.rows.may_store(index, view) {
+            true => self.rows.write(index, view, row),
+            false => Ok(()),
+        };
+        if let Err(error) = rows.into_par_iter().try_for_each(write) {
+            self.refused.replace(Refusal::Unsaid(format!(
+                "warning: feature cache: {error}; no more features are stored, those that are not there are computed each time"
+            )));
+        }
+    }
+
+    /// The parts of the last step's rows that were there before it and that were not.
+    pub(crate) fn take_metrics(&self) -> StepMetrics {
+        let (there, not_there) = self.counts.take();
+        let all = (there + not_there).max(1) as f64;
+        vec![("cache_hits", Tensor::from(there as f64 / all)), ("cache_misses", Tensor::from(not_there as f64 / all))]
+    }
+
+    /// That the disk has refused a row; said once.
+    pub(crate) fn take_note(&self) -> Option<String> {
+        let mut refused = self.refused.borrow_mut();
+        match std::mem::replace(&mut *refused, Refusal::No) {
+            Refusal::No => None,
+            Refusal::Said => {
+                *refused = Refusal::Said;
+                None
+            }
+            Refusal::Unsaid(line) => {
+                *refused = Refusal::Said;
+                Some(line)
+            }
+        }
+    }
+
+    /// One line about place and size.
+    pub(crate) fn introduction(&self) -> String {
+        let (rows, stored) = (self.rows.rows(), self.rows.stored_rows());
+        let size = |rows: u64| bytes_text(rows as f64 * self.rows.row_bytes() as f64);
+        let mut line = format!(
+            "feature cache {}: {} a view of a picture, {} when all {rows} are there",
+            self.rows.store().folder().display(),
+            size(1),
+            size(rows)
+        );
+        if stored < rows {
+            let left = rows - stored;
+            line +=
+                &format!("; data.feature_max_gib keeps {stored} in {}, {left} are computed each time", size(stored));
+        }
+        line
+    }
+}
+
+/// The row of a sample. What was read ahead holds; what was not there then may have come since.
+fn find(rows: &RunFeatures, host: &HostBatch, at: usize) -> Found {
+    let (ahead, position) = (&host.features[at], host.positions[at]);
+    let now = || rows.read(host.sample_index[at], ahead.view, host.image_id[at]).map(Arc::new);
+    match ahead.stored.clone().or_else(now) {
+        Some(row) if rows.was_there(&row, position) => Found::There(row),
+        other => Found::Lacking(other),
+    }
+}
+
+/// Views of an image that the epochs take in turn.
+pub(crate) fn views(config: &Config) -> NonZero<u64> {
+    NonZero::new(config.data.feature_views).unwrap_or(NonZero::<u64>::MIN)
+}
+
+fn open_store(folder: &Path, description: &Description) -> Result<FeatureStore, Error> {
+    FeatureStore::open(folder, description)
+        .map_err(|source| Error::DataSet { key: "data.feature_cache".into(), source })
+}
+
+/// What the features are of which `config` speaks.
+fn description(config: &Config, encoder: &ImageEncoder) -> Result<Description, Error> {
+    let seen = encoder.preprocessing();
+    let augment = crate::data::augment(config.data.image.augment);
+    let (tokens, width) = encoder.feature_shape();
+    Ok(Description {
+        encoder: encoder.stored_identity()?,
+        image: ImageSteps::new(seen.size, seen.filter, seen.rescale_factor, seen.mean, seen.std, augment),
+        tokens: tokens as usize,
+        width: width as usize,
+        stored_as: match config.data.feature_format {
+            crate::config::FeatureFormat::Bf16 => FeatureFormat::Bf16,
+            crate::config::FeatureFormat::Int8 => FeatureFormat::Int8,
+        },
+    })
+}
+
+/// A size in the largest unit that leaves a number of at least one.
+pub fn bytes_text(bytes: f64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let power = (bytes.max(1.0).log2() / 10.0).floor().min(units.len() as f64 - 1.0);
+    let digits = if power == 0.0 { 0 } else { 1 };
+    format!("{:.digits$} {}", bytes / 1024f64.powf(power), units[power as usize])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_in_words() {
+        let texts = [0.0, 1023.0, 1024.0, 1536.0 * 1024.0, 2f64.powi(51)].map(bytes_text);
+        assert_eq!(texts, ["0 B", "1023 B", "1.0 KiB", "1.5 MiB", "2048.0 TiB"]);
+    }
+}
