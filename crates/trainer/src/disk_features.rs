@@ -91,7 +91,8 @@ impl DiskFeatures {
     /// # Errors
     /// When the device refuses.
     pub(crate) fn of(&self, host: &HostBatch, encoder: &ImageEncoder) -> Result<Tensor, Error> {
-        let found: Vec<Found> = (0..host.size).into_par_iter().map(|at| find(&self.rows, host, at)).collect();
+        let rows = &*self.rows;
+        let found: Vec<Found> = (0..host.size).into_par_iter().map(|at| find(rows, host, at)).collect();
         let lacking: Vec<usize> = (0..host.size).filter(|&at| matches!(found[at], Found::Lacking(_))).collect();
         let (there, not_there) = self.counts.get();
         self.counts.set((there + (host.size - lacking.len()) as u64, not_there + lacking.len() as u64));
@@ -152,8 +153,9 @@ impl DiskFeatures {
         if !matches!(*self.refused.borrow(), Refusal::No) {
             return;
         }
-        let write = |((index, view), row): ((u64, u64), &Arc<StoredRow>)| match self.rows.may_store(index, view) {
-            true => self.rows.write(index, view, row),
+        let features = &*self.rows;
+        let write = |((index, view), row): ((u64, u64), &Arc<StoredRow>)| match features.may_store(index, view) {
+            true => features.write(index, view, row),
             false => Ok(()),
         };
         if let Err(error) = rows.into_par_iter().try_for_each(write) {
