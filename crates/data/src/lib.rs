@@ -5,7 +5,7 @@
 //! stream position -> sample            order                      a pure function of the seed
 //! sample -> bytes -> pixels, ids       dataset, image, text       decode, crop, flip, clean, tokenise
 //! samples -> HostBatch                 collate, loader, eval      threads ahead of the step, in order
-//! folder -> shards                     pack, verify, stats        what `blip2 shards` does
+//! files -> shards                      pack, verify, stats        what `blip2 shards` does
 //! ```
 
 // The fixture of the integration tests serves the unit tests too.
@@ -44,7 +44,7 @@ pub use image::{Augment, DecodeError, Filter, RgbImage, decode, evaluate_transfo
 pub use index::{Extension, Index, IndexHeader, IndexedSample, IndexedShard, Member};
 pub use loader::{Loader, LoaderOptions};
 pub use order::{Located, Order, OrderError};
-pub use pack::{PackOptions, PackReport, RowProblem, pack};
+pub use pack::{Keep, PackOptions, PackReport, Reading, Reencode, RowProblem, SourceFormat, pack};
 pub use patterns::expand;
 pub use sample::{BadSamples, Quarantined};
 pub use scan::{Problem, scan};

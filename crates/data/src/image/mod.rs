@@ -1,10 +1,12 @@
-//! From an image file to the pixels of a batch: decode, crop, resize, flip.
+//! From an image file to the pixels of a batch: decode, crop, resize, flip; and back to files.
 
 mod decode;
+mod encode;
 mod transform;
 
 pub use decode::{DecodeError, ImageFormat, MAX_PIXELS, MAX_SIDE, decode, inspect};
-pub use transform::{Augment, Filter, evaluate_transform, train_transform};
+pub use encode::{EncodeError, encode_jpeg, encode_png};
+pub use transform::{Augment, Filter, evaluate_transform, shrink, train_transform};
 
 /// An image in memory. `data` holds three bytes for each of the `width` times `height` pixels, at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]
