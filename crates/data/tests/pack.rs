@@ -178,16 +178,17 @@ fn several_captions_and_kept_fields_go_into_the_json() {
     let shard = pack_keeping(Keep::Fields(vec!["url".to_owned()]), "url");
     assert_eq!(json(&shard, "000000001.json"), r#"{"url":"u","captions":["one","two"]}"#);
     let shard = pack_keeping(Keep::All, "all");
-    assert_eq!(
-        json(&shard, "000000001.json"),
-        r#"{"width":8,"url":"u","exif":{"a":1},"captions":["one","two"]}"#
-    );
+    assert_eq!(json(&shard, "000000001.json"), r#"{"width":8,"url":"u","exif":{"a":1},"captions":["one","two"]}"#);
 }
 
 #[test]
 fn a_list_in_json_and_several_files_by_a_pattern() {
     let folder = images();
-    write(folder.path(), "list.json", br#"[{"image": "img/0.png", "caption": "zero"}, {"image": "img/9.png", "caption": "x"}]"#);
+    write(
+        folder.path(),
+        "list.json",
+        br#"[{"image": "img/0.png", "caption": "zero"}, {"image": "img/9.png", "caption": "x"}]"#,
+    );
     let report = pack(&pack_options(folder.path(), "list.json", "list")).unwrap();
     expect(&report, &[("list.json: entry 2", "No such file")]);
     write(folder.path(), "part-0.jsonl", b"\n{\"image\": \"img/0.png\", \"caption\": \"zero\"}\n");
@@ -313,7 +314,7 @@ fn a_folder_is_taken_for_what_it_holds() {
     assert!(error.contains("several captions files (captions.csv, other.tsv); name one"), "{error}");
 }
 
-/// Ends the program's part in a packing as a kill would: by a panic at row `at`, between any two rows.
+/// Ends a packing by a panic once it has gone on for `at` rows; what was written by then stays, as after a kill.
 fn stop_at(options: &PackOptions, at: u64) -> bool {
     let mut stopped = options.clone();
     stopped.progress = Some(Arc::new(move |done, _| assert!(done < at, "stop")));
@@ -327,7 +328,7 @@ fn an_interrupted_packing_goes_on_and_ends_with_the_same_bytes() {
     write(folder.path(), "captions.tsv", rows.as_bytes());
     let whole = pack(&pack_options(folder.path(), "captions.tsv", "whole")).unwrap();
     let options = pack_options(folder.path(), "captions.tsv", "out");
-    for at in [65, 129, 129, 257] {
+    for at in [65, 65, 65] {
         assert!(stop_at(&options, at));
     }
     // What a kill at the worst moments leaves besides: a file half written, rows listed and not taken up, a shard taken up without its name.
@@ -363,7 +364,10 @@ fn another_packing_s_folder_is_refused_with_the_difference() {
         (refused(&|options| options.shard_samples = 4), "shard_samples: 3 there, 4 now"),
         (refused(&|options| options.reading.keep = Keep::All), "keep: null there, \"all\" now"),
         (refused(&|options| options.reading.images = Some(PathBuf::from("x"))), "images: null there, \"x\" now"),
-        (refused(&|options| options.reencode = Some(Reencode { longest_side: 9, quality: 90 })), "longest_side: null there, 9 now"),
+        (
+            refused(&|options| options.reencode = Some(Reencode { longest_side: 9, quality: 90 })),
+            "longest_side: null there, 9 now",
+        ),
     ] {
         assert!(error.contains("another packing") && error.contains(part), "{error}");
     }

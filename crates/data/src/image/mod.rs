@@ -6,7 +6,7 @@ mod transform;
 
 pub use decode::{DecodeError, ImageFormat, MAX_PIXELS, MAX_SIDE, decode, inspect};
 pub use encode::{EncodeError, encode_jpeg, encode_png};
-pub use transform::{Augment, Filter, evaluate_transform, shrink, train_transform};
+pub use transform::{Augment, Filter, evaluate_transform, fit, train_transform};
 
 /// An image in memory. `data` holds three bytes for each of the `width` times `height` pixels, at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -94,7 +94,7 @@ pub fn evaluate_transform(image: &RgbImage, size: usize, filter: Filter) -> Vec<
 ///
 /// # Panics
 /// When `longest_side` is zero or the image does not hold what its sides say.
-pub fn shrink(image: &RgbImage, longest_side: usize, filter: Filter) -> RgbImage {
+pub fn fit(image: &RgbImage, longest_side: usize, filter: Filter) -> RgbImage {
     let longest = image.width.max(image.height);
     // Rounded half up, and never to nothing.
     let scaled = |side: usize| ((side * longest_side * 2 + longest) / (2 * longest)).max(1);

@@ -68,7 +68,8 @@ impl Coco {
         for (at, annotation) in annotations.into_iter().enumerate() {
             let missing = |name: &str| refuse(format!("annotation {} has no {name}; are these captions?", at + 1));
             let id = id_of(&annotation, "image_id").ok_or_else(|| missing("image_id"))?;
-            let caption = annotation.get(caption_field).and_then(Value::as_str).ok_or_else(|| missing(caption_field))?;
+            let caption =
+                annotation.get(caption_field).and_then(Value::as_str).ok_or_else(|| missing(caption_field))?;
             match places.get(&id) {
                 Some(&place) => captions[place].push(caption.to_owned()),
                 None => {

@@ -73,7 +73,8 @@ impl Folder {
             Err(TryLockError::WouldBlock) => return Err(DataError::PackLocked { folder: path.to_owned() }),
             Err(TryLockError::Error(error)) => return Err(DataError::io(path)(error)),
         }
-        let new = Ledger { format: FORMAT.to_owned(), version: VERSION, options, inputs, shards: Vec::new(), complete: None };
+        let new =
+            Ledger { format: FORMAT.to_owned(), version: VERSION, options, inputs, shards: Vec::new(), complete: None };
         let mut folder = Folder { path: path.to_owned(), made, _lock: lock, ledger: new };
         if let Some(found) = folder.read_ledger()? {
             let differences = folder.ledger.differences(&found);
@@ -326,7 +327,9 @@ impl Ledger {
         }
         let changed = there.inputs.iter().zip(&self.inputs).find(|(was, is)| was != is);
         if let Some((was, is)) = changed {
-            let shown = |input: &Input| format!("{} of size {}", if input.name.is_empty() { "." } else { &input.name }, input.size);
+            let shown = |input: &Input| {
+                format!("{} of size {}", if input.name.is_empty() { "." } else { &input.name }, input.size)
+            };
             differences.push(format!("input: {} there, {} now", shown(was), shown(is)));
         }
         differences

@@ -64,7 +64,7 @@ pub struct PackOptions {
     pub shard_samples: usize,
     /// How large images become smaller; `None` leaves every image as it is.
     pub reencode: Option<Reencode>,
-    /// Called now and then with the number of rows done and of all.
+    /// Called now and then with the number of rows done since the start, and of all that were to do then.
     pub progress: Option<Arc<dyn Fn(u64, u64) + Send + Sync>>,
 }
 
@@ -176,8 +176,8 @@ fn pack_rows(
         reencode: options.reencode,
         ready: VecDeque::new(),
         taken: done,
-        prepared: done,
-        all: source.rows(),
+        prepared: 0,
+        to_prepare: source.rows().saturating_sub(done),
         progress: options.progress.as_deref(),
         left_out,
         unread: None,
@@ -203,7 +203,7 @@ struct Prepared<'a> {
     /// Rows that were handed out or left out.
     taken: u64,
     prepared: u64,
-    all: u64,
+    to_prepare: u64,
     progress: Option<&'a (dyn Fn(u64, u64) + Send + Sync)>,
     left_out: &'a mut LeftOutRows,
     /// What ended the rows before their end.
@@ -232,7 +232,7 @@ impl Prepared<'_> {
         let reencode = self.reencode;
         self.ready = rows.into_par_iter().map(|row| prepare(row, reencode)).collect::<Vec<_>>().into();
         if let Some(progress) = self.progress {
-            progress(self.prepared, self.all);
+            progress(self.prepared, self.to_prepare);
         }
         Ok(())
     }

@@ -55,7 +55,9 @@ impl Pairs {
             })?;
         }
         match (folders.is_empty(), sources.first()) {
-            (true, Some(source)) => Err(DataError::Source { path: source.clone(), reason: "holds no pictures".to_owned() }),
+            (true, Some(source)) => {
+                Err(DataError::Source { path: source.clone(), reason: "holds no pictures".to_owned() })
+            }
             _ => Ok(Pairs { folders, keep: reading.keep.clone() }),
         }
     }
@@ -102,7 +104,8 @@ impl Source for Pairs {
 pub(crate) fn holds_pictures(folder: &Path) -> Result<bool, DataError> {
     let mut found = false;
     walk(folder, String::new(), 0, &mut |_, path| {
-        found = list(path)?.values().any(|files| files.image.is_some() && (files.text.is_some() || files.json.is_some()));
+        found =
+            list(path)?.values().any(|files| files.image.is_some() && (files.text.is_some() || files.json.is_some()));
         Ok(!found)
     })?;
     Ok(found)

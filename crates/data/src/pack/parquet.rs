@@ -230,7 +230,8 @@ fn columns(schema: &Type, reading: &Reading) -> Result<SchemaDescPtr, String> {
             .collect::<Result<_, String>>()?,
     };
     let wanted = [image, caption].into_iter().chain(kept).collect();
-    let projection = Type::group_type_builder("columns").with_fields(wanted).build().map_err(|error| error.to_string())?;
+    let projection =
+        Type::group_type_builder("columns").with_fields(wanted).build().map_err(|error| error.to_string())?;
     Ok(Arc::new(SchemaDescriptor::new(Arc::new(projection))))
 }
 
@@ -241,7 +242,8 @@ fn is_binary(field: &Type) -> bool {
 /// A number or a text. Bytes that are no text show only in the rows.
 fn is_scalar(field: &Type) -> bool {
     use Physical::{BOOLEAN, BYTE_ARRAY, DOUBLE, FLOAT, INT32, INT64};
-    let repeated = || field.get_basic_info().has_repetition() && field.get_basic_info().repetition() == Repetition::REPEATED;
+    let repeated =
+        || field.get_basic_info().has_repetition() && field.get_basic_info().repetition() == Repetition::REPEATED;
     field.is_primitive()
         && !repeated()
         && field.get_basic_info().converted_type() != ConvertedType::DECIMAL

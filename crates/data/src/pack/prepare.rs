@@ -46,7 +46,7 @@ fn check(image: Vec<u8>, reencode: Option<Reencode>) -> Result<(&'static str, Ve
     let pixels = decode(&image)?;
     match reencode {
         Some(Reencode { longest_side, quality }) if pixels.width.max(pixels.height) > longest_side as usize => {
-            let smaller = shrink(&pixels, longest_side as usize, Filter::Lanczos);
+            let smaller = fit(&pixels, longest_side as usize, Filter::Lanczos);
             Ok(("jpg", encode_jpeg(&smaller, quality)?))
         }
         _ => Ok((inspect(&image)?.0.extension(), image)),

@@ -10,14 +10,14 @@ use std::sync::Arc;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::PackOptions;
 use super::captions::{CaptionFiles, is_captions_file};
 use super::coco::Coco;
+use super::pairs::{Pairs, holds_pictures};
 #[cfg(feature = "parquet")]
 use super::parquet::ParquetFiles;
-use super::pairs::{Pairs, holds_pictures};
 use super::row::Row;
 use super::visual_genome::VisualGenome;
-use super::PackOptions;
 use crate::patterns::expand;
 use crate::{DataError, Extension};
 
@@ -94,7 +94,9 @@ pub(crate) fn open(options: &PackOptions) -> Result<(SourceFormat, Box<dyn Sourc
     let reading = &options.reading;
     let single = |paths: Vec<PathBuf>| match <[PathBuf; 1]>::try_from(paths) {
         Ok([path]) => Ok(path),
-        Err(paths) => Err(refuse(&options.source, format!("{} files where one of format {format} is packed", paths.len()))),
+        Err(paths) => {
+            Err(refuse(&options.source, format!("{} files where one of format {format} is packed", paths.len())))
+        }
     };
     let source: Box<dyn Source> = match format {
         SourceFormat::Captions | SourceFormat::Auto => Box::new(CaptionFiles::open(paths, reading)?),
@@ -148,7 +150,10 @@ fn of_files(paths: &[PathBuf]) -> Result<SourceFormat, DataError> {
     for (path, format) in paths[1..].iter().zip(formats) {
         let format = format?;
         if format != first {
-            return Err(refuse(path, format!("its format is {format}, that of the first file {first}; pack them apart")));
+            return Err(refuse(
+                path,
+                format!("its format is {format}, that of the first file {first}; pack them apart"),
+            ));
         }
     }
     Ok(first)
@@ -164,7 +169,8 @@ fn of_file(path: &Path) -> Result<SourceFormat, DataError> {
     }
 }
 
-const ALREADY_SHARDS: &str = "tar files are shards already and need no packing: train with them as they are, or run `blip2 shards index`";
+const ALREADY_SHARDS: &str =
+    "tar files are shards already and need no packing: train with them as they are, or run `blip2 shards index`";
 
 /// What a folder holds, at its top and in the folders right below.
 struct Listing {
@@ -236,7 +242,9 @@ fn locate_in_folder(folder: &Path, format: SourceFormat) -> Result<(Vec<PathBuf>
     }
     match listing.with_extension("tar").is_empty() {
         false => Err(refuse(folder, ALREADY_SHARDS)),
-        true if auto => Err(refuse(folder, "holds no captions file, no Parquet file and no pictures with texts beside them")),
+        true if auto => {
+            Err(refuse(folder, "holds no captions file, no Parquet file and no pictures with texts beside them"))
+        }
         true => Err(refuse(folder, format!("holds no file of format {format}"))),
     }
 }
@@ -267,7 +275,9 @@ fn of_json(path: &Path) -> Result<SourceFormat, DataError> {
     let has = |name: &str| names.found.iter().any(|found| found == name);
     match names.list {
         false if has("images") || has("annotations") => Ok(SourceFormat::Coco),
-        false => Err(refuse(path, "neither COCO captions (images, annotations) nor a list of regions or captions in JSON")),
+        false => {
+            Err(refuse(path, "neither COCO captions (images, annotations) nor a list of regions or captions in JSON"))
+        }
         true if has("regions") || has("phrase") => Ok(SourceFormat::VisualGenome),
         true => Ok(SourceFormat::Captions),
     }

@@ -24,7 +24,12 @@ pub(crate) struct Columns {
 impl Columns {
     /// A first row that holds both names is a header. Without one, of a table that need not have it, the first two
     /// columns count.
-    pub(crate) fn of(path: &Path, first: &[String], reading: &Reading, needs_header: bool) -> Result<(Self, bool), DataError> {
+    pub(crate) fn of(
+        path: &Path,
+        first: &[String],
+        reading: &Reading,
+        needs_header: bool,
+    ) -> Result<(Self, bool), DataError> {
         let refuse = |reason: String| DataError::Source { path: path.to_owned(), reason };
         let column = |name: &str| first.iter().position(|column| column == name);
         let image_name = reading.image_field.as_deref().unwrap_or(IMAGE_FIELD);
@@ -48,7 +53,9 @@ impl Columns {
                 .iter()
                 .map(|name| column(name).map(|at| (name.clone(), at)).ok_or(name))
                 .collect::<Result<_, _>>()
-                .map_err(|name| refuse(format!("it has no column \"{name}\" to keep (it has: {})", first.join(", "))))?,
+                .map_err(|name| {
+                    refuse(format!("it has no column \"{name}\" to keep (it has: {})", first.join(", ")))
+                })?,
         };
         Ok((Columns { count: Some(first.len()), image, caption, keep }, true))
     }
