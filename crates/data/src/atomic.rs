@@ -2,21 +2,60 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+/// How the names of files begin that are being written; what a killed program leaves of them can be removed.
+pub(crate) const UNFINISHED: &str = ".writing-";
 
 /// Writes `path` through a temporary file in its folder, which is made where it is missing: synced, then renamed.
 pub(crate) fn write<T>(path: &Path, fill: impl FnOnce(&mut BufWriter<&File>) -> io::Result<T>) -> io::Result<T> {
+    let (staged, result) = stage(path, fill)?;
+    staged.replace()?;
+    Ok(result)
+}
+
+/// Writes what `path` is to hold beside it, synced, and leaves the renaming to the caller.
+pub(crate) fn stage<T>(
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<&File>) -> io::Result<T>,
+) -> io::Result<(Staged, T)> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
-    let temporary = tempfile::Builder::new().permissions(mode()).tempfile_in(folder)?;
+    let temporary = tempfile::Builder::new().prefix(UNFINISHED).permissions(mode()).tempfile_in(folder)?;
     let mut out = BufWriter::new(temporary.as_file());
     let result = fill(&mut out)?;
     out.flush()?;
     drop(out);
     temporary.as_file().sync_all()?;
-    temporary.persist(path).map_err(|error| error.error)?;
-    File::open(folder)?.sync_all()?;
-    Ok(result)
+    Ok((Staged { temporary, path: path.to_owned(), folder: folder.to_owned() }, result))
+}
+
+/// A file that is written and has not got its name yet; dropped, it is removed.
+pub(crate) struct Staged {
+    temporary: NamedTempFile,
+    path: PathBuf,
+    folder: PathBuf,
+}
+
+impl Staged {
+    /// Its length in bytes.
+    pub(crate) fn bytes(&self) -> io::Result<u64> {
+        Ok(self.temporary.as_file().metadata()?.len())
+    }
+
+    /// Gives it its name, in place of a file that has it.
+    pub(crate) fn replace(self) -> io::Result<()> {
+        self.temporary.persist(&self.path).map_err(|error| error.error)?;
+        File::open(self.folder)?.sync_all()
+    }
+
+    /// Gives it its name, which no file may have.
+    pub(crate) fn create(self) -> io::Result<()> {
+        self.temporary.persist_noclobber(&self.path).map_err(|error| error.error)?;
+        File::open(self.folder)?.sync_all()
+    }
 }
 
 /// What a file gets that is created the plain way; temporary files are private otherwise.

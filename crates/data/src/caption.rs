@@ -81,7 +81,7 @@ pub enum Pick {
 }
 
 /// Sets the draw of a caption apart from the order's and the augmentation's numbers.
-const CAPTION: u64 = 5;
+const CAPTION: u64 = 6;
 
 impl Pick {
     fn of(self, count: usize) -> usize {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use crate::filter::Passed;
-use crate::image::DecodeError;
+use crate::image::{DecodeError, EncodeError};
 use crate::order::OrderError;
 use crate::text::TextError;
 
@@ -173,9 +173,33 @@ pub enum DataError {
         /// The position it was working on.
         position: u64,
     },
-    /// A captions file cannot be used.
-    #[error("captions file {}: {reason}", .path.display())]
-    Captions {
+    /// What is to be packed cannot be used.
+    #[error("{}: {reason}", .path.display())]
+    Source {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// No row of what is to be packed can be used.
+    #[error("nothing to pack: none of {left_out} rows can be used; the first: {first}")]
+    NothingToPack {
+        /// Rows that were left out.
+        left_out: u64,
+        /// Place and reason of the first of them.
+        first: String,
+    },
+    /// The folder holds the shards of other arguments or inputs.
+    #[error("{} is of another packing ({}); choose an empty folder, or the same arguments to go on", .path.display(), .differences.join("; "))]
+    OtherPacking {
+        /// The folder's `pack.json`.
+        path: PathBuf,
+        /// Each difference: there, and now.
+        differences: Vec<String>,
+    },
+    /// The shards in a folder are no longer those that were packed.
+    #[error("{}: {reason}; delete the folder's shards and its pack.json, and pack again", .path.display())]
+    PackDamaged {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
@@ -189,8 +213,14 @@ pub enum DataError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The output of packing is already there.
-    #[error("{} already exists; packing never overwrites: choose an empty folder", .path.display())]
+    /// Another process packs into the folder.
+    #[error("another packing is at work in {}", .folder.display())]
+    PackLocked {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// What packing or repairing would write is already there.
+    #[error("{} already exists; shards are never overwritten: choose an empty folder", .path.display())]
     WouldOverwrite {
         /// What is in the way.
         path: PathBuf,
@@ -237,6 +267,9 @@ pub enum SampleError {
     /// The image cannot be decoded.
     #[error("image: {0}")]
     Image(#[from] DecodeError),
+    /// The image cannot be encoded again.
+    #[error("image: {0}")]
+    Encode(#[from] EncodeError),
     /// The caption is not UTF-8.
     #[error("caption is not UTF-8 (byte {0})")]
     CaptionNotUtf8(usize),

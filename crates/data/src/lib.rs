@@ -7,7 +7,8 @@
 //! which samples, which caption         filter, caption            decided by the index, or keyed by position
 //! samples -> HostBatch                 collate, loader, eval      threads ahead of the step, in order
 //! views of images -> stored features   feature_store              so that each view is encoded once
-//! folder -> shards                     pack, verify, stats        what `blip2 shards` does
+//! files -> shards                      pack, verify, repair        what `blip2 shards` does
+//!                                      stats, sheet
 //! ```
 
 // The fixture of the integration tests serves the unit tests too.
@@ -37,8 +38,10 @@ mod mixture;
 mod order;
 mod pack;
 mod patterns;
+mod repair;
 mod sample;
 mod scan;
+mod sheet;
 mod stats;
 mod text;
 mod tokenizer_folder;
@@ -52,16 +55,20 @@ pub use dataset::{Dataset, OpenOptions, RawSample, reindex};
 pub use error::{DataError, SampleError};
 pub use eval::{EvalOptions, EvalReader};
 pub use filter::{Bounds, Passed, SampleFilter};
-pub use image::{Augment, DecodeError, Filter, RgbImage, decode, evaluate_transform, train_transform};
+pub use image::{
+    Augment, DecodeError, EncodeError, Filter, RgbImage, decode, encode_png, evaluate_transform, train_transform,
+};
 pub use index::{Extension, Index, IndexHeader, IndexedSample, IndexedShard, Member};
 pub use interleave::Interleave;
 pub use loader::{ImageViews, Loader, LoaderOptions};
 pub use mixture::{Drawn, Mixture, MixtureSet};
 pub use order::{Located, Order, OrderError};
-pub use pack::{PackOptions, PackReport, RowProblem, pack};
+pub use pack::{Keep, PackOptions, PackReport, Reading, Reencode, RowProblem, SourceFormat, pack};
 pub use patterns::expand;
+pub use repair::{Outcome, RepairReport, RepairedShard, repair};
 pub use sample::{BadSamples, Quarantined};
 pub use scan::{Problem, scan};
+pub use sheet::{Cell, Layout, contact_sheet, keyed_samples};
 pub use stats::{Stats, Summary, stats};
 pub use text::{Clean, TextEncoder, TextError, clean_caption, converted_tokenizer};
 pub use tokenizer_folder::SpecialTokens;

@@ -106,9 +106,13 @@ pub(crate) fn quarantine(corpus: &Corpus, index: u64, error: &SampleError) -> Qu
 
 /// Runs what decodes a sample; a panic in it becomes the sample's error.
 pub(crate) fn guarded<T>(job: impl FnOnce() -> Result<T, SampleError>) -> Result<T, SampleError> {
-    // Nothing is shared with the job but the data set, whose locks recover from poison.
-    catch_unwind(AssertUnwindSafe(job))
-        .unwrap_or_else(|payload| Err(SampleError::Panic(panic_message(payload.as_ref()))))
+    caught(job).unwrap_or_else(|message| Err(SampleError::Panic(message)))
+}
+
+/// Runs what reads files of others; a panic in it becomes its message.
+pub(crate) fn caught<T>(job: impl FnOnce() -> T) -> Result<T, String> {
+    // Nothing is shared with the job but the data set, whose locks recover from poison, or what is given up with it.
+    catch_unwind(AssertUnwindSafe(job)).map_err(|payload| panic_message(payload.as_ref()))
 }
 
 fn panic_message(payload: &(dyn Any + Send)) -> String {

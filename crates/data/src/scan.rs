@@ -197,7 +197,7 @@ impl Samples {
 }
 
 /// Key and extension of a member, where it is part of a sample.
-fn split_key(path: &str) -> Option<(&str, &str)> {
+pub(crate) fn split_key(path: &str) -> Option<(&str, &str)> {
     let name_start = path.rfind('/').map_or(0, |slash| slash + 1);
     let name = &path[name_start..];
     let dot = name.find('.').filter(|&dot| dot > 0)?;

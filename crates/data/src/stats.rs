@@ -30,6 +30,8 @@ pub struct Stats {
     pub width: Summary,
     /// Rows.
     pub height: Summary,
+    /// Width by height, in percent: 133 for 4:3, 100 for a square, 75 for 3:4.
+    pub aspect_percent: Summary,
     /// Bytes of the image files.
     pub image_bytes: Summary,
     /// Words of the captions, as they stand in the shards.
@@ -57,6 +59,7 @@ struct Counts {
     formats: BTreeMap<&'static str, u64>,
     width: Histogram,
     height: Histogram,
+    aspect_percent: Histogram,
     image_bytes: Histogram,
     caption_words: Histogram,
 }
@@ -81,6 +84,7 @@ pub fn stats(dataset: &Dataset, progress: impl Fn(u64, u64) + Sync) -> Stats {
         formats: counts.formats,
         width: counts.width.summary(),
         height: counts.height.summary(),
+        aspect_percent: counts.aspect_percent.summary(),
         image_bytes: counts.image_bytes.summary(),
         caption_words: counts.caption_words.summary(),
     }
@@ -100,6 +104,7 @@ impl Counts {
         *self.formats.entry(format.name()).or_default() += 1;
         self.width.add(width as u64);
         self.height.add(height as u64);
+        self.aspect_percent.add(((width * 100 + height / 2) / height) as u64);
         self.image_bytes.add(raw.image.len() as u64);
         self.caption_words.add(raw.caption.split_whitespace().count() as u64);
     }
@@ -111,6 +116,7 @@ impl Counts {
         }
         self.width.merge(other.width);
         self.height.merge(other.height);
+        self.aspect_percent.merge(other.aspect_percent);
         self.image_bytes.merge(other.image_bytes);
         self.caption_words.merge(other.caption_words);
         self

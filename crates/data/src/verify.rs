@@ -24,21 +24,32 @@ pub struct VerifyReport {
 
 /// Reads, decodes and cleans every sample; `progress` is called with the number done and of all.
 pub fn verify(dataset: &Dataset, clean: Clean, progress: impl Fn(u64, u64) + Sync) -> VerifyReport {
+    check_all(dataset, clean, progress).report
+}
+
+/// The samples that fail, by their indices in ascending order, with the report on all.
+pub(crate) struct Found {
+    pub(crate) failed: Vec<u64>,
+    pub(crate) report: VerifyReport,
+}
+
+pub(crate) fn check_all(dataset: &Dataset, clean: Clean, progress: impl Fn(u64, u64) + Sync) -> Found {
     let done = AtomicU64::new(0);
-    let failed: Vec<Problem> = (0..dataset.len())
+    let (failed, problems): (Vec<u64>, Vec<Problem>) = (0..dataset.len())
         .into_par_iter()
         .filter_map(|index| {
             let error = guarded(|| verify_one(dataset, index, clean)).err();
             progress(done.fetch_add(1, Ordering::Relaxed) + 1, dataset.len());
             let (shard, key) = error.as_ref().and_then(|_| dataset.key(index).ok()).unwrap_or_default();
-            error.map(|error| Problem { shard, key, reason: error.to_string() })
+            error.map(|error| (index, Problem { shard, key, reason: error.to_string() }))
         })
-        .collect();
-    VerifyReport {
+        .unzip();
+    let report = VerifyReport {
         shards: dataset.shards().len(),
         good: dataset.len() - failed.len() as u64,
-        problems: dataset.problems().iter().cloned().chain(failed).collect(),
-    }
+        problems: dataset.problems().iter().cloned().chain(problems).collect(),
+    };
+    Found { failed, report }
 }
 
 fn verify_one(dataset: &Dataset, index: u64, clean: Clean) -> Result<(), SampleError> {

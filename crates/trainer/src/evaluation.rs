@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use blip2_data::{Clean, Corpus, EvalOptions, EvalReader, Filter, HostBatch, Pick};
+use blip2_data::{Cell, Clean, Corpus, EvalOptions, EvalReader, Filter, HostBatch, Layout, Pick, encode_png};
 use blip2_metrics::{Recall, recall_at};
 use tch::{Kind, Tensor};
 
@@ -154,23 +154,15 @@ impl HeldOutSet {
     /// # Errors
     /// When a picture can no longer be read.
     pub fn contact_sheet(&self, indices: &[u64]) -> Result<(Vec<u8>, u32, u32), Error> {
-        const SIDE: usize = 112;
-        let width = (indices.len() * SIDE).max(1) as u32;
-        let mut sheet = image::RgbImage::new(width, SIDE as u32);
-        for (column, &index) in indices.iter().enumerate() {
+        let mut cells = Vec::with_capacity(indices.len());
+        for &index in indices {
             let raw = self.corpus.read(index, Pick::First).map_err(|e| Error::Mismatch(e.to_string()))?;
             let picture = blip2_data::decode(&raw.image).map_err(|e| Error::Mismatch(e.to_string()))?;
-            let planes = blip2_data::evaluate_transform(&picture, SIDE, Filter::Bicubic);
-            for (at, pixel) in (0..SIDE * SIDE).enumerate() {
-                let rgb = [0, 1, 2].map(|c| planes[c * SIDE * SIDE + pixel]);
-                let (x, y) = ((column * SIDE + at % SIDE) as u32, (at / SIDE) as u32);
-                sheet.put_pixel(x, y, image::Rgb(rgb));
-            }
+            cells.push(Cell { picture: Some(picture), caption: String::new() });
         }
-        let mut png = Vec::new();
-        let written = sheet.write_to(&mut std::io::Cursor::new(&mut png), image::ImageFormat::Png);
-        written.map_err(|e| Error::Mismatch(format!("contact sheet: {e}")))?;
-        Ok((png, width, SIDE as u32))
+        let sheet = blip2_data::contact_sheet(&cells, Layout { columns: cells.len().max(1), side: 112, lines: 0 });
+        let png = encode_png(&sheet).map_err(|e| Error::Mismatch(format!("contact sheet: {e}")))?;
+        Ok((png, sheet.width as u32, sheet.height as u32))
     }
 }
 

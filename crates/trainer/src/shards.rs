@@ -1,6 +1,7 @@
 //! What `blip2 shards` does: the data crate's functions on shards, for a program that knows the trainer alone.
 
 pub use blip2_data::{
-    CaptionRule, CaptionSource, Clean, DataError, Dataset, IndexedShard, JsonPath, OpenOptions, PackOptions,
-    PackReport, Stats, Summary, VerifyReport, pack, reindex, stats, verify,
+    CaptionRule, CaptionSource, Clean, DataError, Dataset, IndexedShard, JsonPath, Keep, Layout, OpenOptions, Outcome,
+    PackOptions, PackReport, Reading, Reencode, RepairReport, RepairedShard, SourceFormat, Stats, Summary,
+    VerifyReport, contact_sheet, encode_png, keyed_samples, pack, reindex, repair, stats, verify,
 };

@@ -1,11 +1,14 @@
 //! From a folder of pictures to shards, and back to what is in them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::{blip2, golden};
+use crate::{blip2, golden, program_command};
 
 /// Three pictures with captions, and a fourth row whose picture is missing.
 fn packed(folder: &Path) -> String {
@@ -67,4 +70,126 @@ fn patterns_that_match_nothing() {
         let message = shards(command, folder.path(), &[]).failure();
         assert!(message.contains("*.tar"), "{message}");
     }
+}
+
+#[test]
+fn verify_repairs_into_another_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    packed(folder.path());
+    let path = folder.path().join("shards/00000.tar");
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..bytes.len() - 2000]).unwrap();
+    let out = folder.path().join("repaired");
+    let printed = shards("verify", folder.path(), &["--repair", out.to_str().unwrap()]).success();
+    for part in ["00000.tar: cut at byte", "00000.tar: rewritten, 1 samples", "00001.tar: whole, hard link, 1 samples"]
+    {
+        assert!(printed.contains(part), "{part}: {printed}");
+    }
+    assert_eq!(printed.lines().last(), Some("2 samples in 2 shards"));
+    let pattern = out.join("*.tar");
+    let printed = blip2(["shards", "verify", pattern.to_str().unwrap()]).success();
+    assert_eq!(printed, "2 good samples in 2 shards, 0 problems\n");
+    let message = shards("verify", folder.path(), &["--repair", out.to_str().unwrap()]).failure();
+    assert!(message.contains("already exists"), "{message}");
+}
+
+#[test]
+fn a_contact_sheet_shows_samples() {
+    let folder = tempfile::tempdir().unwrap();
+    packed(folder.path());
+    let sheets = ["a.png", "b.png"].map(|name| folder.path().join(name));
+    for sheet in &sheets {
+        let more = ["--sheet", sheet.to_str().unwrap(), "--samples", "2", "--seed", "3"];
+        let ended = shards("stats", folder.path(), &more);
+        assert!(ended.stderr.contains("contact sheet of 2 samples"), "{}", ended.stderr);
+        assert!(ended.success().contains("width/height %"));
+    }
+    let sheet = image::open(&sheets[0]).unwrap().into_rgb8();
+    assert_eq!(sheet.dimensions(), (2 * 204, 204 + 64));
+    assert!(sheet.pixels().any(|pixel| pixel.0 == [30, 30, 30]), "no text");
+    assert!(fs::read(&sheets[0]).unwrap() == fs::read(&sheets[1]).unwrap());
+}
+
+#[test]
+fn sources_have_flags_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(golden("stage2_llama").join("image_0.png"), folder.path().join("a.png")).unwrap();
+    fs::write(folder.path().join("pairs.csv"), "id,text,file_name\n7,\"a, b\",a.png\n").unwrap();
+    let pack = |more: &[&str]| {
+        let (source, out) = (folder.path().join("pairs.csv"), folder.path().join("out"));
+        let start = ["shards", "pack", "--source", source.to_str().unwrap(), "--out", out.to_str().unwrap()];
+        blip2(start.iter().chain(more))
+    };
+    let message = pack(&[]).failure();
+    assert!(message.contains("no column \"image\" (it has: id, text, file_name)"), "{message}");
+    let fields = ["--image-field", "file_name", "--caption-field", "text", "--keep-field", "id"];
+    let printed = pack(&[&fields[..], &["--longest-side", "16", "--json"]].concat()).success();
+    let report: Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!((&report["samples"], &report["left_out"]), (&1.into(), &0.into()));
+    let message = pack(&fields).failure();
+    assert!(message.contains("another packing") && message.contains("longest_side: 16 there, null now"), "{message}");
+    assert_eq!(pack(&["--captions", "x"]).code, Some(2));
+    assert_eq!(pack(&["--quality", "90"]).code, Some(2));
+}
+
+/// Pictures in which nothing repeats, so that decoding and writing take their time, and rows that fail among them.
+fn many_pairs(folder: &Path, count: usize) -> PathBuf {
+    let mut state = 1u32;
+    let mut rows = String::new();
+    for at in 0..count {
+        let picture = image::RgbImage::from_fn(160, 120, |_, _| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            image::Rgb([(state >> 24) as u8, (state >> 16) as u8, (state >> 8) as u8])
+        });
+        if at % 11 != 3 {
+            picture.save(folder.join(format!("{at}.png"))).unwrap();
+        }
+        rows += &format!("{at}.png\tpicture {at}\n");
+    }
+    let captions = folder.join("captions.tsv");
+    fs::write(&captions, rows).unwrap();
+    captions
+}
+
+/// All that is a function of the input; an index's first line has the time of its shard.
+fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let read = |path: PathBuf| {
+        let bytes = fs::read(&path).unwrap();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let start = if name.ends_with(".idx") { bytes.iter().position(|&byte| byte == b'\n').unwrap() } else { 0 };
+        (name, bytes[start..].to_vec())
+    };
+    fs::read_dir(folder).unwrap().map(|entry| read(entry.unwrap().path())).collect()
+}
+
+#[test]
+fn a_packing_that_is_killed_again_and_again_ends_with_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let captions = many_pairs(folder.path(), 240);
+    let command = |out: &str| {
+        let mut command = program_command(env!("CARGO_BIN_EXE_blip2"));
+        command.args(["shards", "pack", "--shard-samples", "4", "--captions"]).arg(&captions);
+        command.arg("--out").arg(folder.path().join(out)).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    let begun = Instant::now();
+    assert!(command("whole").status().unwrap().success());
+    let whole = begun.elapsed();
+    let (mut killed, mut partial) = (0, 0);
+    for round in 0..40u32 {
+        let mut packing = command("out").spawn().unwrap();
+        // Anywhere in the first third of the time that all of it takes: by and by through all of it.
+        std::thread::sleep(whole.mul_f64(f64::from(round * 7 % 10 + 1) / 30.0).max(Duration::from_millis(2)));
+        // An ended program is not killed; what it left is whole then.
+        packing.kill().unwrap();
+        if packing.wait().unwrap().success() {
+            break;
+        }
+        killed += 1;
+        let names = fs::read_dir(folder.path().join("out")).map_or(0, Iterator::count);
+        partial += u32::from(names > 0);
+    }
+    assert!(killed >= 3 && partial >= 2, "killed {killed} times, {partial} times with something there");
+    assert!(command("out").status().unwrap().success());
+    assert!(contents(&folder.path().join("out")) == contents(&folder.path().join("whole")));
 }

@@ -79,6 +79,15 @@ impl ImageFormat {
         }
     }
 
+    /// The extension of a member of this format.
+    pub(crate) fn extension(self) -> &'static str {
+        match self {
+            Self::Jpeg => "jpg",
+            Self::Png => "png",
+            Self::WebP => "webp",
+        }
+    }
+
     fn of(bytes: &[u8]) -> Result<Self, DecodeError> {
         match bytes {
             [] => Err(DecodeError::Empty),

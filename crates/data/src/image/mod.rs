@@ -1,10 +1,12 @@
-//! From an image file to the pixels of a batch: decode, crop, resize, flip.
+//! From an image file to the pixels of a batch: decode, crop, resize, flip; and back to files.
 
 mod decode;
+mod encode;
 mod transform;
 
 pub use decode::{DecodeError, ImageFormat, MAX_PIXELS, MAX_SIDE, decode, inspect};
-pub use transform::{Augment, Filter, evaluate_transform, train_transform};
+pub use encode::{EncodeError, encode_jpeg, encode_png};
+pub use transform::{Augment, Filter, evaluate_transform, fit, train_transform};
 
 /// Raised whenever decoding or a transform gives other pixels for the same image: features made from the old ones are not used any more.
 pub const PIXELS_VERSION: u32 = 1;

@@ -87,7 +87,20 @@ struct Crop {
 /// When `size` is zero or the image does not hold what its sides say.
 pub fn evaluate_transform(image: &RgbImage, size: usize, filter: Filter) -> Vec<u8> {
     let whole = Crop { left: 0, top: 0, width: image.width, height: image.height };
-    to_planes(&resize(image, whole, size, filter), size, false)
+    to_planes(&resize(image, whole, (size, size), filter), size, false)
+}
+
+/// The image with its longer side brought to `longest_side` pixels, its shape kept.
+///
+/// # Panics
+/// When `longest_side` is zero or the image does not hold what its sides say.
+pub fn fit(image: &RgbImage, longest_side: usize, filter: Filter) -> RgbImage {
+    let longest = image.width.max(image.height);
+    // Rounded half up, and never to nothing.
+    let scaled = |side: usize| ((side * longest_side * 2 + longest) / (2 * longest)).max(1);
+    let (width, height) = (scaled(image.width), scaled(image.height));
+    let whole = Crop { left: 0, top: 0, width: image.width, height: image.height };
+    RgbImage { width, height, data: resize(image, whole, (width, height), filter) }
 }
 
 /// A random crop of the image, resized to a square of `size` pixels and flipped half of the time. The numbers are
@@ -102,7 +115,7 @@ pub fn train_transform(image: &RgbImage, size: usize, filter: Filter, seed: u64,
     let mut rng = KeyedRng::new(key(seed, &[AUGMENT, position]));
     let crop = random_crop(image.width, image.height, &mut rng);
     let flip = rng.unit() < FLIP_PROBABILITY;
-    to_planes(&resize(image, crop, size, filter), size, flip)
+    to_planes(&resize(image, crop, (size, size), filter), size, flip)
 }
 
 /// torchvision's `RandomResizedCrop.get_params`.
@@ -130,9 +143,9 @@ fn random_crop(width: usize, height: usize, rng: &mut KeyedRng) -> Crop {
     Crop { left: (width - w) / 2, top: (height - h) / 2, width: w, height: h }
 }
 
-/// `[size, size, 3]`
-fn resize(image: &RgbImage, crop: Crop, size: usize, filter: Filter) -> Vec<u8> {
-    let mut resized = Image::new(size as u32, size as u32, PixelType::U8x3);
+/// `[height, width, 3]`
+fn resize(image: &RgbImage, crop: Crop, (width, height): (usize, usize), filter: Filter) -> Vec<u8> {
+    let mut resized = Image::new(width as u32, height as u32, PixelType::U8x3);
     let options = ResizeOptions::new().resize_alg(filter.algorithm()).crop(
         crop.left as f64,
         crop.top as f64,

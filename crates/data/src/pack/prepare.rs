@@ -1,0 +1,54 @@
+//! From a row to the members of its sample: the picture is decoded once, and shrunk where that is asked for.
+
+use serde_json::Value;
+
+use super::row::{Content, Row, RowData};
+use super::{Reencode, RowProblem};
+use crate::SampleError;
+use crate::image::{Filter, decode, encode_jpeg, inspect, shrink};
+use crate::sample::guarded;
+
+/// A row that can be written.
+pub(crate) struct Packable {
+    pub(crate) number: u64,
+    pub(crate) extension: &'static str,
+    pub(crate) image: Vec<u8>,
+    pub(crate) caption: String,
+    /// All captions of several, and the metadata, as an object in JSON.
+    pub(crate) json: Option<Vec<u8>>,
+}
+
+/// Checks a row and makes of it what is written.
+pub(crate) fn prepare(row: Row, reencode: Option<Reencode>) -> Result<Packable, RowProblem> {
+    let problem = |reason: String| RowProblem { place: row.place.to_string(), line: row.place.number(), reason };
+    let content = match row.data {
+        Ok(RowData::Content(content)) => Ok(content),
+        Ok(RowData::Files(files)) => files.read(),
+        Err(reason) => Err(reason),
+    };
+    let Content { image, mut captions, mut fields } = content.map_err(problem)?;
+    captions.retain(|caption| !caption.trim().is_empty());
+    let Some(caption) = captions.first().cloned() else {
+        return Err(problem(SampleError::CaptionEmpty.to_string()));
+    };
+    let (name, image) = image.read().map_err(problem)?;
+    let checked = guarded(|| check(image, reencode));
+    let (extension, image) = checked.map_err(|error| problem(format!("{name}: {error}")))?;
+    if captions.len() > 1 {
+        fields.insert("captions".to_owned(), Value::from(captions));
+    }
+    let json = (!fields.is_empty()).then(|| Value::Object(fields).to_string().into_bytes());
+    Ok(Packable { number: row.number, extension, image, caption, json })
+}
+
+/// The image's extension and bytes: its own, or those of a smaller one.
+fn check(image: Vec<u8>, reencode: Option<Reencode>) -> Result<(&'static str, Vec<u8>), SampleError> {
+    let pixels = decode(&image)?;
+    match reencode {
+        Some(Reencode { longest_side, quality }) if pixels.width.max(pixels.height) > longest_side as usize => {
+            let smaller = fit(&pixels, longest_side as usize, Filter::Lanczos);
+            Ok(("jpg", encode_jpeg(&smaller, quality)?))
+        }
+        _ => Ok((inspect(&image)?.0.extension(), image)),
+    }
+}

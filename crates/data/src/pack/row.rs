@@ -1,0 +1,112 @@
+//! A row of any source: what it says, or what is wrong with it.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use super::pairs::PairFiles;
+use crate::dataset::MAX_MEMBER_BYTES;
+
+/// A row as its source gives it.
+pub(crate) struct Row {
+    /// Its key in the shards: unique, from 1, and for lines of a single file the line's number.
+    pub(crate) number: u64,
+    /// Where it stands, for messages.
+    pub(crate) place: Place,
+    /// What it holds.
+    pub(crate) data: Result<RowData, String>,
+}
+
+/// Where a row stands.
+#[derive(Clone)]
+pub(crate) enum Place {
+    /// `captions.jsonl:4`
+    Line { file: Arc<str>, line: u64 },
+    /// `train.parquet: row 4`
+    Numbered { file: Arc<str>, what: &'static str, number: u64 },
+    /// `00000/000000004`
+    Named { name: String, number: u64 },
+}
+
+impl Place {
+    /// Its number among its like, from 1.
+    pub(crate) fn number(&self) -> u64 {
+        match *self {
+            Place::Line { line, .. } => line,
+            Place::Numbered { number, .. } | Place::Named { number, .. } => number,
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Line { file, line } => write!(f, "{file}:{line}"),
+            Place::Numbered { file, what, number } => write!(f, "{file}: {what} {number}"),
+            Place::Named { name, .. } => f.write_str(name),
+        }
+    }
+}
+
+/// A row's contents, or the files that have them: those are read where many rows are read side by side.
+pub(crate) enum RowData {
+    Content(Content),
+    Files(PairFiles),
+}
+
+/// A picture with what is said of it.
+pub(crate) struct Content {
+    pub(crate) image: ImageSource,
+    /// At least one for a row that can be used; blank ones do not count.
+    pub(crate) captions: Vec<String>,
+    /// Further metadata for the sample's `.json`.
+    pub(crate) fields: Map<String, Value>,
+}
+
+/// Where a row's image is.
+pub(crate) enum ImageSource {
+    /// In the first of these files that exists; there is at least one name.
+    Files(Vec<PathBuf>),
+    /// Here, under this name.
+    Bytes { name: String, bytes: Vec<u8> },
+}
+
+impl ImageSource {
+    /// The image file and its name for messages.
+    pub(crate) fn read(self) -> Result<(String, Vec<u8>), String> {
+        match self {
+            ImageSource::Bytes { name, bytes } => Ok((name, bytes)),
+            ImageSource::Files(paths) => {
+                let path = paths.iter().find(|path| path.exists()).or(paths.first()).cloned().unwrap_or_default();
+                let bytes = read_bounded(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+                Ok((path.display().to_string(), bytes))
+            }
+        }
+    }
+}
+
+/// The contents of a file that could be a member of a shard.
+pub(crate) fn read_bounded(path: &PathBuf) -> io::Result<Vec<u8>> {
+    let metadata = fs::metadata(path)?;
+    // A folder or a pipe of that name must not be waited for.
+    if !metadata.is_file() {
+        return Err(io::Error::other("is no regular file"));
+    }
+    match metadata.len() {
+        0..=MAX_MEMBER_BYTES => fs::read(path),
+        bytes => Err(io::Error::other(format!("{bytes} bytes; at most {MAX_MEMBER_BYTES} are packed"))),
+    }
+}
+
+/// A caption, or a list of them.
+pub(crate) fn captions(value: &Value) -> Option<Vec<String>> {
+    match value {
+        Value::String(text) => Some(vec![text.clone()]),
+        Value::Array(list) => list.iter().map(|text| text.as_str().map(str::to_owned)).collect(),
+        _ => None,
+    }
+}
