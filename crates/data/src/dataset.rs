@@ -1,18 +1,14 @@
 //! One split of image-text pairs: its shards, their sample counts, and any sample by its index.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rayon::prelude::*;
-
-use crate::index::{Extension, Index, IndexedShard, Member};
-use crate::patterns::expand;
+use crate::index::{Extension, Member};
 use crate::scan::Problem;
-use crate::{DataError, SampleError};
+use crate::shard::{Indices, OpenShard, Shard, Shards};
+use crate::{DataError, RemoteOptions, SampleError};
 
 /// How a data set is opened.
 #[derive(Clone)]
@@ -23,13 +19,21 @@ pub struct OpenOptions {
     pub cache_dir: Option<PathBuf>,
     /// The field of a `.json` member that holds the caption.
     pub caption_field: String,
+    /// How shards are fetched and kept that lie elsewhere.
+    pub remote: RemoteOptions,
     /// Called after each shard with the number of shards done and of all.
     pub progress: Option<Arc<dyn Fn(usize, usize) + Send + Sync>>,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { base_dir: PathBuf::from("."), cache_dir: None, caption_field: "caption".to_owned(), progress: None }
+        Self {
+            base_dir: PathBuf::from("."),
+            cache_dir: None,
+            caption_field: "caption".to_owned(),
+            remote: RemoteOptions::default(),
+            progress: None,
+        }
     }
 }
 
@@ -48,24 +52,17 @@ pub struct RawSample {
 
 /// All shards of one split. Their sample counts stay in memory; their indices come and go.
 pub struct Dataset {
-    shards: Vec<IndexedShard>,
+    shards: Shards,
     /// Index of the first sample of each shard, and the number of all.
     starts: Vec<u64>,
-    problems: Vec<Problem>,
     caption_field: String,
     loaded: Mutex<VecDeque<Slot>>,
-}
-
-/// A shard in use.
-struct Loaded {
-    file: File,
-    index: Index,
 }
 
 struct Slot {
     shard: usize,
     /// Filled by the first who needs it, without holding up those who need other shards.
-    loaded: Arc<Mutex<Option<Arc<Loaded>>>>,
+    loaded: Arc<Mutex<Option<Arc<OpenShard>>>>,
 }
 
 /// The longest image or caption that is read.
@@ -75,61 +72,28 @@ pub(crate) const MAX_MEMBER_BYTES: u64 = 1 << 29;
 const KEEP_LOADED: usize = 64;
 
 impl Dataset {
-    /// Opens the shards that `patterns` name; indices that are missing or stale are built.
+    /// Opens the shards that `patterns` name: files, globs, URLs or manifests. Indices that are missing or stale are
+    /// built; of shards that lie elsewhere a manifest is kept in the shard cache, from which they open the next time.
     ///
     /// # Errors
     /// All at once: patterns and files that are wrong, shards that are no tar files; or that there is no usable sample.
     pub fn open(patterns: &[String], options: &OpenOptions) -> Result<Dataset, DataError> {
-        let paths = expand(patterns, &options.base_dir)?;
-        let done = AtomicUsize::new(0);
-        let opened: Vec<_> = paths
-            .par_iter()
-            .map(|path| {
-                let shard = IndexedShard::open(path, options.cache_dir.as_deref())?;
-                let problems = match shard.header.problems {
-                    0 => Vec::new(),
-                    _ => shard.load()?.problems,
-                };
-                let done = done.fetch_add(1, Ordering::Relaxed) + 1;
-                if let Some(progress) = &options.progress {
-                    progress(done, paths.len());
-                }
-                Ok((shard, problems))
-            })
-            .collect();
-        let (mut shards, mut problems, mut errors) = (Vec::new(), Vec::new(), Vec::new());
-        for result in opened {
-            match result {
-                Ok((shard, found)) => {
-                    shards.push(shard);
-                    problems.extend(found);
-                }
-                Err(error) => errors.push(error),
-            }
-        }
-        if !errors.is_empty() {
-            return Err(DataError::from_list(errors));
-        }
+        let shards = Shards::open(patterns, options, Indices::Keep)?;
         let mut starts = vec![0];
         let mut samples = 0;
-        for shard in &shards {
-            samples += shard.header.samples;
+        for shard in &shards.all {
+            samples += shard.samples;
             starts.push(samples);
         }
         if samples == 0 {
             return Err(DataError::NoSamples {
-                shards: shards.len(),
-                problems: problems.len(),
-                first: problems.first().map_or("none".to_owned(), ToString::to_string),
+                shards: shards.all.len(),
+                problems: shards.problems.len(),
+                first: shards.problems.first().map_or("none".to_owned(), ToString::to_string),
             });
         }
-        Ok(Dataset {
-            shards,
-            starts,
-            problems,
-            caption_field: options.caption_field.clone(),
-            loaded: Mutex::new(VecDeque::new()),
-        })
+        let (caption_field, loaded) = (options.caption_field.clone(), Mutex::new(VecDeque::new()));
+        Ok(Dataset { shards, starts, caption_field, loaded })
     }
 
     /// Number of samples with an image and a caption.
@@ -143,25 +107,25 @@ impl Dataset {
     }
 
     /// The shards, in the order of the patterns.
-    pub fn shards(&self) -> &[IndexedShard] {
-        &self.shards
+    pub fn shards(&self) -> &[Shard] {
+        &self.shards.all
     }
 
     /// Samples in each shard: what [`crate::Order`] is made of.
     pub fn counts(&self) -> Vec<u64> {
-        self.shards.iter().map(|shard| shard.header.samples).collect()
+        self.shards.all.iter().map(|shard| shard.samples).collect()
     }
 
     /// What the shards hold that cannot be used.
     pub fn problems(&self) -> &[Problem] {
-        &self.problems
+        &self.shards.problems
     }
 
     /// A digest of names, sizes and indices of the shards: the same shards in another folder have the same digest.
     pub fn digest(&self) -> String {
         let mut hasher = blake3::Hasher::new();
-        for shard in &self.shards {
-            let line = format!("{}\0{}\0{}\n", shard.name(), shard.header.tar_bytes, shard.header.digest);
+        for shard in &self.shards.all {
+            let line = format!("{}\0{}\0{}\n", shard.name(), shard.bytes, shard.index);
             hasher.update(line.as_bytes());
         }
         hasher.finalize().to_hex().to_string()
@@ -174,7 +138,7 @@ impl Dataset {
     pub fn key(&self, index: u64) -> Result<(String, String), DataError> {
         let (shard, at) = self.find(index).ok_or(DataError::OutOfRange { index, len: self.len() })?;
         let loaded = self.load(shard)?;
-        Ok((self.shards[shard].name(), loaded.index.samples[at].key.clone()))
+        Ok((self.shards.all[shard].name(), loaded.index.samples[at].key.clone()))
     }
 
     /// Reads a sample's image and caption from its shard.
@@ -183,7 +147,10 @@ impl Dataset {
     /// When the shard cannot be read any more, or the caption is not text.
     pub fn read(&self, index: u64) -> Result<RawSample, SampleError> {
         let (shard, at) = self.find(index).ok_or(SampleError::NoSuchSample(index))?;
-        let loaded = self.load(shard).map_err(|error| SampleError::ShardChanged(error.to_string()))?;
+        let loaded = self.load(shard).map_err(|error| match error {
+            DataError::Remote { location, reason } => SampleError::ShardUnreadable(format!("{location}: {reason}")),
+            error => SampleError::ShardChanged(error.to_string()),
+        })?;
         let sample = &loaded.index.samples[at];
         let read = |member: &Member| {
             if member.bytes > MAX_MEMBER_BYTES {
@@ -194,7 +161,7 @@ impl Dataset {
             Ok(bytes)
         };
         Ok(RawSample {
-            shard: self.shards[shard].name(),
+            shard: self.shards.all[shard].name(),
             key: sample.key.clone(),
             image: read(&sample.image)?,
             caption: self.caption(read(&sample.caption)?, sample.caption.extension)?,
@@ -222,8 +189,43 @@ impl Dataset {
         Some((shard, (index - self.starts[shard]) as usize))
     }
 
+    /// File name of a sample's shard.
+    pub(crate) fn shard_name(&self, index: u64) -> Option<String> {
+        self.find(index).map(|(shard, _)| self.shards.all[shard].name())
+    }
+
+    /// Begins to fetch shards that lie elsewhere, in this order, and keeps those that are there until the next call.
+    /// It does not wait, and does nothing for shards of this machine.
+    pub fn prefetch(&self, shards: &[usize]) {
+        if let Some(remote) = self.shards.remote() {
+            let wanted = shards.iter().filter_map(|&shard| self.shards.all.get(shard));
+            remote.prefetch(wanted.filter(|shard| shard.is_remote()).cloned().collect());
+        }
+    }
+
+    /// Whether some shards have to be fetched.
+    pub fn is_remote(&self) -> bool {
+        self.shards.remote().is_some()
+    }
+
+    /// Whether the shard cache can hold any `count` shards at once, which `what` says the use of.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub(crate) fn check_cache(&self, count: usize, what: String) -> Result<(), DataError> {
+        let Some(remote) = self.shards.remote() else { return Ok(()) };
+        let mut bytes: Vec<u64> = self.shards.all.iter().filter(|s| s.is_remote()).map(|s| s.bytes).collect();
+        bytes.sort_unstable_by(|a, b| b.cmp(a));
+        let needed = bytes.iter().take(count).sum();
+        let (dir, max_bytes) = remote.capacity();
+        match needed <= max_bytes {
+            true => Ok(()),
+            false => Err(DataError::ShardCacheTooSmall { dir: dir.to_owned(), max_bytes, what, needed }),
+        }
+    }
+
     /// The shard's open file and index, from memory where it was used lately.
-    fn load(&self, shard: usize) -> Result<Arc<Loaded>, DataError> {
+    fn load(&self, shard: usize) -> Result<Arc<OpenShard>, DataError> {
         let slot = {
             let mut slots = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
             let slot = match slots.iter().position(|slot| slot.shard == shard) {
@@ -233,60 +235,38 @@ impl Dataset {
             let slot = slot.unwrap_or_else(|| Slot { shard, loaded: Arc::default() });
             let loaded = Arc::clone(&slot.loaded);
             slots.push_back(slot);
-            if slots.len() > KEEP_LOADED {
-                slots.pop_front();
-            }
+            self.close_some(&mut slots);
             loaded
         };
         let mut loaded = slot.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(loaded) = &*loaded {
             return Ok(Arc::clone(loaded));
         }
-        let fresh = Arc::new(Loaded::new(&self.shards[shard])?);
+        let fresh = Arc::new(self.shards.load(shard)?);
         *loaded = Some(Arc::clone(&fresh));
         Ok(fresh)
     }
-}
 
-impl Loaded {
-    fn new(shard: &IndexedShard) -> Result<Loaded, DataError> {
-        let file = File::open(&shard.path).map_err(DataError::io(&shard.path))?;
-        let bytes = file.metadata().map_err(DataError::io(&shard.path))?.len();
-        if bytes != shard.header.tar_bytes {
-            return Err(DataError::BadIndex {
-                shard: shard.path.clone(),
-                reason: format!("the shard has {bytes} bytes, it was indexed with {}", shard.header.tar_bytes),
-            });
+    /// Closes the shards that were used longest ago: an open one stays in the shard cache, which has its limit.
+    fn close_some(&self, slots: &mut VecDeque<Slot>) {
+        let capacity = self.shards.remote().map_or(u64::MAX, |remote| remote.capacity().1);
+        let cached = |slot: &Slot| match &self.shards.all[slot.shard] {
+            shard if shard.is_remote() => shard.bytes,
+            _ => 0,
+        };
+        let mut used: u64 = slots.iter().map(cached).sum();
+        while slots.len() > 1 && (slots.len() > KEEP_LOADED || used > capacity) {
+            used -= slots.pop_front().as_ref().map_or(0, cached);
         }
-        let index = shard.load()?;
-        Ok(Loaded { file, index })
     }
 }
 
 /// Builds the indices of the shards that `patterns` name anew, for shards that changed without a new length or time.
+/// Every shard is read whole, so that its digest stands in the index; of a shard that lies elsewhere an index that lies
+/// beside it and fits is believed.
 ///
 /// # Errors
 /// As [`Dataset::open`], without the demand for a sample.
-pub fn reindex(patterns: &[String], options: &OpenOptions) -> Result<Vec<IndexedShard>, DataError> {
-    let paths = expand(patterns, &options.base_dir)?;
-    let done = AtomicUsize::new(0);
-    let results: Vec<Result<IndexedShard, DataError>> = paths
-        .par_iter()
-        .map(|path| {
-            let shard = IndexedShard::rebuild(path, options.cache_dir.as_deref());
-            let done = done.fetch_add(1, Ordering::Relaxed) + 1;
-            if let Some(progress) = &options.progress {
-                progress(done, paths.len());
-            }
-            shard
-        })
-        .collect();
-    let (mut shards, mut errors) = (Vec::new(), Vec::new());
-    for result in results {
-        match result {
-            Ok(shard) => shards.push(shard),
-            Err(error) => errors.push(error),
-        }
-    }
-    if errors.is_empty() { Ok(shards) } else { Err(DataError::from_list(errors)) }
+pub fn reindex(patterns: &[String], options: &OpenOptions) -> Result<Vec<Shard>, DataError> {
+    Ok(Shards::open(patterns, options, Indices::Rebuild)?.all)
 }

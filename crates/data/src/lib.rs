@@ -1,7 +1,8 @@
 //! Image-text pairs from tar shards, in an order that is a function of seed and position. No libtorch.
 //!
 //! ```text
-//! patterns -> shards -> indices        patterns, scan, index      which bytes are which sample
+//! patterns -> shards -> indices        patterns, shard, scan, index, manifest    which bytes are which sample
+//! s3://, gs://, az://, https://        location, remote           fetched whole into a cache, ahead of their use
 //! stream position -> sample            order                      a pure function of the seed
 //! sample -> bytes -> pixels, ids       dataset, image, text       decode, crop, flip, clean, tokenise
 //! samples -> HostBatch                 collate, loader, eval      threads ahead of the step, in order
@@ -25,11 +26,15 @@ pub mod image;
 mod index;
 mod keyed;
 mod loader;
+mod location;
+mod manifest;
 mod order;
 mod pack;
 mod patterns;
+mod remote;
 mod sample;
 mod scan;
+mod shard;
 mod stats;
 mod text;
 mod tokenizer_folder;
@@ -41,13 +46,17 @@ pub use dataset::{Dataset, OpenOptions, RawSample, reindex};
 pub use error::{DataError, SampleError};
 pub use eval::{EvalOptions, EvalReader};
 pub use image::{Augment, DecodeError, Filter, RgbImage, decode, evaluate_transform, train_transform};
-pub use index::{Extension, Index, IndexHeader, IndexedSample, IndexedShard, Member};
+pub use index::{Digest, Extension, Index, IndexHeader, IndexedSample, IndexedShard, Member};
 pub use loader::{Loader, LoaderOptions};
+pub use location::{Location, RemoteUrl};
+pub use manifest::write_manifest;
 pub use order::{Located, Order, OrderError};
 pub use pack::{PackOptions, PackReport, RowProblem, pack};
-pub use patterns::expand;
+pub use patterns::check_patterns;
+pub use remote::{RemoteOptions, Retries, ShardCache};
 pub use sample::{BadSamples, Quarantined};
 pub use scan::{Problem, scan};
+pub use shard::Shard;
 pub use stats::{Stats, Summary, stats};
 pub use text::{Clean, TextEncoder, TextError, clean_caption, converted_tokenizer};
 pub use tokenizer_folder::SpecialTokens;

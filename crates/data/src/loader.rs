@@ -7,6 +7,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::iter;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -131,6 +132,8 @@ impl Loader {
         options.check()?;
         let order =
             Order::new(&dataset.counts(), options.seed, options.lanes, options.global_batch, options.window_shards)?;
+        let windows = order.lanes_of(&options.slots()).count() * options.window_shards;
+        dataset.check_cache(windows, format!("the windows of this rank's lanes, up to {windows} shards,"))?;
         let stream = Stream {
             preparer: Preparer {
                 dataset,
@@ -205,6 +208,11 @@ impl Loader {
     }
 
     fn decode_ahead(&mut self) {
+        if self.stream.preparer.dataset.is_remote() {
+            let oldest = self.pending.front().map_or(self.ahead, |(first, _)| *first);
+            let ahead = self.stream.order.shards_ahead(oldest, self.options.prefetch, &self.options.slots());
+            self.stream.preparer.dataset.prefetch(&ahead);
+        }
         let slice = self.options.global_batch / self.options.world;
         while self.pending.len() < self.options.prefetch && self.options.end.is_none_or(|end| self.ahead < end) {
             let first = self.ahead + (self.options.rank * slice) as u64;
@@ -250,6 +258,12 @@ impl Loader {
 }
 
 impl LoaderOptions {
+    /// This rank's slots of a global batch.
+    fn slots(&self) -> Range<u64> {
+        let slice = (self.global_batch / self.world) as u64;
+        self.rank as u64 * slice..(self.rank as u64 + 1) * slice
+    }
+
     fn check(&self) -> Result<(), DataError> {
         let mut errors = Vec::new();
         let mut demand = |holds: bool, option: &'static str, expected: &str, got: String| {

@@ -109,7 +109,7 @@ pub fn pack(options: &PackOptions) -> Result<PackReport, DataError> {
         let path = options.out.join(format!("{:05}.tar", shards.len()));
         let mut next = packable.by_ref().take(options.shard_samples);
         samples += atomic::write(&path, |out| write_shard(out, &mut next)).map_err(DataError::io(&path))?;
-        shards.push(IndexedShard::open(&path, None)?.path);
+        shards.push(IndexedShard::rebuild(&path, None)?.path);
     }
     drop(packable);
     match (samples, problems.first()) {

@@ -71,7 +71,8 @@ impl Preparer {
 
     /// The entry that says why sample `index` is not used.
     pub(crate) fn quarantine(&self, index: u64, error: &SampleError) -> Quarantined {
-        let (shard, key) = self.dataset.key(index).unwrap_or_default();
+        let nameless = |_| (self.dataset.shard_name(index).unwrap_or_default(), String::new());
+        let (shard, key) = self.dataset.key(index).unwrap_or_else(nameless);
         Quarantined { shard, key, index, reason: error.to_string() }
     }
 }
@@ -92,9 +93,9 @@ fn panic_message(payload: &(dyn Any + Send)) -> String {
 /// A sample that could not be used: a line of `quarantine.jsonl`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quarantined {
-    /// File name of its shard; empty when not even the index can be read any more.
+    /// File name of its shard.
     pub shard: String,
-    /// Its key.
+    /// Its key; empty when not even the index can be read any more.
     pub key: String,
     /// Its index in the data set.
     pub index: u64,
