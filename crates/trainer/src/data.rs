@@ -1,14 +1,16 @@
 //! The training data of a run: the data set, its loader from any stream position, and micro-batches of features.
 
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use blip2_data::{
     Augment, BadSamples, Clean, Dataset, HostBatch, Loader, LoaderOptions, OpenOptions, Problem, Quarantined,
+    RemoteOptions, ShardCache,
 };
 
 use crate::batch::{Batch, Share};
-use crate::config::{self, AutoOr, Config, FeatureCache};
+use crate::config::{self, AutoOr, Config, FeatureCache, ShardCacheConfig};
 use crate::encoder::ImageEncoder;
 use crate::error::Error;
 use crate::features::{Features, FillOptions, MemoryCache, MemoryCaches};
@@ -167,7 +169,25 @@ impl TrainData {
 
 /// How shards are opened: `.idx` files go beside them, or into the run's folder where theirs cannot be written.
 pub(crate) fn open_options(config: &Config) -> OpenOptions {
-    OpenOptions { cache_dir: Some(config.run_folder().join("shard_index")), ..OpenOptions::default() }
+    let remote = RemoteOptions { cache: config.data.shard_cache.cache(), ..RemoteOptions::default() };
+    OpenOptions { cache_dir: Some(config.run_folder().join("shard_index")), remote, ..OpenOptions::default() }
+}
+
+impl ShardCacheConfig {
+    /// Says where `dir: auto` is.
+    pub fn settle(&mut self, auto: Option<&Path>) {
+        if let (AutoOr::Auto, Some(auto)) = (&self.dir, auto) {
+            self.dir = AutoOr::Given(auto.to_owned());
+        }
+    }
+
+    fn cache(&self) -> Option<ShardCache> {
+        let max_bytes = (self.max_gib * f64::from(1 << 30)) as u64;
+        match &self.dir {
+            AutoOr::Given(dir) => Some(ShardCache { dir: dir.clone(), max_bytes }),
+            AutoOr::Auto => None,
+        }
+    }
 }
 
 /// `auto`: one thread a core.

@@ -4,11 +4,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use blip2_trainer::shards::{Clean, Dataset, OpenOptions, PackOptions, Stats, Summary, pack, reindex, stats, verify};
+use blip2_trainer::shards::{
+    Clean, Dataset, OpenOptions, PackOptions, RemoteOptions, ShardCache, Stats, Summary, pack, reindex, stats, verify,
+    write_manifest,
+};
 use clap::{Args, Subcommand, ValueEnum};
 
 use crate::output::{print, print_json, say};
 use crate::progress::Progress;
+use crate::shard_cache;
 
 const PACK_EXAMPLES: &str = "\
 Examples:
@@ -24,8 +28,11 @@ const INDEX_EXAMPLES: &str = "\
 Examples:
   blip2 shards index 'shards/{00000..00099}.tar'
   blip2 shards index 'shards/*.tar' --cache-dir ~/.cache/shards
+  blip2 shards index 's3://bucket/{00000..99999}.tar' --manifest s3://bucket/manifest.jsonl
 
-Training builds missing indices by itself; this builds them anew and ahead of time.";
+Training builds missing indices by itself; this builds them anew and ahead of time, with a digest of every shard. A manifest lists shards,
+lengths, counts and digests: a configuration whose shards: names it opens without a look at the shards. Credentials and endpoints of
+stores come from the environment, as AWS_ACCESS_KEY_ID, GOOGLE_SERVICE_ACCOUNT or AZURE_STORAGE_ACCOUNT_KEY.";
 
 const VERIFY_EXAMPLES: &str = "\
 Examples:
@@ -81,6 +88,9 @@ pub(crate) struct PackArguments {
 pub(crate) struct IndexArguments {
     #[command(flatten)]
     set: SetArguments,
+    /// File or URL that gets a manifest of the shards; its name ends in .jsonl
+    #[arg(long, value_name = "FILE|URL")]
+    manifest: Option<String>,
     /// Print one JSON object for each shard
     #[arg(long)]
     json: bool,
@@ -113,12 +123,18 @@ pub(crate) struct StatsArguments {
 
 #[derive(Args)]
 struct SetArguments {
-    /// Path patterns of tar shards: *, ?, [...] and {00000..00099}
+    /// Paths or URLs (s3, gs, az, abfs, https) of tar shards with *, ?, [...] and {00000..00099}, or a manifest
     #[arg(value_name = "PATTERN", required = true)]
     patterns: Vec<String>,
     /// Folder of the indices whose shards lie where nothing can be written
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
+    /// Folder for shards that are fetched; left out, blip2/shards in the user's cache folder
+    #[arg(long, value_name = "DIR")]
+    shard_cache: Option<PathBuf>,
+    /// All shards in it take at most this
+    #[arg(long, value_name = "GIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    shard_cache_gib: u32,
     /// Field of a .json member that holds the caption
     #[arg(long, value_name = "NAME", default_value = "caption")]
     caption_field: String,
@@ -145,9 +161,13 @@ impl ShardsCommand {
 
 impl SetArguments {
     fn options(&self) -> OpenOptions {
+        let max_bytes = u64::from(self.shard_cache_gib) << 30;
+        let dir = self.shard_cache.clone().or_else(shard_cache::folder);
+        let cache = dir.map(|dir| ShardCache { dir, max_bytes });
         OpenOptions {
             cache_dir: self.cache_dir.clone(),
             caption_field: self.caption_field.clone(),
+            remote: RemoteOptions { cache, ..RemoteOptions::default() },
             progress: Some(counter("shards indexed")),
             ..OpenOptions::default()
         }
@@ -190,30 +210,28 @@ impl PackArguments {
 
 impl IndexArguments {
     fn run(self) -> Result<()> {
-        let shards = reindex(&self.set.patterns, &self.set.options())?;
-        let (mut samples, mut problems) = (0, 0);
+        let options = self.set.options();
+        let shards = reindex(&self.set.patterns, &options)?;
+        if let Some(manifest) = &self.manifest {
+            write_manifest(&shards, manifest, &options)?;
+        }
         for shard in &shards {
-            let header = &shard.header;
-            (samples, problems) = (samples + header.samples, problems + header.problems as usize);
+            let (location, samples, problems) = (&shard.location, shard.samples, shard.problems);
             if self.json {
-                let line = serde_json::json!({
-                    "shard": shard.path, "bytes": header.tar_bytes, "samples": header.samples, "problems": header.problems
-                });
-                print_json(&line)?;
+                let location = location.to_string();
+                print_json(&serde_json::json!({
+                    "shard": location, "bytes": shard.bytes, "samples": samples, "problems": problems
+                }))?;
             } else {
-                print(format_args!(
-                    "{}: {} samples, {} problems",
-                    shard.path.display(),
-                    header.samples,
-                    header.problems
-                ))?;
+                print(format_args!("{location}: {samples} samples, {problems} problems"))?;
             }
         }
         if self.json {
-            Ok(())
-        } else {
-            print(format_args!("{samples} samples in {} shards, {problems} problems", shards.len()))
+            return Ok(());
         }
+        let samples: u64 = shards.iter().map(|shard| shard.samples).sum();
+        let problems: u64 = shards.iter().map(|shard| shard.problems).sum();
+        print(format_args!("{samples} samples in {} shards, {problems} problems", shards.len()))
     }
 }
 

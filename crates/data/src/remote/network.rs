@@ -25,7 +25,8 @@ use super::{RemoteOptions, Version};
 use crate::location::RemoteUrl;
 
 /// Where clouds hand out credentials to their own machines.
-const METADATA_SERVICES: [&str; 2] = ["169.254.169.254", "metadata.google.internal"];
+const METADATA_SERVICES: [&str; 5] =
+    ["169.254.169.254", "/latest/api/token", "/latest/meta-data", "computeMetadata", "/metadata/identity"];
 
 /// The stores in use, and the thread that talks to them.
 pub(crate) struct Network {

@@ -161,6 +161,8 @@ section! {
         pub lanes: usize = 1 => at_least(1),
         /// Where the image encoder's output is kept.
         pub feature_cache: FeatureCache = FeatureCache::Off,
+        /// Where shards are kept that lie in object stores or on web servers.
+        pub shard_cache: ShardCacheConfig,
         /// How samples are read ahead.
         pub loader: LoaderConfig,
     }
@@ -199,6 +201,16 @@ section! {
     pub struct TextConfig {
         /// How captions are cleaned.
         pub clean: Clean = Clean::Blip,
+    }
+}
+
+section! {
+    /// Where shards are kept that lie in object stores or on web servers.
+    pub struct ShardCacheConfig {
+        /// The folder; auto: `blip2/shards` in the user's cache folder.
+        pub dir: AutoOr<PathBuf> = AutoOr::Auto,
+        /// All shards in it take at most this; room for two windows of every lane is good.
+        pub max_gib: f64 = 64.0 => positive(),
     }
 }
 
