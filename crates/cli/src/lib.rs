@@ -9,6 +9,7 @@ mod hub;
 mod launch;
 mod output;
 mod progress;
+mod shard_cache;
 
 use std::process::ExitCode;
 

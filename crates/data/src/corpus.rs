@@ -1,7 +1,7 @@
 //! The data sets of a mixture as one row of samples.
 
 use crate::caption::Pick;
-use crate::{DataError, Dataset, IndexedShard, MixtureSet, Problem, RawSample, SampleError};
+use crate::{DataError, Dataset, MixtureSet, Problem, RawSample, SampleError, Shard};
 
 /// Data sets with their weights. A sample's index counts through all of them.
 pub struct Corpus {
@@ -95,9 +95,34 @@ impl Corpus {
     }
 
     /// A sample's shard and its place in there.
-    pub fn place(&self, index: u64) -> Option<(&IndexedShard, u64)> {
+    pub fn place(&self, index: u64) -> Option<(&Shard, u64)> {
         let (set, own) = self.find(index)?;
         set.place(own)
+    }
+
+    /// File name of a sample's shard.
+    pub(crate) fn shard_name(&self, index: u64) -> Option<String> {
+        let (set, own) = self.find(index)?;
+        set.shard_name(own)
+    }
+
+    /// Whether some shards have to be fetched.
+    pub fn is_remote(&self) -> bool {
+        self.sets().any(Dataset::is_remote)
+    }
+
+    /// Begins to fetch shards of each set that lie elsewhere; see [`Dataset::prefetch`].
+    pub fn prefetch(&self, shards: &[Vec<usize>]) {
+        self.sets().zip(shards).for_each(|(set, shards)| set.prefetch(shards));
+    }
+
+    /// Whether the shard cache can hold what the order law has in use at once: `count` shards of each set.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub(crate) fn check_cache(&self, count: usize) -> Result<(), DataError> {
+        let what = || format!("the windows of this rank's lanes, up to {count} shards,");
+        self.sets().try_for_each(|set| set.check_cache(count, what()))
     }
 
     /// Reads a sample's image and caption.

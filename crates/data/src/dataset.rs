@@ -1,9 +1,9 @@
 //! One split of image-text pairs: its shards, their sample counts, and any sample by its index.
 
+use std::borrow::Borrow;
 use std::collections::VecDeque;
-use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,11 +13,11 @@ use crate::attributes::{AttributesFile, Column, Measured};
 use crate::caption::{self, CaptionMembers, CaptionRule, Pick};
 use crate::filter::{Passed, SampleFilter};
 use crate::image::inspect;
-use crate::index::{Index, IndexedSample, IndexedShard, Member};
-use crate::patterns::expand;
+use crate::index::{IndexedSample, Member};
 use crate::sample::guarded;
 use crate::scan::Problem;
-use crate::{DataError, SampleError};
+use crate::shard::{Indices, OpenShard, Shard, Shards};
+use crate::{DataError, RemoteOptions, SampleError};
 
 /// How a data set is opened.
 #[derive(Clone)]
@@ -30,6 +30,8 @@ pub struct OpenOptions {
     pub captions: CaptionRule,
     /// Which samples are in the set.
     pub filter: SampleFilter,
+    /// How shards are fetched and kept that lie elsewhere.
+    pub remote: RemoteOptions,
     /// Called after each shard with the number of shards done and of all.
     pub progress: Option<Arc<dyn Fn(usize, usize) + Send + Sync>>,
 }
@@ -41,6 +43,7 @@ impl Default for OpenOptions {
             cache_dir: None,
             captions: CaptionRule::default(),
             filter: SampleFilter::default(),
+            remote: RemoteOptions::default(),
             progress: None,
         }
     }
@@ -61,10 +64,9 @@ pub struct RawSample {
 
 /// All shards of one split. Their sample counts stay in memory; their indices come and go.
 pub struct Dataset {
-    shards: Vec<IndexedShard>,
+    shards: Shards,
     /// Index of the first sample of each shard, and the number of all: those that pass the filter.
     starts: Vec<u64>,
-    problems: Vec<Problem>,
     captions: CaptionRule,
     filter: SampleFilter,
     cache_dir: Option<PathBuf>,
@@ -73,8 +75,7 @@ pub struct Dataset {
 
 /// A shard in use.
 struct Loaded {
-    file: File,
-    index: Index,
+    shard: OpenShard,
     /// Places in the index of the samples that pass the filter; `None`: of all.
     selected: Option<Vec<u32>>,
 }
@@ -95,42 +96,24 @@ const IMAGE_HEAD_BYTES: u64 = 1 << 16;
 const KEEP_LOADED: usize = 64;
 
 impl Dataset {
-    /// Opens the shards that `patterns` name; indices that are missing or stale are built.
+    /// Opens the shards that `patterns` name: files, globs, URLs or manifests. Indices that are missing or stale are
+    /// built; of shards that lie elsewhere a manifest is kept in the shard cache, from which they open the next time.
     ///
     /// # Errors
     /// All at once: patterns and files that are wrong, shards that are no tar files; or that there is no usable sample.
     pub fn open(patterns: &[String], options: &OpenOptions) -> Result<Dataset, DataError> {
-        let paths = expand(patterns, &options.base_dir)?;
-        let done = AtomicUsize::new(0);
-        let opened: Vec<_> = paths
-            .par_iter()
-            .map(|path| {
-                let shard = IndexedShard::open(path, options.cache_dir.as_deref())?;
-                let problems = match shard.header.problems {
-                    0 => Vec::new(),
-                    _ => shard.load()?.problems,
-                };
-                let done = done.fetch_add(1, Ordering::Relaxed) + 1;
-                if let Some(progress) = &options.progress {
-                    progress(done, paths.len());
-                }
-                Ok((shard, problems))
-            })
-            .collect();
-        let (shards, problems): (Vec<_>, Vec<_>) = all_or_errors(opened)?.into_iter().unzip();
-        let problems: Vec<Problem> = problems.into_iter().flatten().collect();
-        let indexed: u64 = shards.iter().map(|shard| shard.header.samples).sum();
+        let shards = Shards::open(patterns, options, Indices::Keep)?;
+        let indexed: u64 = shards.all.iter().map(|shard| shard.samples).sum();
         if indexed == 0 {
             return Err(DataError::NoSamples {
-                shards: shards.len(),
-                problems: problems.len(),
-                first: problems.first().map_or("none".to_owned(), ToString::to_string),
+                shards: shards.all.len(),
+                problems: shards.problems.len(),
+                first: shards.problems.first().map_or("none".to_owned(), ToString::to_string),
             });
         }
         let mut dataset = Dataset {
             shards,
             starts: Vec::new(),
-            problems,
             captions: options.captions.clone(),
             filter: options.filter.clone(),
             cache_dir: options.cache_dir.clone(),
@@ -152,18 +135,24 @@ impl Dataset {
     /// Samples of each shard that pass the filter.
     fn count(&self, options: &OpenOptions) -> Result<Vec<u64>, DataError> {
         if self.filter.is_open() {
-            return Ok(self.shards.iter().map(|shard| shard.header.samples).collect());
+            return Ok(self.shards.all.iter().map(|shard| shard.samples).collect());
         }
         let done = AtomicUsize::new(0);
-        let count = |shard: &IndexedShard| {
-            let loaded = self.load_shard(shard)?;
+        let count = |shard: usize| {
+            // Where the numbers are kept, the shard itself is not asked for.
+            let selected = self.select(shard, || self.shards.load(shard))?;
             let done = done.fetch_add(1, Ordering::Relaxed) + 1;
             if let Some(progress) = &options.progress {
-                progress(done, self.shards.len());
+                progress(done, self.shards.all.len());
             }
-            Ok(loaded.len() as u64)
+            Ok(selected.len() as u64)
         };
-        all_or_errors(self.shards.par_iter().map(count).collect())
+        all_or_errors((0..self.shards.all.len()).into_par_iter().map(count).collect())
+    }
+
+    /// Where indices are whose shard lies in a folder that cannot be written.
+    pub(crate) fn cache_dir(&self) -> Option<&Path> {
+        self.cache_dir.as_deref()
     }
 
     /// Which samples are in the set.
@@ -178,7 +167,7 @@ impl Dataset {
 
     /// How many samples the filter lets through.
     pub fn passed(&self) -> Passed {
-        Passed { passed: self.len(), of: self.shards.iter().map(|shard| shard.header.samples).sum() }
+        Passed { passed: self.len(), of: self.shards.all.iter().map(|shard| shard.samples).sum() }
     }
 
     /// Number of samples with an image and a caption.
@@ -192,8 +181,8 @@ impl Dataset {
     }
 
     /// The shards, in the order of the patterns.
-    pub fn shards(&self) -> &[IndexedShard] {
-        &self.shards
+    pub fn shards(&self) -> &[Shard] {
+        &self.shards.all
     }
 
     /// Samples in each shard that pass the filter: what the order law is made of.
@@ -203,14 +192,14 @@ impl Dataset {
 
     /// What the shards hold that cannot be used.
     pub fn problems(&self) -> &[Problem] {
-        &self.problems
+        &self.shards.problems
     }
 
     /// A digest of names, sizes and indices of the shards: the same shards in another folder have the same digest.
     pub fn digest(&self) -> String {
         let mut hasher = blake3::Hasher::new();
-        for shard in &self.shards {
-            let line = format!("{}\0{}\0{}\n", shard.name(), shard.header.tar_bytes, shard.header.digest);
+        for shard in &self.shards.all {
+            let line = format!("{}\0{}\0{}\n", shard.name(), shard.bytes, shard.index);
             hasher.update(line.as_bytes());
         }
         hasher.finalize().to_hex().to_string()
@@ -223,19 +212,19 @@ impl Dataset {
     pub fn key(&self, index: u64) -> Result<(String, String), DataError> {
         let (shard, at) = self.find(index).ok_or(DataError::OutOfRange { index, len: self.len() })?;
         let loaded = self.load(shard)?;
-        Ok((self.shards[shard].name(), loaded.sample(at).key.clone()))
+        Ok((self.shards.all[shard].name(), loaded.sample(at).key.clone()))
     }
 
     /// A sample's shard, and the sample's place in the shard's index; `None` where there is no such sample, or the index
     /// can no longer be read.
-    pub fn place(&self, index: u64) -> Option<(&IndexedShard, u64)> {
+    pub fn place(&self, index: u64) -> Option<(&Shard, u64)> {
         let (shard, at) = self.find(index)?;
         if self.filter.is_open() {
-            return Some((&self.shards[shard], at as u64));
+            return Some((&self.shards.all[shard], at as u64));
         }
         let loaded = self.load(shard).ok()?;
         let place = loaded.selected.as_ref().map_or(at, |selected| selected[at] as usize);
-        Some((&self.shards[shard], place as u64))
+        Some((&self.shards.all[shard], place as u64))
     }
 
     /// Reads a sample's image from its shard, and its caption, or the one of several that `pick` says.
@@ -244,11 +233,14 @@ impl Dataset {
     /// When the shard cannot be read any more, or the caption is not where it should be.
     pub fn read(&self, index: u64, pick: Pick) -> Result<RawSample, SampleError> {
         let (shard, at) = self.find(index).ok_or(SampleError::NoSuchSample(index))?;
-        let loaded = self.load(shard).map_err(|error| SampleError::ShardChanged(error.to_string()))?;
+        let loaded = self.load(shard).map_err(|error| match error {
+            DataError::Remote { location, reason } => SampleError::ShardUnreadable(format!("{location}: {reason}")),
+            error => SampleError::ShardChanged(error.to_string()),
+        })?;
         let sample = loaded.sample(at);
-        let caption = self.captions.caption(&loaded.captions(sample, &self.captions)?.members(), pick)?;
-        let image = loaded.read(&sample.image)?;
-        Ok(RawSample { shard: self.shards[shard].name(), key: sample.key.clone(), image, caption })
+        let caption = self.captions.caption(&loaded.shard.captions(sample, &self.captions)?.members(), pick)?;
+        let image = loaded.shard.read(&sample.image)?;
+        Ok(RawSample { shard: self.shards.all[shard].name(), key: sample.key.clone(), image, caption })
     }
 
     /// Shard, and place in it, of a sample.
@@ -258,6 +250,41 @@ impl Dataset {
         }
         let shard = self.starts.partition_point(|&start| start <= index) - 1;
         Some((shard, (index - self.starts[shard]) as usize))
+    }
+
+    /// File name of a sample's shard.
+    pub(crate) fn shard_name(&self, index: u64) -> Option<String> {
+        self.find(index).map(|(shard, _)| self.shards.all[shard].name())
+    }
+
+    /// Begins to fetch shards that lie elsewhere, in this order, and keeps those that are there until the next call.
+    /// It does not wait, and does nothing for shards of this machine.
+    pub fn prefetch(&self, shards: &[usize]) {
+        if let Some(remote) = self.shards.remote() {
+            let wanted = shards.iter().filter_map(|&shard| self.shards.all.get(shard));
+            remote.prefetch(wanted.filter(|shard| shard.is_remote()).cloned().collect());
+        }
+    }
+
+    /// Whether some shards have to be fetched.
+    pub fn is_remote(&self) -> bool {
+        self.shards.remote().is_some()
+    }
+
+    /// Whether the shard cache can hold any `count` shards at once, which `what` says the use of.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub(crate) fn check_cache(&self, count: usize, what: String) -> Result<(), DataError> {
+        let Some(remote) = self.shards.remote() else { return Ok(()) };
+        let mut bytes: Vec<u64> = self.shards.all.iter().filter(|s| s.is_remote()).map(|s| s.bytes).collect();
+        bytes.sort_unstable_by(|a, b| b.cmp(a));
+        let needed = bytes.iter().take(count).sum();
+        let (dir, max_bytes) = remote.capacity();
+        match needed <= max_bytes {
+            true => Ok(()),
+            false => Err(DataError::ShardCacheTooSmall { dir: dir.to_owned(), max_bytes, what, needed }),
+        }
     }
 
     /// The shard's open file and index, from memory where it was used lately.
@@ -271,59 +298,63 @@ impl Dataset {
             let slot = slot.unwrap_or_else(|| Slot { shard, loaded: Arc::default() });
             let loaded = Arc::clone(&slot.loaded);
             slots.push_back(slot);
-            if slots.len() > KEEP_LOADED {
-                slots.pop_front();
-            }
+            self.close_some(&mut slots);
             loaded
         };
         let mut loaded = slot.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(loaded) = &*loaded {
             return Ok(Arc::clone(loaded));
         }
-        let fresh = Arc::new(self.load_shard(&self.shards[shard])?);
+        let fresh = Arc::new(self.load_shard(shard)?);
         *loaded = Some(Arc::clone(&fresh));
         Ok(fresh)
     }
 
-    fn load_shard(&self, shard: &IndexedShard) -> Result<Loaded, DataError> {
-        let mut loaded = Loaded::new(shard)?;
-        let columns = self.filter.columns();
-        if !columns.is_empty() {
-            let samples = loaded.index.samples.len();
-            let places = shard.attributes_places(self.cache_dir.as_deref());
-            let file = AttributesFile { places, index: &shard.header.digest, samples };
-            let attributes = file.get(&columns, &self.captions, || Ok(loaded.measure(&columns, &self.captions)))?;
-            loaded.selected = Some(self.filter.select(&attributes, samples));
+    /// Closes the shards that were used longest ago: an open one stays in the shard cache, which has its limit.
+    fn close_some(&self, slots: &mut VecDeque<Slot>) {
+        let capacity = self.shards.remote().map_or(u64::MAX, |remote| remote.capacity().1);
+        let cached = |slot: &Slot| match &self.shards.all[slot.shard] {
+            shard if shard.is_remote() => shard.bytes,
+            _ => 0,
+        };
+        let mut used: u64 = slots.iter().map(cached).sum();
+        while slots.len() > 1 && (slots.len() > KEEP_LOADED || used > capacity) {
+            used -= slots.pop_front().as_ref().map_or(0, cached);
         }
-        Ok(loaded)
+    }
+    fn load_shard(&self, number: usize) -> Result<Loaded, DataError> {
+        let shard = self.shards.load(number)?;
+        let selected = match self.filter.is_open() {
+            true => None,
+            false => Some(self.select(number, || Ok(&shard))?),
+        };
+        Ok(Loaded { shard, selected })
+    }
+
+    /// The places in a shard's index of the samples that pass the filter; `load` opens the shard where it has to be read.
+    fn select<S: Borrow<OpenShard>>(
+        &self,
+        number: usize,
+        load: impl FnOnce() -> Result<S, DataError>,
+    ) -> Result<Vec<u32>, DataError> {
+        let (columns, shard) = (self.filter.columns(), &self.shards.all[number]);
+        let places = self.shards.attributes_places(number, self.cache_dir.as_deref());
+        let samples = shard.samples as usize;
+        let file = AttributesFile { places, index: &shard.index.to_string(), samples };
+        let measure = || Ok(load()?.borrow().measure(&columns, &self.captions));
+        Ok(self.filter.select(&file.get(&columns, &self.captions, measure)?, samples))
     }
 }
 
 impl Loaded {
-    fn new(shard: &IndexedShard) -> Result<Loaded, DataError> {
-        let file = File::open(&shard.path).map_err(DataError::io(&shard.path))?;
-        let bytes = file.metadata().map_err(DataError::io(&shard.path))?.len();
-        if bytes != shard.header.tar_bytes {
-            return Err(DataError::BadIndex {
-                shard: shard.path.clone(),
-                reason: format!("the shard has {bytes} bytes, it was indexed with {}", shard.header.tar_bytes),
-            });
-        }
-        let index = shard.load()?;
-        Ok(Loaded { file, index, selected: None })
-    }
-
-    /// Samples that pass the filter.
-    fn len(&self) -> usize {
-        self.selected.as_ref().map_or(self.index.samples.len(), Vec::len)
-    }
-
     /// The `at`-th sample that passes the filter.
     fn sample(&self, at: usize) -> &IndexedSample {
         let place = self.selected.as_ref().map_or(at, |selected| selected[at] as usize);
-        &self.index.samples[place]
+        &self.shard.index.samples[place]
     }
+}
 
+impl OpenShard {
     fn read(&self, member: &Member) -> Result<Vec<u8>, SampleError> {
         if member.bytes > MAX_MEMBER_BYTES {
             return Err(SampleError::MemberTooLarge { bytes: member.bytes });
@@ -397,22 +428,11 @@ fn all_or_errors<T>(results: Vec<Result<T, DataError>>) -> Result<Vec<T>, DataEr
 }
 
 /// Builds the indices of the shards that `patterns` name anew, for shards that changed without a new length or time.
+/// Every shard is read whole, so that its digest stands in the index; of a shard that lies elsewhere an index that lies
+/// beside it and fits is believed.
 ///
 /// # Errors
 /// As [`Dataset::open`], without the demand for a sample.
-pub fn reindex(patterns: &[String], options: &OpenOptions) -> Result<Vec<IndexedShard>, DataError> {
-    let paths = expand(patterns, &options.base_dir)?;
-    let done = AtomicUsize::new(0);
-    let results: Vec<Result<IndexedShard, DataError>> = paths
-        .par_iter()
-        .map(|path| {
-            let shard = IndexedShard::rebuild(path, options.cache_dir.as_deref());
-            let done = done.fetch_add(1, Ordering::Relaxed) + 1;
-            if let Some(progress) = &options.progress {
-                progress(done, paths.len());
-            }
-            shard
-        })
-        .collect();
-    all_or_errors(results)
+pub fn reindex(patterns: &[String], options: &OpenOptions) -> Result<Vec<Shard>, DataError> {
+    Ok(Shards::open(patterns, options, Indices::Rebuild)?.all)
 }

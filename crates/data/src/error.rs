@@ -159,6 +159,56 @@ pub enum DataError {
         /// What is wrong.
         reason: String,
     },
+    /// A shard is no longer what it was when the set was made.
+    #[error("shard {} changed: {reason}; index it anew with `blip2 shards index`", .shard.display())]
+    ShardChanged {
+        /// The shard.
+        shard: PathBuf,
+        /// What is different.
+        reason: String,
+    },
+    /// A manifest cannot be used.
+    #[error("manifest {}: {reason}; write it anew with `blip2 shards index --manifest`", .manifest.display())]
+    Manifest {
+        /// The file.
+        manifest: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Something that lies elsewhere cannot be reached or used.
+    #[error("{location}: {reason}")]
+    Remote {
+        /// Its URL.
+        location: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The program cannot read what lies elsewhere.
+    #[error("{location} is not on this machine, and this program was built without the feature `remote`")]
+    NoRemoteFeature {
+        /// The URL.
+        location: String,
+    },
+    /// No folder for fetched shards.
+    #[error("{location} is not on this machine: a shard cache is needed to fetch it; set data.shard_cache.dir")]
+    NoShardCache {
+        /// The URL.
+        location: String,
+    },
+    /// The cache cannot hold what is in use at once.
+    #[error(
+        "the shard cache {} holds {max_bytes} bytes, but {what} can take {needed}; raise data.shard_cache.max_gib, or lower data.loader.window_shards", .dir.display()
+    )]
+    ShardCacheTooSmall {
+        /// Its folder.
+        dir: PathBuf,
+        /// What it may hold.
+        max_bytes: u64,
+        /// What is in use at once.
+        what: String,
+        /// The bytes of that.
+        needed: u64,
+    },
     /// The decoding threads could not be started.
     #[error("cannot start {threads} decoding threads: {reason}")]
     Threads {
@@ -255,6 +305,9 @@ pub enum SampleError {
     /// The shard, or its index, is no longer what it was when the set was opened.
     #[error("the shard changed while it was in use: {0}")]
     ShardChanged(String),
+    /// Its shard could not be fetched; told once for all of the shard's samples.
+    #[error("the shard cannot be fetched: {0}")]
+    ShardUnreadable(String),
     /// The sample's index is out of range.
     #[error("no such sample: {0}")]
     NoSuchSample(u64),

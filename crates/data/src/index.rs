@@ -1,8 +1,10 @@
 //! A shard's index: where each sample's image and caption lie in the tar file, kept beside it as `NAME.tar.idx`.
 //!
 //! Two lines of JSON. The first is the header: format, version, length and modification time of the tar file (by
-//! which a changed shard is noticed), counts, and the digest of the second line, which holds the index itself.
+//! which a changed shard is noticed), counts, and the digest of the second line, which holds the index itself. Where
+//! the whole tar file was read anyway, there is a digest of that too.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -123,6 +125,50 @@ pub struct Index {
     pub problems: Vec<Problem>,
 }
 
+/// BLAKE3 of some bytes; 64 hexadecimal digits in files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Digest(blake3::Hash);
+
+impl Digest {
+    /// Of what is in memory.
+    pub fn of(bytes: &[u8]) -> Digest {
+        Digest(blake3::hash(bytes))
+    }
+
+    /// Of what `hasher` has seen.
+    pub(crate) fn finish(hasher: &blake3::Hasher) -> Digest {
+        Digest(hasher.finalize())
+    }
+
+    /// Of all that can be read from `source`.
+    pub(crate) fn of_reader(source: impl io::Read) -> io::Result<Digest> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(source)?;
+        Ok(Digest::finish(&hasher))
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.to_hex().as_str().fmt(f)
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Digest, String> {
+        blake3::Hash::from_hex(&text).map(Digest).map_err(|error| format!("\"{text}\" is no digest: {error}"))
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> String {
+        digest.to_string()
+    }
+}
+
 /// The first line of an index file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IndexHeader {
@@ -136,8 +182,11 @@ pub struct IndexHeader {
     pub samples: u64,
     /// Number of problems.
     pub problems: u64,
-    /// BLAKE3 of the second line.
-    pub digest: String,
+    /// Of the second line.
+    pub digest: Digest,
+    /// Of the whole tar file, where it was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tar_digest: Option<Digest>,
 }
 
 /// A shard with its index file in place.
@@ -166,18 +215,27 @@ impl IndexedShard {
                 return Ok(IndexedShard { path, index_path, header });
             }
         }
-        Self::rebuild(path, cache_dir)
+        Self::build(path, cache_dir, |_| Ok(None))
     }
 
-    /// Builds the index of the shard at `path` anew and writes it beside the shard, or into `cache_dir` when that
-    /// folder is read-only.
+    /// Reads the shard at `path` whole, builds its index anew with a digest of the shard, and writes it beside the
+    /// shard, or into `cache_dir` when that folder is read-only.
     ///
     /// # Errors
     /// As [`IndexedShard::open`].
     pub fn rebuild(path: &Path, cache_dir: Option<&Path>) -> Result<IndexedShard, DataError> {
+        Self::build(path, cache_dir, |path| Digest::of_reader(File::open(path)?).map(Some))
+    }
+
+    fn build(
+        path: &Path,
+        cache_dir: Option<&Path>,
+        digest: impl FnOnce(&Path) -> io::Result<Option<Digest>>,
+    ) -> Result<IndexedShard, DataError> {
         // The stamp is taken before the scan: a shard that changes meanwhile does not fit its index.
         let stamp = Stamp::of(path).map_err(DataError::io(path))?;
-        let (header, file) = encode(&scan(path)?, &stamp);
+        let index = scan(path)?;
+        let (header, file) = encode(&index, &stamp, digest(path).map_err(DataError::io(path))?);
         let write = |index_path: PathBuf| match atomic::write(&index_path, |out| out.write_all(&file)) {
             Ok(()) => Ok(IndexedShard { path: path.to_owned(), index_path, header: header.clone() }),
             Err(source) => Err(DataError::IndexNotWritable { shard: path.to_owned(), path: index_path, source }),
@@ -186,12 +244,6 @@ impl IndexedShard {
             (Err(_), Some(dir)) => write(cached(path, dir)),
             (result, _) => result,
         }
-    }
-
-    /// Where the shard's attributes may lie: beside its index, or in `cache_dir` when that folder is read-only.
-    pub(crate) fn attributes_places(&self, cache_dir: Option<&Path>) -> Vec<PathBuf> {
-        let elsewhere = cache_dir.map(|dir| cached(&self.path, dir).with_extension("attributes"));
-        [Some(self.index_path.with_extension("attributes")), elsewhere].into_iter().flatten().collect()
     }
 
     /// The shard's file name.
@@ -208,19 +260,19 @@ impl IndexedShard {
         let file = fs::read(&self.index_path).map_err(DataError::io(&self.index_path))?;
         let body = file.iter().position(|&byte| byte == b'\n').map(|end| &file[end + 1..]);
         let body = body.ok_or_else(|| bad("it has no second line".to_owned()))?;
-        if blake3::hash(body).to_hex().as_str() != self.header.digest {
-            return Err(bad("its digest is not the one in its header".to_owned()));
-        }
-        let index: Index = serde_json::from_slice(body).map_err(|error| bad(error.to_string()))?;
-        let outside =
-            |member: &Member| member.offset.checked_add(member.bytes).is_none_or(|end| end > self.header.tar_bytes);
-        if index.samples.len() as u64 != self.header.samples {
-            return Err(bad(format!("{} samples where the header says {}", index.samples.len(), self.header.samples)));
-        }
-        match index.samples.iter().find(|sample| sample.members().any(outside)) {
-            Some(sample) => Err(bad(format!("key {} lies outside the shard", sample.key))),
-            None => Ok(index),
-        }
+        self.header.index_in(body).map_err(bad)
+    }
+}
+
+impl Index {
+    /// The second line of its file.
+    fn body(&self) -> String {
+        serde_json::json!(self).to_string()
+    }
+
+    /// Of its file's second line.
+    pub(crate) fn digest(&self) -> Digest {
+        Digest::of(self.body().as_bytes())
     }
 }
 
@@ -240,14 +292,41 @@ impl Stamp {
 
 impl IndexHeader {
     fn fits(&self, stamp: &Stamp) -> bool {
-        self.format == FORMAT
-            && self.version == VERSION
-            && (self.tar_bytes, self.tar_mtime_ns) == (stamp.bytes, stamp.mtime_ns)
+        self.is_of_length(stamp.bytes) && self.tar_mtime_ns == stamp.mtime_ns
+    }
+
+    fn is_of_length(&self, tar_bytes: u64) -> bool {
+        self.format == FORMAT && self.version == VERSION && self.tar_bytes == tar_bytes
+    }
+
+    /// The index in a file's second line.
+    fn index_in(&self, body: &[u8]) -> Result<Index, String> {
+        if Digest::of(body) != self.digest {
+            return Err("its digest is not the one in its header".to_owned());
+        }
+        let index: Index = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+        let outside = |member: &Member| member.offset.checked_add(member.bytes).is_none_or(|end| end > self.tar_bytes);
+        if index.samples.len() as u64 != self.samples {
+            return Err(format!("{} samples where the header says {}", index.samples.len(), self.samples));
+        }
+        match index.samples.iter().find(|sample| sample.members().any(outside)) {
+            Some(sample) => Err(format!("key {} lies outside the shard", sample.key)),
+            None => Ok(index),
+        }
     }
 }
 
+/// Header and index of an index file that was fetched, where they are whole and of a shard of that length.
+#[cfg_attr(not(feature = "remote"), expect(dead_code))]
+pub(crate) fn decode(file: &[u8], tar_bytes: u64) -> Option<(IndexHeader, Index)> {
+    let end = file.iter().position(|&byte| byte == b'\n')?;
+    let header: IndexHeader = serde_json::from_slice(&file[..end]).ok()?;
+    let index = header.is_of_length(tar_bytes).then(|| header.index_in(&file[end + 1..]).ok())??;
+    Some((header, index))
+}
+
 /// `00000.tar` -> `00000.tar.idx`
-fn beside(path: &Path) -> PathBuf {
+pub(crate) fn beside(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".idx");
     PathBuf::from(name)
@@ -268,8 +347,8 @@ fn read_header(path: &Path) -> Option<IndexHeader> {
     serde_json::from_str(&line).ok()
 }
 
-fn encode(index: &Index, stamp: &Stamp) -> (IndexHeader, Vec<u8>) {
-    let body = serde_json::json!(index).to_string();
+fn encode(index: &Index, stamp: &Stamp, tar_digest: Option<Digest>) -> (IndexHeader, Vec<u8>) {
+    let body = index.body();
     let header = IndexHeader {
         format: FORMAT.to_owned(),
         version: VERSION,
@@ -277,7 +356,8 @@ fn encode(index: &Index, stamp: &Stamp) -> (IndexHeader, Vec<u8>) {
         tar_mtime_ns: stamp.mtime_ns,
         samples: index.samples.len() as u64,
         problems: index.problems.len() as u64,
-        digest: blake3::hash(body.as_bytes()).to_hex().to_string(),
+        digest: Digest::of(body.as_bytes()),
+        tar_digest,
     };
     let file = format!("{}\n{body}", serde_json::json!(header));
     (header, file.into_bytes())

@@ -1,7 +1,8 @@
 //! Image-text pairs from tar shards, in an order that is a function of seed and position. No libtorch.
 //!
 //! ```text
-//! patterns -> shards -> indices        patterns, scan, index      which bytes are which sample
+//! patterns -> shards -> indices        patterns, shard, scan, index, manifest    which bytes are which sample
+//! s3://, gs://, az://, https://        location, remote           fetched whole into a cache, ahead of their use
 //! stream position -> sample            mixture, order             a pure function of the seed
 //! sample -> bytes -> pixels, ids       corpus, image, text        decode, crop, flip, clean, tokenise
 //! which samples, which caption         filter, caption            decided by the index, or keyed by position
@@ -34,13 +35,17 @@ mod index;
 mod interleave;
 mod keyed;
 mod loader;
+mod location;
+mod manifest;
 mod mixture;
 mod order;
 mod pack;
 mod patterns;
+mod remote;
 mod repair;
 mod sample;
 mod scan;
+mod shard;
 mod sheet;
 mod stats;
 mod text;
@@ -58,16 +63,20 @@ pub use filter::{Bounds, Passed, SampleFilter};
 pub use image::{
     Augment, DecodeError, EncodeError, Filter, RgbImage, decode, encode_png, evaluate_transform, train_transform,
 };
-pub use index::{Extension, Index, IndexHeader, IndexedSample, IndexedShard, Member};
+pub use index::{Digest, Extension, Index, IndexHeader, IndexedSample, IndexedShard, Member};
 pub use interleave::Interleave;
 pub use loader::{ImageViews, Loader, LoaderOptions};
+pub use location::{Location, RemoteUrl};
+pub use manifest::write_manifest;
 pub use mixture::{Drawn, Mixture, MixtureSet};
 pub use order::{Located, Order, OrderError};
 pub use pack::{Keep, PackOptions, PackReport, Reading, Reencode, RowProblem, SourceFormat, pack};
-pub use patterns::expand;
+pub use patterns::check_patterns;
+pub use remote::{RemoteOptions, Retries, ShardCache};
 pub use repair::{Outcome, RepairReport, RepairedShard, repair};
 pub use sample::{BadSamples, Quarantined};
 pub use scan::{Problem, scan};
+pub use shard::Shard;
 pub use sheet::{Cell, Layout, contact_sheet, keyed_samples};
 pub use stats::{Stats, Summary, stats};
 pub use text::{Clean, TextEncoder, TextError, clean_caption, converted_tokenizer};

@@ -8,6 +8,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::iter;
 use std::num::NonZero;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -149,6 +150,8 @@ impl Loader {
         options.check()?;
         let LoaderOptions { seed, lanes, global_batch, window_shards, .. } = options;
         let order = Mixture::new(&corpus.mixture(), seed, lanes, global_batch, window_shards)?;
+        let windows = order.lanes_of(&options.slots()).count() * window_shards;
+        corpus.check_cache(windows)?;
         let stream = Stream {
             preparer: Preparer {
                 corpus,
@@ -230,6 +233,11 @@ impl Loader {
     }
 
     fn decode_ahead(&mut self) {
+        if self.stream.preparer.corpus.is_remote() {
+            let oldest = self.pending.front().map_or(self.ahead, |(first, _)| *first);
+            let ahead = self.stream.order.shards_ahead(oldest, self.options.prefetch, &self.options.slots());
+            self.stream.preparer.corpus.prefetch(&ahead);
+        }
         let slice = self.options.global_batch / self.options.world;
         while self.pending.len() < self.options.prefetch && self.options.end.is_none_or(|end| self.ahead < end) {
             let first = self.ahead + (self.options.rank * slice) as u64;
@@ -275,6 +283,12 @@ impl Loader {
 }
 
 impl LoaderOptions {
+    /// This rank's slots of a global batch.
+    fn slots(&self) -> Range<u64> {
+        let slice = (self.global_batch / self.world) as u64;
+        self.rank as u64 * slice..(self.rank as u64 + 1) * slice
+    }
+
     fn check(&self) -> Result<(), DataError> {
         let mut errors = Vec::new();
         let mut demand = |holds: bool, option: &'static str, expected: &str, got: String| {

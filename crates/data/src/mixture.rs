@@ -3,6 +3,8 @@
 //! A position belongs to a lane as in [`crate::Order`]. [`Interleave`] says which data set the lane draws there and how
 //! many draws that set has had in the lane; the set is a stream of its own, with its own epochs.
 
+use std::ops::Range;
+
 use crate::interleave::Interleave;
 use crate::keyed::key;
 use crate::order::{Located, Order, OrderError};
@@ -97,6 +99,27 @@ impl Mixture {
         let lane_positions = position / self.global_batch * (self.global_batch / self.lanes);
         let drawn = |set: usize| self.interleave.drawn(set, lane_positions) * self.lanes;
         self.orders.iter().enumerate().map(|(set, o)| Drawn { samples: drawn(set), len: o.samples() }).collect()
+    }
+
+    /// The lanes to which slots of a global batch belong.
+    pub fn lanes_of(&self, slots: &Range<u64>) -> Range<u64> {
+        let lane_batch = self.global_batch / self.lanes;
+        slots.start / lane_batch..slots.end.div_ceil(lane_batch).min(self.lanes)
+    }
+
+    /// For each set the shards of the windows from which `batches` global batches draw these slots, from the batch at
+    /// `position` on, and of the window behind in each lane; in the order in which they are needed.
+    pub fn shards_ahead(&self, position: u64, batches: usize, slots: &Range<u64>) -> Vec<Vec<usize>> {
+        let lane_batch = self.global_batch / self.lanes;
+        let first = position / self.global_batch * lane_batch;
+        let end = first.saturating_add(batches as u64 * lane_batch);
+        let lanes = self.lanes_of(slots);
+        let ahead = |(set, order): (usize, &Order)| {
+            // A batch of the set's own order is one draw of each lane.
+            let (first, end) = (self.interleave.drawn(set, first), self.interleave.drawn(set, end));
+            order.shards_ahead(first * self.lanes, (end - first) as usize, &lanes)
+        };
+        self.orders.iter().enumerate().map(ahead).collect()
     }
 
     /// The set that is drawn at a stream position, and the position in its own stream.

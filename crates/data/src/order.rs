@@ -9,7 +9,7 @@
 //!
 //! Threads, ranks and restarts appear nowhere in this.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -68,6 +68,8 @@ pub struct Order {
     window_shards: usize,
     /// The shard orders of the epochs in use: lanes may stand in different ones around a seam.
     epochs: Mutex<VecDeque<Arc<Epoch>>>,
+    /// The windows that each lane was asked for last: nearly every position lies in the window of the one before.
+    recent: Vec<Mutex<[Option<Arc<Window>>; 2]>>,
 }
 
 /// The shards of one epoch in their order.
@@ -80,15 +82,28 @@ struct Epoch {
     ends: Vec<u64>,
 }
 
-/// A window and a place in it.
-struct Place {
-    epoch: Arc<Epoch>,
-    /// The window's samples, counted along the epoch's concatenated shards.
-    span: Range<u64>,
-    permutation: Permutation,
-    /// Where the position stands in the window's order.
-    offset: u64,
+/// A stretch of a lane's positions, and the samples that stand there.
+#[derive(Debug)]
+struct Window {
+    epoch: u64,
     lane: u64,
+    /// The lane's position at which it begins.
+    start: u64,
+    /// Its samples.
+    len: u64,
+    permutation: Permutation,
+    /// In the epoch's order.
+    parts: Vec<Part>,
+}
+
+/// The samples that a window takes from one shard.
+#[derive(Debug)]
+struct Part {
+    shard: usize,
+    /// The window's samples up to here.
+    end: u64,
+    /// Data set index of the first of them.
+    first: u64,
 }
 
 const KEEP_EPOCHS: usize = 4;
@@ -135,6 +150,7 @@ impl Order {
             global_batch: global_batch as u64,
             window_shards,
             epochs: Mutex::new(VecDeque::new()),
+            recent: (0..lanes).map(|_| Mutex::default()).collect(),
         })
     }
 
@@ -150,42 +166,99 @@ impl Order {
 
     /// The sample at stream position `position`.
     pub fn locate(&self, position: u64) -> Located {
-        let place = self.place(position);
-        Located { epoch: place.epoch.number, index: self.index_at(&place, place.offset), lane: place.lane as u32 }
+        let (window, offset) = self.place(position);
+        Located { epoch: window.epoch, index: window.index_at(offset), lane: window.lane as u32 }
     }
 
     /// The other samples of the position's window, in the order in which they replace one that cannot be read: those
     /// that the law puts behind it, then those before it.
     pub fn window(&self, position: u64) -> impl Iterator<Item = u64> + '_ {
-        let place = self.place(position);
-        let len = place.span.end - place.span.start;
-        (1..len).map(move |step| self.index_at(&place, (place.offset + step) % len))
+        let (window, offset) = self.place(position);
+        (1..window.len).map(move |step| window.index_at((offset + step) % window.len))
     }
 
-    fn place(&self, position: u64) -> Place {
+    /// The lanes to which slots of a global batch belong.
+    pub fn lanes_of(&self, slots: &Range<u64>) -> Range<u64> {
+        let lane_batch = self.global_batch / self.lanes;
+        slots.start / lane_batch..slots.end.div_ceil(lane_batch).min(self.lanes)
+    }
+
+    /// The shards of the windows from which `batches` global batches draw these slots, from the batch at `position`
+    /// on, and of the window behind in each lane; in the order in which they are needed.
+    pub fn shards_ahead(&self, position: u64, batches: usize, slots: &Range<u64>) -> Vec<usize> {
+        let lane_batch = self.global_batch / self.lanes;
+        let first = position / self.global_batch * lane_batch;
+        let end = first.saturating_add(batches as u64 * lane_batch);
+        let mut rounds: Vec<Vec<Arc<Window>>> = Vec::new();
+        for lane in self.lanes_of(slots) {
+            let (mut at, mut round) = (first, 0);
+            loop {
+                let window = self.lane_window(lane, at);
+                let (is_behind, next) = (window.start >= end, window.start.checked_add(window.len));
+                if round == rounds.len() {
+                    rounds.push(Vec::new());
+                }
+                rounds[round].push(window);
+                match next {
+                    Some(next) if !is_behind => (at, round) = (next, round + 1),
+                    _ => break,
+                }
+            }
+        }
+        let mut seen = HashSet::new();
+        let parts = rounds.iter().flatten().flat_map(|window| &window.parts);
+        parts.map(|part| part.shard).filter(|shard| seen.insert(*shard)).collect()
+    }
+
+    /// The window of a stream position, and the position's place in its order.
+    fn place(&self, position: u64) -> (Arc<Window>, u64) {
         let (batch, slot) = (position / self.global_batch, position % self.global_batch);
         let lane_batch = self.global_batch / self.lanes;
         let lane = slot / lane_batch;
         let lane_position = batch * lane_batch + slot % lane_batch;
+        let window = self.lane_window(lane, lane_position);
+        let offset = lane_position - window.start;
+        (window, offset)
+    }
 
+    fn lane_window(&self, lane: u64, lane_position: u64) -> Arc<Window> {
+        let holds =
+            |window: &Arc<Window>| lane_position.checked_sub(window.start).is_some_and(|offset| offset < window.len);
+        // A poisoned lock holds whole windows all the same: they are put in ready-made.
+        let mut recent = self.recent[lane as usize].lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(window) = recent.iter().flatten().find(|window| holds(window)) {
+            return Arc::clone(window);
+        }
+        let window = Arc::new(self.make_window(lane, lane_position));
+        recent.swap(0, 1);
+        recent[0] = Some(Arc::clone(&window));
+        window
+    }
+
+    fn make_window(&self, lane: u64, lane_position: u64) -> Window {
         let drawn = u128::from(lane_position) * u128::from(self.lanes) + u128::from(lane);
         let epoch = self.epoch((drawn / u128::from(self.samples)) as u64);
         let range = self.lane_range(epoch.number, lane);
-        let at = range.start + (lane_position - self.drawn_before(epoch.number, lane));
+        let drawn_before = self.drawn_before(epoch.number, lane);
+        let at = range.start + (lane_position - drawn_before);
 
         let first = epoch.shard_at(range.start);
-        let window = (epoch.shard_at(at) - first) / self.window_shards;
-        let shard = first + window * self.window_shards;
-        let last = (shard + self.window_shards - 1).min(epoch.shards.len() - 1);
+        let number = (epoch.shard_at(at) - first) / self.window_shards;
+        let shard = first + number * self.window_shards;
+        let last = shard.saturating_add(self.window_shards - 1).min(epoch.shards.len() - 1);
         let span = epoch.start(shard).max(range.start)..epoch.ends[last].min(range.end);
-        let key = key(self.seed, &[WINDOW, epoch.number, lane, window as u64]);
-        Place { permutation: Permutation::new(span.end - span.start, key), offset: at - span.start, span, epoch, lane }
-    }
-
-    fn index_at(&self, place: &Place, offset: u64) -> u64 {
-        let at = place.span.start + place.permutation.apply(offset);
-        let shard = place.epoch.shard_at(at);
-        self.starts[place.epoch.shards[shard]] + at - place.epoch.start(shard)
+        let len = span.end - span.start;
+        let parts = (shard..=last)
+            .take_while(|&place| epoch.start(place) < span.end)
+            .map(|place| {
+                let (begin, shard) = (epoch.start(place), epoch.shards[place]);
+                let skipped = span.start.saturating_sub(begin);
+                Part { shard, end: epoch.ends[place].min(span.end) - span.start, first: self.starts[shard] + skipped }
+            })
+            .collect();
+        let key = key(self.seed, &[WINDOW, epoch.number, lane, number as u64]);
+        let (permutation, start) = (Permutation::new(len, key), drawn_before + (span.start - range.start));
+        Window { epoch: epoch.number, lane, start, len, permutation, parts }
     }
 
     /// How many samples `lane` has drawn before `epoch`.
@@ -230,6 +303,16 @@ impl Order {
         }
         epochs.push_back(Arc::clone(&epoch));
         epoch
+    }
+}
+
+impl Window {
+    /// Data set index of what stands at a place of the window's order.
+    fn index_at(&self, offset: u64) -> u64 {
+        let at = self.permutation.apply(offset);
+        let place = self.parts.partition_point(|part| part.end <= at);
+        let begin = place.checked_sub(1).map_or(0, |before| self.parts[before].end);
+        self.parts[place].first + (at - begin)
     }
 }
 

@@ -1,24 +1,50 @@
-//! Shard patterns: plain paths, brace ranges such as `shards/{00000..00099}.tar`, lists `{a,b}` and globs.
+//! Shard patterns: plain paths and URLs, brace ranges such as `shards/{00000..00099}.tar`, lists `{a,b}` and globs.
+//! A name that ends in `.jsonl` is a manifest.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use crate::DataError;
+use crate::location::{Location, RemoteUrl};
+use crate::{DataError, remote::Object};
 
 /// How many names one pattern may stand for; a typing error such as `{0..99999999}` should not fill the memory.
 const MAX_NAMES: usize = 1_000_000;
 
-/// The shards that `patterns` name, in their order; a glob's matches are sorted. Relative ones start from `base`.
+/// What a pattern names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Named {
+    /// A shard of this machine, which is there.
+    Local(Box<Path>),
+    /// A shard elsewhere; length and tag where a listing told them.
+    Remote(Object),
+    /// A file that names shards.
+    Manifest(Location),
+}
+
+impl Named {
+    fn location(&self) -> Location {
+        match self {
+            Named::Local(path) => Location::Local(path.clone()),
+            Named::Remote(object) => Location::Remote(object.url.clone()),
+            Named::Manifest(location) => location.clone(),
+        }
+    }
+}
+
+/// Lists the objects whose keys a glob matches.
+pub(crate) type List<'a> = &'a dyn Fn(&RemoteUrl) -> Result<Vec<Object>, DataError>;
+
+/// What `patterns` name, in their order; a glob's matches are sorted. Relative ones start from `base`.
 ///
 /// # Errors
 /// All at once: patterns that cannot be parsed or match nothing, files that do not exist, shards named twice.
-pub fn expand(patterns: &[String], base: &Path) -> Result<Vec<PathBuf>, DataError> {
-    let mut shards = Vec::new();
+pub(crate) fn expand(patterns: &[String], base: &Path, list: List<'_>) -> Result<Vec<Named>, DataError> {
+    let mut all = Vec::new();
     let mut errors = Vec::new();
     for pattern in patterns {
-        match expand_one(pattern, base) {
+        match expand_one(pattern, base, list) {
             Ok((found, missing)) => {
-                shards.extend(found);
+                all.extend(found);
                 errors.extend(missing);
             }
             Err(error) => errors.push(error),
@@ -28,10 +54,35 @@ pub fn expand(patterns: &[String], base: &Path) -> Result<Vec<PathBuf>, DataErro
         errors.push(bad("", "no pattern is given"));
     }
     let mut seen = HashSet::new();
-    errors.extend(
-        shards.iter().filter(|path| !seen.insert(*path)).map(|path| DataError::DuplicateShard { path: path.clone() }),
-    );
-    if errors.is_empty() { Ok(shards) } else { Err(DataError::from_list(errors)) }
+    let twice = all.iter().map(Named::location).filter(|location| !seen.insert(location.clone()));
+    errors.extend(twice.map(|location| DataError::DuplicateShard { path: location.shown() }));
+    if errors.is_empty() { Ok(all) } else { Err(DataError::from_list(errors)) }
+}
+
+/// Whether patterns can be used, as far as this machine can tell: what lies elsewhere is not asked for.
+///
+/// # Errors
+/// As for opening a set of them.
+pub fn check_patterns(patterns: &[String], base: &Path) -> Result<(), DataError> {
+    // A listing of one object: the glob's own name.
+    expand(patterns, base, &|url| Ok(vec![Object::named(url.clone())])).map(|_| ())
+}
+
+/// The files of this machine that a pattern names, whatever they hold; in its order, a glob's matches sorted.
+///
+/// # Errors
+/// As for [`check_patterns`]; or the pattern is a URL.
+pub(crate) fn expand_files(pattern: &str) -> Result<Vec<PathBuf>, DataError> {
+    if is_remote(pattern) {
+        return Err(bad(pattern, "only files of this machine can be read here"));
+    }
+    let named = expand(&[pattern.to_owned()], Path::new("."), &|_| Ok(Vec::new()))?;
+    Ok(named.into_iter().map(|named| named.location().shown()).collect())
+}
+
+/// Whether a pattern is a URL.
+pub(crate) fn is_remote(pattern: &str) -> bool {
+    pattern.contains("://")
 }
 
 fn bad(pattern: &str, reason: impl Into<String>) -> DataError {
@@ -39,11 +90,31 @@ fn bad(pattern: &str, reason: impl Into<String>) -> DataError {
 }
 
 /// The files of one pattern, and an error for each that is named and missing.
-fn expand_one(pattern: &str, base: &Path) -> Result<(Vec<PathBuf>, Vec<DataError>), DataError> {
+fn expand_one(pattern: &str, base: &Path, list: List<'_>) -> Result<(Vec<Named>, Vec<DataError>), DataError> {
     let (mut found, mut missing) = (Vec::new(), Vec::new());
     for name in expand_braces(pattern).map_err(|reason| bad(pattern, reason))? {
+        let is_glob = name.contains(['*', '?', '[']);
+        if is_remote(&name) {
+            let url = RemoteUrl::parse(&name).map_err(|reason| bad(pattern, reason))?;
+            match (is_glob, url.can_list()) {
+                (false, _) if name.ends_with(".jsonl") => found.push(Named::Manifest(Location::Remote(url))),
+                (false, _) => found.push(Named::Remote(Object::named(url))),
+                (true, true) => match list(&url)? {
+                    objects if objects.is_empty() => {
+                        missing.push(DataError::NoMatch { pattern: pattern.to_owned(), folder: url.root().into() });
+                    }
+                    objects => found.extend(objects.into_iter().map(Named::Remote)),
+                },
+                (true, false) => {
+                    let reason =
+                        "a web server cannot be asked what it holds: name the shards with braces, as {000..099}";
+                    return Err(bad(pattern, reason));
+                }
+            }
+            continue;
+        }
         let path = base.join(&name);
-        if name.contains(['*', '?', '[']) {
+        if is_glob {
             // The base folder is a place, not a pattern: its own brackets stand for themselves.
             let glob_pattern = match Path::new(&name).is_absolute() {
                 true => name.clone(),
@@ -55,16 +126,18 @@ fn expand_one(pattern: &str, base: &Path) -> Result<(Vec<PathBuf>, Vec<DataError
                 let path =
                     path.map_err(|error| DataError::Io { path: error.path().to_owned(), source: error.into() })?;
                 if path.is_file() {
-                    found.push(path);
+                    found.push(Named::Local(path.into()));
                 }
             }
             if found.len() == before {
                 missing.push(DataError::NoMatch { pattern: pattern.to_owned(), folder: base.to_owned() });
             }
-        } else if path.is_file() {
-            found.push(path);
-        } else {
+        } else if !path.is_file() {
             missing.push(DataError::MissingShard { path, pattern: pattern.to_owned() });
+        } else if name.ends_with(".jsonl") {
+            found.push(Named::Manifest(Location::Local(path.into())));
+        } else {
+            found.push(Named::Local(path.into()));
         }
     }
     Ok((found, missing))
@@ -127,8 +200,14 @@ mod tests {
 
     fn names(patterns: &[&str], base: &Path) -> Result<Vec<String>, DataError> {
         let patterns: Vec<String> = patterns.iter().map(|p| (*p).to_owned()).collect();
-        let paths = expand(&patterns, base)?;
-        Ok(paths.iter().map(|p| p.file_name().unwrap().to_str().unwrap().to_owned()).collect())
+        let list = |url: &RemoteUrl| match url.root() {
+            "s3://empty" => Ok(Vec::new()),
+            root => {
+                Ok(["b.tar", "a.tar"].map(|n| Object::named(RemoteUrl::parse(&format!("{root}/{n}")).unwrap())).into())
+            }
+        };
+        let named = expand(&patterns, base, &list)?;
+        Ok(named.iter().map(|named| named.location().name()).collect())
     }
 
     #[test]
@@ -175,5 +254,31 @@ mod tests {
             assert!(text.contains(part), "{text}");
         }
         assert!(!text.contains('\n'));
+    }
+
+    #[test]
+    fn urls_expand_by_braces_and_by_listing() {
+        let nowhere = Path::new("/nowhere");
+        assert_eq!(names(&["s3://bucket/{0..1}.tar"], nowhere).unwrap(), ["0.tar", "1.tar"]);
+        assert_eq!(names(&["s3://bucket/*.tar", "http://host/c.tar"], nowhere).unwrap(), ["b.tar", "a.tar", "c.tar"]);
+        for (pattern, reason) in [
+            ("s3://empty/*.tar", "matches no file in s3://empty"),
+            ("https://host/*.tar", "name the shards with braces"),
+            ("ftp://host/a.tar", "the scheme \"ftp\" is not one of"),
+            ("s3://bucket/{0..9", "without its '}'"),
+        ] {
+            let error = names(&[pattern], nowhere).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+        let error = names(&["s3://b/a.tar", "s3://b/a.tar"], nowhere).unwrap_err();
+        assert!(matches!(error, DataError::DuplicateShard { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_manifest_is_known_by_its_name() {
+        let folder = folder(&["manifest.jsonl"]);
+        let patterns = ["manifest.jsonl".to_owned(), "gs://b/manifest.jsonl".to_owned()];
+        let named = expand(&patterns, folder.path(), &|_| unreachable!()).unwrap();
+        assert!(named.iter().all(|named| matches!(named, Named::Manifest(_))));
     }
 }

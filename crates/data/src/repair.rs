@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::index::IndexedShard;
+use crate::location::Location;
 use crate::scan::split_key;
 use crate::verify::{Found, check_all};
 use crate::{Clean, DataError, Dataset, VerifyReport, atomic};
@@ -68,26 +69,31 @@ pub fn repair(
         let path = out.join(shard.name());
         if !names.insert(shard.name()) {
             let reason = "has the name of another shard of the set; repair the folders one by one".to_owned();
-            return Err(DataError::Source { path: shard.path.clone(), reason });
+            return Err(DataError::Source { path: shard.location.shown(), reason });
         }
         if path.symlink_metadata().is_ok() {
             return Err(DataError::WouldOverwrite { path });
+        }
+        if !matches!(shard.location, Location::Local(_)) {
+            let reason = "lies elsewhere; fetch the shards and repair the copies".to_owned();
+            return Err(DataError::Source { path: shard.location.shown(), reason });
         }
     }
     let Found { failed, report } = check_all(dataset, clean, progress);
     let (mut first, mut shards) = (0, Vec::new());
     fs::create_dir_all(out).map_err(DataError::io(out))?;
     for shard in dataset.shards() {
-        let end = first + shard.header.samples;
+        let Location::Local(original) = &shard.location else { continue };
+        let end = first + shard.samples;
         let bad = &failed[failed.partition_point(|&index| index < first)..failed.partition_point(|&index| index < end)];
         let target = out.join(shard.name());
-        let samples = shard.header.samples - bad.len() as u64;
-        let outcome = match (bad.is_empty() && shard.header.problems == 0, samples) {
-            (true, _) => pass_on(&shard.path, &target)?,
+        let samples = shard.samples - bad.len() as u64;
+        let outcome = match (bad.is_empty() && shard.problems == 0, samples) {
+            (true, _) => pass_on(original, &target)?,
             (false, 0) => Outcome::Dropped,
             (false, _) => {
                 let bad: HashSet<usize> = bad.iter().map(|index| (index - first) as usize).collect();
-                rewrite(shard, &bad, &target)?;
+                rewrite(&IndexedShard::open(original, dataset.cache_dir())?, &bad, &target)?;
                 Outcome::Rewritten
             }
         };

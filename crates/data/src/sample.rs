@@ -100,7 +100,8 @@ impl Preparer {
 
 /// The entry that says why sample `index` of a set is not used.
 pub(crate) fn quarantine(corpus: &Corpus, index: u64, error: &SampleError) -> Quarantined {
-    let (shard, key) = corpus.key(index).unwrap_or_default();
+    let nameless = |_| (corpus.shard_name(index).unwrap_or_default(), String::new());
+    let (shard, key) = corpus.key(index).unwrap_or_else(nameless);
     Quarantined { shard, key, index, reason: error.to_string() }
 }
 
@@ -124,9 +125,9 @@ fn panic_message(payload: &(dyn Any + Send)) -> String {
 /// A sample that could not be used: a line of `quarantine.jsonl`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quarantined {
-    /// File name of its shard; empty when not even the index can be read any more.
+    /// File name of its shard.
     pub shard: String,
-    /// Its key.
+    /// Its key; empty when not even the index can be read any more.
     pub key: String,
     /// Its index in the data set, or through all sets of a mixture.
     pub index: u64,

@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -43,9 +43,14 @@ const BLOCK: u64 = 512;
 /// # Errors
 /// When the file cannot be read, has zero bytes, is a Git LFS pointer, or is no tar archive from its start.
 pub fn scan(path: &Path) -> Result<Index, DataError> {
-    let file = File::open(path).map_err(DataError::io(path))?;
+    scan_file(&File::open(path).map_err(DataError::io(path))?, path)
+}
+
+/// As [`scan`], for a file that is open and known under another path.
+pub(crate) fn scan_file(mut file: &File, path: &Path) -> Result<Index, DataError> {
     let bytes = file.metadata().map_err(DataError::io(path))?.len();
-    refuse_what_is_no_tar(path, &file, bytes)?;
+    refuse_what_is_no_tar(path, file, bytes)?;
+    file.rewind().map_err(DataError::io(path))?;
 
     let shard = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut samples = Samples::new(shard);

@@ -77,7 +77,7 @@ pub fn stats(dataset: &Dataset, progress: impl Fn(u64, u64) + Sync) -> Stats {
         .reduce(Counts::default, Counts::merge);
     Stats {
         shards: dataset.shards().len(),
-        bytes: dataset.shards().iter().map(|shard| shard.header.tar_bytes).sum(),
+        bytes: dataset.shards().iter().map(|shard| shard.bytes).sum(),
         samples: dataset.len(),
         problems: dataset.problems().len(),
         unreadable: counts.unreadable,

@@ -141,6 +141,44 @@ proptest! {
     }
 
     #[test]
+    fn the_shards_ahead_are_those_that_the_next_batches_and_windows_draw_from(
+        law in law(), batch in 0u64..60, batches in 1usize..5, ranks in prop::sample::select(vec![1u64, 2, 3]),
+    ) {
+        let order = law.order();
+        let (global, lane_batch) = (law.global_batch as u64, (law.global_batch / law.lanes) as u64);
+        let slice = global.div_ceil(ranks);
+        for rank in 0..ranks {
+            let slots = (rank * slice).min(global - 1)..((rank + 1) * slice).min(global);
+            let ahead = order.shards_ahead(batch * global, batches, &slots);
+            let mut needed = Vec::new();
+            for position in (batch * global..(batch + batches as u64) * global).filter(|p| slots.contains(&(p % global))) {
+                needed.push(law.shard_of(order.locate(position).index));
+            }
+            prop_assert!(needed.iter().all(|shard| ahead.contains(shard)), "{:?} of {:?}", needed, ahead);
+            // Nothing but what the lanes draw until one window further on.
+            let mut allowed = Vec::new();
+            for lane in order.lanes_of(&slots) {
+                let lane_positions = |b: u64| (0..lane_batch).map(move |i| b * global + lane * lane_batch + i);
+                let mut positions = (batch..).flat_map(lane_positions);
+                let end = (batch + batches as u64) * global;
+                for position in positions.by_ref().take_while(|&position| position < end) {
+                    allowed.extend(std::iter::once(order.locate(position).index).chain(order.window(position)));
+                }
+                // The rest of the last window, and the one behind it.
+                let rest = 2 * law.samples();
+                allowed.extend(positions.take(rest as usize).map(|position| order.locate(position).index));
+            }
+            let allowed: Vec<usize> = allowed.into_iter().map(|index| law.shard_of(index)).collect();
+            prop_assert!(ahead.iter().all(|shard| allowed.contains(shard)));
+            let mut once = ahead.clone();
+            once.sort_unstable();
+            once.dedup();
+            prop_assert_eq!(once.len(), ahead.len());
+            prop_assert!(ahead.len() <= law.counts.len());
+        }
+    }
+
+    #[test]
     fn a_replacement_is_what_the_law_puts_next(law in law(), position in 0u64..200) {
         let order = law.order();
         if law.lanes == 1 {
@@ -160,4 +198,26 @@ fn a_seed_and_an_epoch_change_the_order() {
     let run = |order: &Order, from: u64| (from..from + 200).map(|p| order.locate(p).index).collect::<Vec<_>>();
     assert_ne!(run(&order(1), 0), run(&order(2), 0));
     assert_ne!(run(&order(1), 0), run(&order(1), 200));
+}
+
+/// Eight hosts with a lane each: what two of them fetch in an epoch lies where their lanes meet.
+#[test]
+fn hosts_with_lanes_of_their_own_fetch_each_shard_but_those_at_the_seams_once() {
+    let (hosts, counts) = (8u64, [100u64; 403]);
+    let order = Order::new(&counts, 11, hosts as usize, 64, 4).unwrap();
+    let batches = counts.iter().sum::<u64>().div_ceil(64);
+    for epoch in [0, 3] {
+        let mut fetched: HashMap<usize, Vec<u64>> = HashMap::new();
+        for position in epoch * batches * 64..(epoch + 1) * batches * 64 {
+            let located = order.locate(position);
+            let by = fetched.entry(located.index as usize / 100).or_default();
+            if located.epoch == epoch && !by.contains(&(position % 64 / 8)) {
+                by.push(position % 64 / 8);
+            }
+        }
+        let twice = fetched.values().filter(|hosts| hosts.len() > 1).count();
+        println!("epoch {epoch}: {twice} of {} shards are fetched by more than one of {hosts} hosts", counts.len());
+        assert!(twice <= hosts as usize - 1, "{twice}");
+        assert!(twice > 0, "403 shards cannot be cut into eight without a seam");
+    }
 }

@@ -26,8 +26,10 @@ fn refused(options: &PackOptions) -> String {
     error
 }
 
+type TextsByKey = Vec<(String, String)>;
+
 /// Captions of the samples, and the text of each `.json`, by key.
-fn packed(options_of: &PackOptions) -> (PackReport, Vec<(String, String)>, Vec<(String, String)>) {
+fn packed(options_of: &PackOptions) -> (PackReport, TextsByKey, TextsByKey) {
     let report = pack(options_of).unwrap();
     let set = Dataset::open(&["*.tar".to_owned()], &options(&options_of.out)).unwrap();
     assert!(set.problems().is_empty(), "{:?}", set.problems());

@@ -231,6 +231,39 @@ fn an_index_is_kept_and_a_changed_shard_is_noticed() {
 }
 
 #[test]
+fn a_set_opens_from_its_manifest_without_a_look_at_the_shards() {
+    let folder = fixture::shards(&[2, 3], |_| false);
+    let all = ["*.tar".to_owned()];
+    let shards = reindex(&all, &options(folder.path())).unwrap();
+    assert!(shards.iter().all(|shard| shard.contents.is_some()));
+    blip2_data::write_manifest(&shards, "manifest.jsonl", &options(folder.path())).unwrap();
+    let from_shards = open(folder.path()).unwrap();
+    fs::remove_file(folder.path().join("01.tar")).unwrap();
+    let opened = Dataset::open(&["manifest.jsonl".to_owned()], &options(folder.path())).unwrap();
+    assert_eq!((opened.counts(), opened.digest()), (vec![2, 3], from_shards.digest()));
+    assert_eq!(opened.read(1).unwrap(), from_shards.read(1).unwrap());
+    assert!(opened.read(2).is_err());
+    // A shard that is another by now.
+    write(folder.path(), "00.tar", &tar(&[("new.png", &png(3, 3, 0)), ("new.txt", b"new")]));
+    let opened = Dataset::open(&["manifest.jsonl".to_owned()], &options(folder.path())).unwrap();
+    let error = opened.read(0).unwrap_err();
+    assert!(matches!(error, SampleError::ShardChanged(_)) && error.to_string().contains("00.tar changed"), "{error}");
+    let both = ["manifest.jsonl".to_owned(), "00.tar".to_owned()];
+    let error = Dataset::open(&both, &options(folder.path())).err().unwrap();
+    assert!(matches!(error, DataError::DuplicateShard { .. }), "{error}");
+}
+
+#[cfg(not(feature = "remote"))]
+#[test]
+fn a_build_without_the_feature_names_it() {
+    for pattern in ["s3://bucket/{0..9}.tar", "https://host/0.tar", "az://box/*.tar", "gs://b/manifest.jsonl"] {
+        let error = Dataset::open(&[pattern.to_owned()], &blip2_data::OpenOptions::default()).err().unwrap();
+        assert!(matches!(error, DataError::NoRemoteFeature { .. }), "{error}");
+        assert!(error.to_string().contains("built without the feature `remote`"), "{error}");
+    }
+}
+
+#[test]
 fn an_index_that_is_damaged_or_forged_is_not_believed() {
     let folder = fixture::shards(&[2], |_| false);
     let index = folder.path().join("00.tar.idx");

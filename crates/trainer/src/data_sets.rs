@@ -1,10 +1,14 @@
 //! From the configuration's sets to open data sets.
 
+use std::path::Path;
 use std::sync::Arc;
 
-use blip2_data::{Bounds, CaptionRule, CaptionSource, Corpus, DataError, Dataset, JsonPath, OpenOptions, SampleFilter};
+use blip2_data::{
+    Bounds, CaptionRule, CaptionSource, Corpus, DataError, Dataset, JsonPath, OpenOptions, RemoteOptions, SampleFilter,
+    ShardCache,
+};
 
-use crate::config::{BoundsConfig, CaptionsConfig, Config, FilterConfig, TextField};
+use crate::config::{AutoOr, BoundsConfig, CaptionsConfig, Config, FilterConfig, ShardCacheConfig, TextField};
 use crate::error::Error;
 
 /// The training sets as one row of samples.
@@ -36,6 +40,7 @@ pub(crate) fn open_held_out_set(config: &Config) -> Result<Option<Arc<Corpus>>, 
 /// `.idx` files go beside the shards, or into the run's folder where theirs cannot be written.
 fn open(config: &Config, shards: &str, captions: CaptionRule, filter: &FilterConfig) -> Result<Dataset, DataError> {
     let options = OpenOptions {
+        remote: RemoteOptions { cache: config.data.shard_cache.cache(), ..RemoteOptions::default() },
         cache_dir: Some(config.run_folder().join("shard_index")),
         captions,
         filter: sample_filter(filter),
@@ -62,5 +67,22 @@ fn sample_filter(filter: &FilterConfig) -> SampleFilter {
         aspect: bounds(&filter.aspect),
         caption_words: bounds(&filter.caption_words),
         json: filter.json.0.iter().map(|(field, b)| (JsonPath::new(field), bounds(b))).collect(),
+    }
+}
+
+impl ShardCacheConfig {
+    /// Says where `dir: auto` is.
+    pub fn settle(&mut self, auto: Option<&Path>) {
+        if let (AutoOr::Auto, Some(auto)) = (&self.dir, auto) {
+            self.dir = AutoOr::Given(auto.to_owned());
+        }
+    }
+
+    pub(crate) fn cache(&self) -> Option<ShardCache> {
+        let max_bytes = (self.max_gib * f64::from(1 << 30)) as u64;
+        match &self.dir {
+            AutoOr::Given(dir) => Some(ShardCache { dir: dir.clone(), max_bytes }),
+            AutoOr::Auto => None,
+        }
     }
 }

@@ -37,6 +37,8 @@ pub struct TrainRequest {
     pub dry_run: bool,
     /// Where models come from that are named by a hub id.
     pub hub: Hub,
+    /// Where `data.shard_cache.dir: auto` is.
+    pub shard_cache: Option<PathBuf>,
     /// Makes the display of a stage's progress.
     pub output: fn() -> Output,
     /// Takes lines that are no progress.
@@ -75,6 +77,7 @@ pub fn run(request: &TrainRequest) -> Result<Finished, Error> {
     for config in &mut configs {
         let folder = config.run_folder();
         request.hub.keep_commits(config);
+        config.data.shard_cache.settle(request.shard_cache.as_deref());
         if request.resume == Resume::Auto && RunFolder::is_finished(config)? {
             (request.say)(&format!("{}: finished already, {} steps", folder.display(), config.schedule.steps));
             continue;

@@ -11,6 +11,7 @@ use clap::{Args, Subcommand};
 use crate::hub;
 use crate::output::{print, print_json, say};
 use crate::progress::Progress;
+use crate::shard_cache;
 
 const BUILD_EXAMPLES: &str = "\
 Examples:
@@ -98,6 +99,7 @@ impl BuildArguments {
     fn run(self) -> Result<()> {
         let mut config = Config::load(&self.config, &self.sets)?;
         hub::from_environment()?.resolve(&mut config)?;
+        config.data.shard_cache.settle(shard_cache::folder().as_deref());
         let device = select_device(&config)?;
         let progress = Progress::new("views");
         let report = build(&config, device, &mut |done, all| progress.tell(done, all))?;

@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 
 use crate::hub;
 use crate::output::{print, print_json, say};
+use crate::shard_cache;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -44,6 +45,7 @@ impl EvaluateArguments {
     pub(crate) fn run(self) -> Result<()> {
         let mut config = Config::load(&self.config, &[])?;
         hub::from_environment()?.resolve(&mut config)?;
+        config.data.shard_cache.settle(shard_cache::folder().as_deref());
         let task = match self.task {
             TaskArgument::Retrieval => EvaluationTask::Retrieval,
             TaskArgument::Caption => EvaluationTask::Captions,

@@ -12,6 +12,7 @@ use clap::Args;
 use crate::hub;
 use crate::launch;
 use crate::output::{UsageError, print, say};
+use crate::shard_cache;
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
@@ -60,6 +61,7 @@ impl TrainArguments {
             resume: self.resume,
             dry_run: self.dry_run,
             hub: hub::from_environment()?,
+            shard_cache: shard_cache::folder(),
             output: progress,
             say,
             git_commit: option_env!("BLIP2_GIT_COMMIT").map(str::to_owned),

@@ -27,7 +27,7 @@ pub use fill::{FillOptions, FillReader, LackingRow, ViewBatch};
 pub use run_features::{FeatureRow, RunFeatures, RunFeaturesOptions};
 pub use shard_file::StoredRow;
 
-use crate::{DataError, IndexedShard, atomic};
+use crate::{DataError, Shard, atomic};
 use shard_file::{Access, ShardFile, ShardHeader};
 pub(crate) use view::view_pixels;
 
@@ -40,7 +40,7 @@ const KEEP_OPEN: usize = 128;
 #[derive(Clone, Copy)]
 pub struct RowPlace<'a> {
     /// The shard.
-    pub shard: &'a IndexedShard,
+    pub shard: &'a Shard,
     /// Number of the sample in it.
     pub ordinal: u64,
     /// Number of the view.

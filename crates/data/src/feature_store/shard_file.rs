@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::description::NAME_DIGITS;
-use crate::IndexedShard;
+use crate::Shard;
 
 const FORMAT: &str = "blip2-features";
 const VERSION: u32 = 1;
@@ -47,7 +47,7 @@ pub(super) struct ShardHeader {
 }
 
 impl ShardHeader {
-    pub(super) fn new(key: &str, shard: &IndexedShard, view: u64, row_bytes: usize) -> ShardHeader {
+    pub(super) fn new(key: &str, shard: &Shard, view: u64, row_bytes: usize) -> ShardHeader {
         ShardHeader {
             format: FORMAT.to_owned(),
             version: VERSION,
@@ -55,13 +55,13 @@ impl ShardHeader {
             shard: shard.name(),
             digest: shard_digest(shard),
             view,
-            samples: shard.header.samples,
+            samples: shard.samples,
             row_bytes: row_bytes as u64,
         }
     }
 
     /// `00000.tar.0123456789abcdef.v0.feat`
-    pub(super) fn file_name(shard: &IndexedShard, view: u64) -> String {
+    pub(super) fn file_name(shard: &Shard, view: u64) -> String {
         let mut name = shard.name();
         name.truncate(name.floor_char_boundary(MAX_NAME_BYTES));
         format!("{name}.{}.v{view}.{EXTENSION}", shard_digest(shard))
@@ -101,8 +101,8 @@ impl ShardHeader {
 }
 
 /// Names a shard by its members and its length, wherever it lies.
-fn shard_digest(shard: &IndexedShard) -> String {
-    let line = format!("{}\0{}", shard.header.digest, shard.header.tar_bytes);
+fn shard_digest(shard: &Shard) -> String {
+    let line = format!("{}\0{}", shard.index, shard.bytes);
     let mut digest = blake3::hash(line.as_bytes()).to_hex().to_string();
     digest.truncate(NAME_DIGITS);
     digest

@@ -222,7 +222,7 @@ impl Folder {
             io::ErrorKind::AlreadyExists => DataError::WouldOverwrite { path: path.clone() },
             _ => DataError::io(&path)(error),
         })?;
-        IndexedShard::open(&path, None).map(|_| ())
+        IndexedShard::rebuild(&path, None).map(|_| ())
     }
 
     /// Says that every row has been packed.

@@ -18,7 +18,7 @@ use super::pairs::{Pairs, holds_pictures};
 use super::parquet::ParquetFiles;
 use super::row::Row;
 use super::visual_genome::VisualGenome;
-use crate::patterns::expand;
+use crate::patterns::expand_files;
 use crate::{DataError, Extension};
 
 /// How what is packed is laid out.
@@ -132,9 +132,7 @@ fn locate(source: &Path, format: SourceFormat) -> Result<(Vec<PathBuf>, Finding)
         return locate_in_folder(source, format);
     }
     let paths = match source.to_str() {
-        Some(pattern) if !source.exists() && pattern.contains(['*', '?', '[', '{']) => {
-            expand(&[pattern.to_owned()], Path::new("."))?
-        }
+        Some(pattern) if !source.exists() && pattern.contains(['*', '?', '[', '{']) => expand_files(pattern)?,
         _ => vec![source.to_owned()],
     };
     for path in &paths {

@@ -34,8 +34,17 @@ pub struct Difference {
 }
 
 /// Keys and sections that a continued run may change. `run.name` and `run.dir` say where the folder is.
-const FREE: &[&str] =
-    &["log", "eval", "checkpoint", "data.loader", "run.device", "run.name", "run.dir", "schedule.steps"];
+const FREE: &[&str] = &[
+    "log",
+    "eval",
+    "checkpoint",
+    "data.loader",
+    "data.shard_cache",
+    "run.device",
+    "run.name",
+    "run.dir",
+    "schedule.steps",
+];
 
 impl Config {
     /// All keys whose values differ between the run's configuration and this one, in the order of the file.

@@ -67,6 +67,7 @@ fn a_smallest_file_has_every_default() {
     assert_eq!((config.schedule.steps, config.schedule.global_batch, config.micro_batch()), (250_000, 1680, 1680));
     assert_eq!(config.model.vision.layer, AutoOr::Auto);
     assert_eq!(config.data.feature_cache, FeatureCache::Off);
+    assert_eq!((config.data.shard_cache.dir, config.data.shard_cache.max_gib), (AutoOr::Auto, 64.0));
     assert_eq!(config.data.train[0].weight, 1.0);
     assert_eq!((config.model.language, config.data.val, config.checkpoint.best), (None, None, None));
 }
@@ -245,6 +246,7 @@ fn differences_say_what_a_continued_run_may_change() {
     let sets = [
         "log.every=1",
         "data.loader.threads=2",
+        "data.shard_cache.max_gib=0.5",
         "schedule.steps=300000",
         "run.device=cpu",
         "eval.captions=1",
@@ -258,9 +260,16 @@ fn differences_say_what_a_continued_run_may_change() {
     };
     assert_eq!(of(Change::Refused), ["optimizer.lr"]);
     assert_eq!(of(Change::ShardsMoved), ["data.train.0.shards"]);
-    let allowed = ["run.device", "data.loader.threads", "schedule.steps", "log.every", "eval.captions"];
+    let allowed = [
+        "run.device",
+        "data.shard_cache.max_gib",
+        "data.loader.threads",
+        "schedule.steps",
+        "log.every",
+        "eval.captions",
+    ];
     assert_eq!(of(Change::Allowed), allowed);
-    assert_eq!(here.differences(&run)[3].to_string(), "optimizer.lr: 0.0001 in the run, 0.0002 here");
+    assert_eq!(here.differences(&run)[4].to_string(), "optimizer.lr: 0.0001 in the run, 0.0002 here");
 
     let longer = fixture.load("", &["schedule.steps=300000"]).unwrap();
     assert_eq!(longer.digest(), run.digest());

@@ -168,6 +168,8 @@ section! {
         pub feature_format: FeatureFormat = FeatureFormat::Bf16,
         /// What the features of the training set may take in a folder, in GiB; null: no limit.
         pub feature_max_gib: Option<f64> => rule("null or a number above 0", |gib: &Option<f64>| gib.is_none_or(|gib| gib > 0.0)),
+        /// Where shards are kept that lie in object stores or on web servers.
+        pub shard_cache: ShardCacheConfig,
         /// How samples are read ahead.
         pub loader: LoaderConfig,
     }
@@ -260,6 +262,16 @@ section! {
     pub struct TextConfig {
         /// How captions are cleaned.
         pub clean: Clean = Clean::Blip,
+    }
+}
+
+section! {
+    /// Where shards are kept that lie in object stores or on web servers.
+    pub struct ShardCacheConfig {
+        /// The folder; auto: `blip2/shards` in the user's cache folder.
+        pub dir: AutoOr<PathBuf> = AutoOr::Auto,
+        /// All shards in it take at most this; room for two windows of every lane is good.
+        pub max_gib: f64 = 64.0 => positive(),
     }
 }
 

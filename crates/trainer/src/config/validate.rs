@@ -261,7 +261,7 @@ pub(super) fn check_shards(config: &Config, reader: &mut Reader) {
         if reader.has_failed(&key) {
             continue;
         }
-        if let Err(error) = blip2_data::expand(std::slice::from_ref(pattern), Path::new(".")) {
+        if let Err(error) = blip2_data::check_patterns(std::slice::from_ref(pattern), Path::new(".")) {
             let got = match error {
                 DataError::Many(problems) => match problems.as_slice() {
                     [first, rest @ ..] => format!("{first} (and {} more)", rest.len()),

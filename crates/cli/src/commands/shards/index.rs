@@ -1,7 +1,7 @@
 //! `shards index`.
 
 use anyhow::Result;
-use blip2_trainer::shards::reindex;
+use blip2_trainer::shards::{reindex, write_manifest};
 use clap::Args;
 
 use super::SetArguments;
@@ -11,8 +11,11 @@ const INDEX_EXAMPLES: &str = "\
 Examples:
   blip2 shards index 'shards/{00000..00099}.tar'
   blip2 shards index 'shards/*.tar' --cache-dir ~/.cache/shards
+  blip2 shards index 's3://bucket/{00000..99999}.tar' --manifest s3://bucket/manifest.jsonl
 
-Training builds missing indices by itself; this builds them anew and ahead of time.";
+Training builds missing indices by itself; this builds them anew and ahead of time, with a digest of every shard. A manifest lists shards,
+lengths, counts and digests: a configuration whose shards: names it opens without a look at the shards. Credentials and endpoints of
+stores come from the environment, as AWS_ACCESS_KEY_ID, GOOGLE_SERVICE_ACCOUNT or AZURE_STORAGE_ACCOUNT_KEY.";
 
 /// Build the indices of shards anew
 #[derive(Args)]
@@ -20,6 +23,9 @@ Training builds missing indices by itself; this builds them anew and ahead of ti
 pub(crate) struct IndexArguments {
     #[command(flatten)]
     set: SetArguments,
+    /// File or URL that gets a manifest of the shards; its name ends in .jsonl
+    #[arg(long, value_name = "FILE|URL")]
+    manifest: Option<String>,
     /// Print one JSON object for each shard
     #[arg(long)]
     json: bool,
@@ -27,29 +33,27 @@ pub(crate) struct IndexArguments {
 
 impl IndexArguments {
     pub(super) fn run(self) -> Result<()> {
-        let shards = reindex(&self.set.patterns, &self.set.options())?;
-        let (mut samples, mut problems) = (0, 0);
+        let options = self.set.options();
+        let shards = reindex(&self.set.patterns, &options)?;
+        if let Some(manifest) = &self.manifest {
+            write_manifest(&shards, manifest, &options)?;
+        }
         for shard in &shards {
-            let header = &shard.header;
-            (samples, problems) = (samples + header.samples, problems + header.problems as usize);
+            let (location, samples, problems) = (&shard.location, shard.samples, shard.problems);
             if self.json {
-                let line = serde_json::json!({
-                    "shard": shard.path, "bytes": header.tar_bytes, "samples": header.samples, "problems": header.problems
-                });
-                print_json(&line)?;
+                let location = location.to_string();
+                print_json(&serde_json::json!({
+                    "shard": location, "bytes": shard.bytes, "samples": samples, "problems": problems
+                }))?;
             } else {
-                print(format_args!(
-                    "{}: {} samples, {} problems",
-                    shard.path.display(),
-                    header.samples,
-                    header.problems
-                ))?;
+                print(format_args!("{location}: {samples} samples, {problems} problems"))?;
             }
         }
         if self.json {
-            Ok(())
-        } else {
-            print(format_args!("{samples} samples in {} shards, {problems} problems", shards.len()))
+            return Ok(());
         }
+        let samples: u64 = shards.iter().map(|shard| shard.samples).sum();
+        let problems: u64 = shards.iter().map(|shard| shard.problems).sum();
+        print(format_args!("{samples} samples in {} shards, {problems} problems", shards.len()))
     }
 }

@@ -9,10 +9,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
-use blip2_trainer::shards::{CaptionRule, CaptionSource, Dataset, JsonPath, OpenOptions};
+use blip2_trainer::shards::{CaptionRule, CaptionSource, Dataset, JsonPath, OpenOptions, RemoteOptions, ShardCache};
 use clap::{Args, Subcommand};
 
 use crate::progress::Progress;
+use crate::shard_cache;
 
 /// Make, index and check tar shards of image-text pairs (WebDataset naming)
 #[derive(Subcommand)]
@@ -25,12 +26,18 @@ pub(crate) enum ShardsCommand {
 
 #[derive(Args)]
 struct SetArguments {
-    /// Path patterns of tar shards: *, ?, [...] and {00000..00099}
+    /// Paths or URLs (s3, gs, az, abfs, https) of tar shards with *, ?, [...] and {00000..00099}, or a manifest
     #[arg(value_name = "PATTERN", required = true)]
     patterns: Vec<String>,
     /// Folder of the indices whose shards lie where nothing can be written
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
+    /// Folder for shards that are fetched; left out, blip2/shards in the user's cache folder
+    #[arg(long, value_name = "DIR")]
+    shard_cache: Option<PathBuf>,
+    /// All shards in it take at most this
+    #[arg(long, value_name = "GIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    shard_cache_gib: u32,
     /// Field of a .json member that holds the caption
     #[arg(long, value_name = "NAME", default_value = "caption")]
     caption_field: String,
@@ -49,7 +56,11 @@ impl ShardsCommand {
 
 impl SetArguments {
     fn options(&self) -> OpenOptions {
+        let max_bytes = u64::from(self.shard_cache_gib) << 30;
+        let dir = self.shard_cache.clone().or_else(shard_cache::folder);
+        let cache = dir.map(|dir| ShardCache { dir, max_bytes });
         OpenOptions {
+            remote: RemoteOptions { cache, ..RemoteOptions::default() },
             cache_dir: self.cache_dir.clone(),
             captions: CaptionRule { source: CaptionSource::TextOr(JsonPath::new(&self.caption_field)), template: None },
             progress: Some(counter("shards indexed")),

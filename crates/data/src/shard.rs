@@ -1,0 +1,235 @@
+//! The shards of a set: what is known of each without opening it, and how one is opened.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rayon::prelude::*;
+
+use crate::index::{Digest, Index, IndexedShard};
+use crate::location::{Location, RemoteUrl};
+use crate::patterns::{self, Named};
+use crate::remote::Remote;
+use crate::scan::Problem;
+use crate::{DataError, OpenOptions, manifest};
+
+/// One shard as it was when it was indexed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shard {
+    /// The tar file.
+    pub location: Location,
+    /// Its length.
+    pub bytes: u64,
+    /// Samples with an image and a caption.
+    pub samples: u64,
+    /// What in it cannot be used.
+    pub problems: u64,
+    /// Of its index.
+    pub index: Digest,
+    /// Of the tar file, where it was read whole.
+    pub contents: Option<Digest>,
+    /// What its store calls this version of it.
+    pub etag: Option<Box<str>>,
+}
+
+impl Shard {
+    /// Its file name.
+    pub fn name(&self) -> String {
+        self.location.name()
+    }
+
+    fn of_file(indexed: &IndexedShard) -> Shard {
+        let header = &indexed.header;
+        Shard {
+            location: Location::Local(indexed.path.as_path().into()),
+            bytes: header.tar_bytes,
+            samples: header.samples,
+            problems: header.problems,
+            index: header.digest,
+            contents: header.tar_digest,
+            etag: None,
+        }
+    }
+
+    pub(crate) fn is_remote(&self) -> bool {
+        matches!(self.location, Location::Remote(_))
+    }
+
+    /// What a manifest can say of its problems.
+    fn summary(&self) -> Option<Problem> {
+        let reason = format!("{} problems were found when it was indexed", self.problems);
+        (self.problems > 0).then(|| Problem { shard: self.name(), key: String::new(), reason })
+    }
+}
+
+/// An open shard.
+pub(crate) struct OpenShard {
+    pub(crate) file: File,
+    pub(crate) index: Index,
+}
+
+/// All shards of a set.
+pub(crate) struct Shards {
+    pub(crate) all: Vec<Shard>,
+    pub(crate) problems: Vec<Problem>,
+    index_dir: Option<PathBuf>,
+    /// There where a shard is not of this machine.
+    remote: Option<Remote>,
+}
+
+/// Whether indices that are there are believed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Indices {
+    Keep,
+    Rebuild,
+}
+
+impl Shards {
+    /// What `patterns` name, with indices and manifests that are missing built.
+    pub(crate) fn open(patterns: &[String], options: &OpenOptions, indices: Indices) -> Result<Shards, DataError> {
+        let remote = match patterns.iter().find(|pattern| patterns::is_remote(pattern)) {
+            Some(pattern) => Some(Remote::start(&options.remote, pattern)?),
+            None => None,
+        };
+        let kept = remote.as_ref().and_then(|remote| remote.kept_manifest(patterns, &options.base_dir));
+        if let (Some(kept), Indices::Keep) = (&kept, indices)
+            // One that is missing or damaged is no error: it is built.
+            && let Ok(all) = manifest::read_file(kept)
+        {
+            let problems = all.iter().filter_map(Shard::summary).collect();
+            return Ok(Shards { all, problems, index_dir: options.cache_dir.clone(), remote });
+        }
+        let list = |url: &_| match &remote {
+            Some(remote) => remote.list(url),
+            None => Ok(Vec::new()),
+        };
+        let named = patterns::expand(patterns, &options.base_dir, &list)?;
+        let mut shards = Shards { all: Vec::new(), problems: Vec::new(), index_dir: options.cache_dir.clone(), remote };
+        shards.add(named, options, indices)?;
+        if let Some(kept) = kept {
+            manifest::write_file(&shards.all, &kept)?;
+        }
+        Ok(shards)
+    }
+
+    fn add(&mut self, named: Vec<Named>, options: &OpenOptions, indices: Indices) -> Result<(), DataError> {
+        let (done, all) = (AtomicUsize::new(0), named.len());
+        let tell = || {
+            let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+            if let Some(progress) = &options.progress {
+                progress(done, all);
+            }
+        };
+        let open = |named: &Named| -> Result<(Vec<Shard>, Vec<Problem>), DataError> {
+            let opened = match named {
+                Named::Local(path) => self.index_file(path, indices),
+                Named::Remote(object) => {
+                    self.remote_for(&object.url)?.index(object).map(|(shard, problems)| (vec![shard], problems))
+                }
+                Named::Manifest(location) => self.read_manifest(location).map(|shards| {
+                    let problems = shards.iter().filter_map(Shard::summary).collect();
+                    (shards, problems)
+                }),
+            };
+            tell();
+            opened
+        };
+        let pool = self.remote.as_ref().map(Remote::pool).transpose()?;
+        let run = || named.par_iter().map(open).collect::<Vec<_>>();
+        let opened = match &pool {
+            Some(pool) => pool.install(run),
+            None => run(),
+        };
+        let mut errors = Vec::new();
+        for result in opened {
+            match result {
+                Ok((shards, problems)) => {
+                    self.all.extend(shards);
+                    self.problems.extend(problems);
+                }
+                Err(error) => errors.push(error),
+            }
+        }
+        let mut seen = HashSet::new();
+        let twice = self.all.iter().filter(|shard| !seen.insert(&shard.location));
+        errors.extend(twice.map(|shard| DataError::DuplicateShard { path: shard.location.shown() }));
+        if self.remote.is_none() && self.all.iter().any(Shard::is_remote) {
+            let first = self.all.iter().find(|shard| shard.is_remote());
+            let wanted_by = first.map_or(String::new(), |shard| shard.location.to_string());
+            self.remote = Some(Remote::start(&options.remote, &wanted_by)?);
+        }
+        if errors.is_empty() { Ok(()) } else { Err(DataError::from_list(errors)) }
+    }
+
+    fn index_file(&self, path: &Path, indices: Indices) -> Result<(Vec<Shard>, Vec<Problem>), DataError> {
+        let indexed = match indices {
+            Indices::Keep => IndexedShard::open(path, self.index_dir.as_deref())?,
+            Indices::Rebuild => IndexedShard::rebuild(path, self.index_dir.as_deref())?,
+        };
+        let problems = match indexed.header.problems {
+            0 => Vec::new(),
+            _ => indexed.load()?.problems,
+        };
+        Ok((vec![Shard::of_file(&indexed)], problems))
+    }
+
+    fn read_manifest(&self, location: &Location) -> Result<Vec<Shard>, DataError> {
+        match location {
+            Location::Local(path) => manifest::read_file(path),
+            Location::Remote(url) => manifest::read(self.remote_for(url)?.read(url)?.as_slice(), location),
+        }
+    }
+
+    /// The shard's file and index, which are those that the set was made of.
+    pub(crate) fn load(&self, number: usize) -> Result<OpenShard, DataError> {
+        let shard = &self.all[number];
+        let changed = |reason: String| DataError::ShardChanged { shard: shard.location.shown(), reason };
+        match &shard.location {
+            Location::Local(path) => {
+                let indexed = IndexedShard::open(path, self.index_dir.as_deref())?;
+                let bytes = indexed.header.tar_bytes;
+                if bytes != shard.bytes {
+                    return Err(changed(format!("it has {bytes} bytes, it was indexed with {}", shard.bytes)));
+                }
+                if indexed.header.digest != shard.index {
+                    return Err(changed("its samples are not those that were indexed".to_owned()));
+                }
+                Ok(OpenShard { file: File::open(path).map_err(DataError::io(&**path))?, index: indexed.load()? })
+            }
+            Location::Remote(url) => {
+                let file = self.remote_for(url)?.open(shard)?;
+                let index = crate::scan::scan_file(&file, &shard.location.shown())?;
+                match index.digest() == shard.index {
+                    true => Ok(OpenShard { file, index }),
+                    false => Err(changed("its samples are not those that were indexed".to_owned())),
+                }
+            }
+        }
+    }
+
+    /// Where numbers of a shard's samples may be kept: beside it, or in `cache_dir` when that folder is read-only; of one
+    /// that lies elsewhere, in the shard cache.
+    pub(crate) fn attributes_places(&self, number: usize, cache_dir: Option<&Path>) -> Vec<PathBuf> {
+        let shard = &self.all[number];
+        let beside = match (&shard.location, &self.remote) {
+            (Location::Local(path), _) => Some(crate::index::beside(path).with_extension("attributes")),
+            (Location::Remote(_), Some(remote)) => {
+                Some(remote.capacity().0.join(format!("{}.attributes", shard.index)))
+            }
+            (Location::Remote(_), None) => None,
+        };
+        let elsewhere = cache_dir.map(|dir| dir.join(format!("{}.attributes", shard.index)));
+        beside.into_iter().chain(elsewhere).collect()
+    }
+
+    fn remote_for(&self, url: &RemoteUrl) -> Result<&Remote, DataError> {
+        let reason = || "no network was started for it".to_owned();
+        self.remote.as_ref().ok_or_else(|| DataError::Remote { location: url.to_string(), reason: reason() })
+    }
+
+    /// The store's side, where a shard is remote.
+    pub(crate) fn remote(&self) -> Option<&Remote> {
+        self.remote.as_ref()
+    }
+}
