@@ -299,6 +299,11 @@ fn sources_that_cannot_be_used_are_refused() {
         assert!(error.contains(reason), "{captions}: {error}");
         assert!(!folder.path().join("out").exists(), "{captions}");
     }
+    write(folder.path(), "headless.tsv", b"img/0.png\tone\t7\n");
+    let mut options = pack_options(folder.path(), "headless.tsv", "out");
+    options.reading.keep = Keep::Fields(vec!["id".to_owned()]);
+    let error = pack(&options).unwrap_err().to_string();
+    assert!(error.contains("first line names no column \"image\""), "{error}");
     // A quote that a later one closes makes one row of several.
     write(folder.path(), "late.csv", b"image,caption\nimg/0.png,\"one\nimg/1.png,\"two\nimg/2.png,three\n");
     let report = pack(&pack_options(folder.path(), "late.csv", "late")).unwrap();

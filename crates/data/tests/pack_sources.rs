@@ -129,6 +129,9 @@ fn folders_of_pictures_with_texts_beside_them_or_of_nothing() {
     assert_eq!(samples, pairs(&[("000000002", "dots in its name")]));
     assert!(texts.is_empty());
     assert_eq!(problems(&report), ["deep/lonely: caption is empty"]);
+    let error =
+        refused(&PackOptions { out: folder.path().join("photos/out"), ..pack_options(folder.path(), "photos") });
+    assert!(error.contains("lies in") && error.contains("choose a folder beside it"), "{error}");
 }
 
 fn coco(folder: &Path, annotations: &str) -> PackOptions {

@@ -138,6 +138,7 @@ pub struct RowProblem {
 pub fn pack(options: &PackOptions) -> Result<PackReport, DataError> {
     options.check()?;
     let (format, source) = source::open(options)?;
+    options.refuse_out_in_source(format)?;
     let mut folder = Folder::open(&options.out, options.recorded(format), source.inputs()?)?;
     let resumed_rows = if folder.is_complete() { source.rows() } else { folder.next_row() };
     if !folder.is_complete() {
@@ -288,6 +289,23 @@ impl PackOptions {
                 refuse("quality", "1 to 100", quality.into())
             }
             _ => Ok(()),
+        }
+    }
+
+    /// What packing writes must not be taken for what it reads.
+    fn refuse_out_in_source(&self, format: SourceFormat) -> Result<(), DataError> {
+        let real = |path: &Path| path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_default();
+        let (source, out) = (real(&self.source), real(&self.out));
+        let inside = match format {
+            SourceFormat::Img2dataset => out.starts_with(&source),
+            _ => out == source,
+        };
+        match inside {
+            false => Ok(()),
+            true => Err(DataError::Source {
+                path: self.out.clone(),
+                reason: format!("lies in {}, which is packed; choose a folder beside it", self.source.display()),
+            }),
         }
     }
 

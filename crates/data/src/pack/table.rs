@@ -36,7 +36,7 @@ impl Columns {
         let caption_name = reading.caption_field.as_deref().unwrap_or(CAPTION_FIELD);
         let (image, caption) = match (column(image_name), column(caption_name)) {
             (Some(image), Some(caption)) => (image, caption),
-            _ if !needs_header && !reading.names_a_field() => {
+            _ if !needs_header && !reading.names_a_field() && reading.keep == Keep::Nothing => {
                 return Ok((Columns { count: None, image: 0, caption: 1, keep: Vec::new() }, false));
             }
             (image, _) => {
