@@ -217,7 +217,7 @@ fn hosts_with_lanes_of_their_own_fetch_each_shard_but_those_at_the_seams_once() 
         }
         let twice = fetched.values().filter(|hosts| hosts.len() > 1).count();
         println!("epoch {epoch}: {twice} of {} shards are fetched by more than one of {hosts} hosts", counts.len());
-        assert!(twice <= hosts as usize - 1, "{twice}");
+        assert!(twice < hosts as usize, "{twice}");
         assert!(twice > 0, "403 shards cannot be cut into eight without a seam");
     }
 }

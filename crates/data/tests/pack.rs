@@ -343,7 +343,7 @@ fn an_interrupted_packing_goes_on_and_ends_with_the_same_bytes() {
     let mut listed = fs::read(out.join("left_out.jsonl")).unwrap();
     listed.extend(b"{\"place\": ");
     write(&out, "left_out.jsonl", &listed);
-    let last = files(&out).into_keys().filter(|name| name.ends_with(".tar")).next_back().unwrap();
+    let last = files(&out).into_keys().rfind(|name| name.ends_with(".tar")).unwrap();
     fs::remove_file(out.join(&last)).unwrap();
     fs::remove_file(out.join(format!("{last}.idx"))).unwrap();
     let report = pack(&options).unwrap();

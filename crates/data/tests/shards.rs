@@ -241,12 +241,12 @@ fn a_set_opens_from_its_manifest_without_a_look_at_the_shards() {
     fs::remove_file(folder.path().join("01.tar")).unwrap();
     let opened = Dataset::open(&["manifest.jsonl".to_owned()], &options(folder.path())).unwrap();
     assert_eq!((opened.counts(), opened.digest()), (vec![2, 3], from_shards.digest()));
-    assert_eq!(opened.read(1).unwrap(), from_shards.read(1).unwrap());
-    assert!(opened.read(2).is_err());
+    assert_eq!(opened.read(1, Pick::First).unwrap(), from_shards.read(1, Pick::First).unwrap());
+    assert!(opened.read(2, Pick::First).is_err());
     // A shard that is another by now.
     write(folder.path(), "00.tar", &tar(&[("new.png", &png(3, 3, 0)), ("new.txt", b"new")]));
     let opened = Dataset::open(&["manifest.jsonl".to_owned()], &options(folder.path())).unwrap();
-    let error = opened.read(0).unwrap_err();
+    let error = opened.read(0, Pick::First).unwrap_err();
     assert!(matches!(error, SampleError::ShardChanged(_)) && error.to_string().contains("00.tar changed"), "{error}");
     let both = ["manifest.jsonl".to_owned(), "00.tar".to_owned()];
     let error = Dataset::open(&both, &options(folder.path())).err().unwrap();

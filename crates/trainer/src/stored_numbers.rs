@@ -83,7 +83,10 @@ mod tests {
         let back = numbers.to_features(&rows, shape[0] as usize, Device::Cpu).unwrap();
         assert_eq!(back.size(), shape);
         // What is stored of what was stored is the same: training on rows that are read or were just written makes no difference.
-        assert_eq!(numbers.to_rows(&numbers.to_features(&rows, shape[0] as usize, Device::Cpu).unwrap()).unwrap(), rows);
+        assert_eq!(
+            numbers.to_rows(&numbers.to_features(&rows, shape[0] as usize, Device::Cpu).unwrap()).unwrap(),
+            rows
+        );
         Vec::try_from(back.view([-1])).unwrap()
     }
 
