@@ -52,11 +52,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut hosts_of: HashMap<usize, u32> = HashMap::new();
     for host in 0..HOSTS {
         let slots = (host * GLOBAL_BATCH / HOSTS) as u64..((host + 1) * GLOBAL_BATCH / HOSTS) as u64;
-        let batches = (dataset.len() / GLOBAL_BATCH as u64) as usize;
-        let (mut shards, last) = (order.shards_ahead(0, batches, &slots), (batches * GLOBAL_BATCH) as u64);
-        // The list goes a window beyond the epoch: what the next epoch needs does not count here.
-        let behind = order.shards_ahead(last + GLOBAL_BATCH as u64, 1, &slots);
-        shards.truncate(shards.len() - behind.len().min(8));
+        let batches = dataset.len() / GLOBAL_BATCH as u64;
+        let mut shards = order.shards_ahead(0, batches as usize, &slots);
+        // The list ends with the next epoch's first window, which does not count here.
+        let behind = order.shards_ahead((batches + 2) * GLOBAL_BATCH as u64, 1, &slots);
+        while shards.last().is_some_and(|shard| behind[..8].contains(shard)) {
+            shards.pop();
+        }
         shards.into_iter().for_each(|shard| *hosts_of.entry(shard).or_default() += 1);
     }
     let twice = hosts_of.values().filter(|&&hosts| hosts > 1).count();

@@ -2,6 +2,7 @@
 
 use std::borrow::Borrow;
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -263,6 +264,16 @@ impl Dataset {
         if let Some(remote) = self.shards.remote() {
             let wanted = shards.iter().filter_map(|&shard| self.shards.all.get(shard));
             remote.prefetch(wanted.filter(|shard| shard.is_remote()).cloned().collect());
+        }
+    }
+
+    /// As [`Dataset::prefetch`], for the shards of consecutive samples and the one behind them.
+    pub(crate) fn prefetch_samples(&self, samples: Range<u64>) {
+        if self.is_remote()
+            && let Some((first, _)) = self.find(samples.start)
+        {
+            let end = self.starts.partition_point(|&start| start < samples.end);
+            self.prefetch(&(first..=end.min(self.shards.all.len() - 1)).collect::<Vec<_>>());
         }
     }
 

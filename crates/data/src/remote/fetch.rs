@@ -71,7 +71,10 @@ fn append(
 ) -> Result<(), Fault> {
     let mut body = network.get(url, *at)?;
     same(version, &body.version)?;
-    while let Some(bytes) = body.next()? {
+    while *at < version.bytes {
+        let Some(bytes) = body.next()? else {
+            return Err(Fault::new(Kind::Passing, format!("it ended after {at} of {} bytes", version.bytes)));
+        };
         if stop.load(Ordering::Relaxed) {
             return Err(Fault::new(Kind::Lasting, "stopped"));
         }
@@ -86,10 +89,7 @@ fn append(
         *at = end;
         patience.progress();
     }
-    match *at == version.bytes {
-        true => Ok(()),
-        false => Err(Fault::new(Kind::Passing, format!("it ended after {at} of {} bytes", version.bytes))),
-    }
+    Ok(())
 }
 
 /// Whether an object is the one that was indexed.

@@ -28,6 +28,9 @@ use crate::location::RemoteUrl;
 const METADATA_SERVICES: [&str; 5] =
     ["169.254.169.254", "/latest/api/token", "/latest/meta-data", "computeMetadata", "/metadata/identity"];
 
+/// A request that carries a manifest may take as many times the time of others.
+const WRITE_TIMEOUTS: u32 = 10;
+
 /// The stores in use, and the thread that talks to them.
 pub(crate) struct Network {
     /// There until the end.
@@ -76,7 +79,9 @@ impl Network {
     /// Writes an object whole.
     pub(crate) fn put(&self, url: &RemoteUrl, bytes: Vec<u8>) -> Result<(), Fault> {
         let (store, path) = self.object(url)?;
-        self.ask(store.put(&path, PutPayload::from(bytes))).map(|_| ())
+        let limit = self.timeout * WRITE_TIMEOUTS;
+        let written = block_on(&self.handle, limit, store.put(&path, PutPayload::from(bytes)))?;
+        written.map(|_| ()).map_err(fault)
     }
 
     /// Tells `each` of the objects below `folder` (the key's part up to a slash, or nothing) that come behind `after`.
@@ -173,7 +178,9 @@ fn block_on<T>(handle: &Handle, limit: Duration, answer: impl Future<Output = T>
 }
 
 fn version(meta: ObjectMeta) -> Version {
-    Version { bytes: meta.size, etag: meta.e_tag.map(Into::into) }
+    // Listings of some stores leave out the quotes, and caches on the way mark tags as weak.
+    let bare = |tag: String| tag.trim_start_matches("W/").trim_matches('"').into();
+    Version { bytes: meta.size, etag: meta.e_tag.map(bare) }
 }
 
 fn fault(error: object_store::Error) -> Fault {

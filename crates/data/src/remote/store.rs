@@ -151,8 +151,8 @@ impl Remote {
     pub(crate) fn index(&self, object: &Object) -> Result<(Shard, Vec<Problem>), DataError> {
         let url = &object.url;
         let version = match &object.version {
-            Some(version) => version.clone(),
-            None => self.shared.patiently(|| self.shared.network.head(url)).map_err(failed(url))?,
+            Some(version) if version.etag.is_some() => version.clone(),
+            _ => self.shared.patiently(|| self.shared.network.head(url)).map_err(failed(url))?,
         };
         let location = Location::Remote(url.clone());
         let (index, digest, contents) = match self.sidecar(url, &version)? {
