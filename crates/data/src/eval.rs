@@ -96,7 +96,7 @@ impl EvalReader {
 
     fn decode_ahead(&mut self) {
         let reach = (self.options.prefetch * self.options.batch) as u64;
-        self.preparer.dataset.prefetch_samples(self.ahead..self.ahead.saturating_add(reach));
+        self.preparer.corpus.prefetch_samples(self.ahead..self.ahead.saturating_add(reach));
         while self.pending.len() < self.options.prefetch && self.ahead < self.options.range.end {
             let first = self.ahead;
             let count = (self.options.range.end - first).min(self.options.batch as u64);

@@ -115,7 +115,7 @@ impl DiskFeatures {
                 Found::Lacking(_) => made.by_ref().take(1).for_each(|row| bytes.extend_from_slice(&row.payload)),
             }
         }
-        self.numbers.to_features(&bytes, host.size, encoder.device())
+        self.numbers.features_of(&bytes, host.size, encoder.device())
     }
 
     /// Encodes rows of a batch together, each view of an image once, and stores them.

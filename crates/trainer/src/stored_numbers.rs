@@ -54,7 +54,7 @@ impl StoredNumbers {
     ///
     /// # Errors
     /// When the device refuses.
-    pub(crate) fn to_features(self, rows: &[u8], batch: usize, device: Device) -> Result<Tensor, Error> {
+    pub(crate) fn features_of(self, rows: &[u8], batch: usize, device: Device) -> Result<Tensor, Error> {
         let StoredNumbers { format, tokens, width } = self;
         let batch = batch as i64;
         let stored = to_device(rows, &[batch, rows.len() as i64 / batch.max(1)], device)?;
@@ -80,11 +80,11 @@ mod tests {
     fn round_trip(format: FeatureFormat, values: &[f32], shape: [i64; 3]) -> Vec<f32> {
         let numbers = StoredNumbers { format, tokens: shape[1], width: shape[2] };
         let rows = numbers.to_rows(&Tensor::from_slice(values).view(shape)).unwrap();
-        let back = numbers.to_features(&rows, shape[0] as usize, Device::Cpu).unwrap();
+        let back = numbers.features_of(&rows, shape[0] as usize, Device::Cpu).unwrap();
         assert_eq!(back.size(), shape);
         // What is stored of what was stored is the same: training on rows that are read or were just written makes no difference.
         assert_eq!(
-            numbers.to_rows(&numbers.to_features(&rows, shape[0] as usize, Device::Cpu).unwrap()).unwrap(),
+            numbers.to_rows(&numbers.features_of(&rows, shape[0] as usize, Device::Cpu).unwrap()).unwrap(),
             rows
         );
         Vec::try_from(back.view([-1])).unwrap()
@@ -123,7 +123,7 @@ mod tests {
         for format in [FeatureFormat::Bf16, FeatureFormat::Int8] {
             let numbers = StoredNumbers { format, tokens: 3, width: 2 };
             let values = Tensor::from_slice(&[0.0f32, 0.0, f32::NAN, 1.0, f32::INFINITY, 1.0]).view([1, 3, 2]);
-            let back = numbers.to_features(&numbers.to_rows(&values).unwrap(), 1, Device::Cpu).unwrap();
+            let back = numbers.features_of(&numbers.to_rows(&values).unwrap(), 1, Device::Cpu).unwrap();
             let back = Vec::<f32>::try_from(back.view([-1])).unwrap();
             assert_eq!(back[..2], [0.0, 0.0]);
             assert!(!back[2].is_finite() && !back[4].is_finite(), "{format:?}: {back:?}");

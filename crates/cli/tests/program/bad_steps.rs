@@ -72,4 +72,11 @@ fn fewer_are_skipped_and_the_run_ends_with_a_checkpoint() {
     assert!(logged.iter().all(|record| record["step"] == 1), "a bad step is no part of a mean: {logged:?}");
     assert!(checkpoint(&tiny.run("a"), 4).join("MANIFEST.json").exists());
     assert!(replay(&records(&tiny, "a")[0], "stage2").starts_with("loss "));
+
+    // Where features come from a cache, the record has the pixels all the same.
+    let mut changes = absurd(4).to_vec();
+    changes.push(("/data/feature_cache", json!(tiny.path("cache"))));
+    train(&tiny.stage2("cached", "stage1", &changes), &[]).success();
+    let batch = |run: &str| fs::read(records(&tiny, run)[2].join("batch.safetensors")).unwrap();
+    assert!(batch("cached") == batch("a"));
 }
