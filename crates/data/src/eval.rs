@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::collate::{HostBatch, Padding, collate};
 use crate::sample::{Preparer, Quarantined, Sample, View};
+use crate::timings::Counters;
 use crate::workers::{Queue, Workers};
 use crate::{BadSamples, Clean, DataError, Dataset, Filter, SampleError, TextEncoder};
 
@@ -77,6 +78,7 @@ impl EvalReader {
             image_size: options.image_size,
             filter: options.filter,
             pixels: options.pixels,
+            counters: Counters::default(),
         };
         let mut reader = EvalReader {
             workers: Workers::new(options.threads)?,

@@ -6,6 +6,7 @@
 //! sample -> bytes -> pixels, ids       dataset, image, text       decode, crop, flip, clean, tokenise
 //! samples -> HostBatch                 collate, loader, eval      threads ahead of the step, in order
 //! folder -> shards                     pack, verify, stats        what `blip2 shards` does
+//! shards -> images per second          throughput, timings        what `blip2 bench loader` does
 //! ```
 
 // The fixture of the integration tests serves the unit tests too.
@@ -32,6 +33,8 @@ mod sample;
 mod scan;
 mod stats;
 mod text;
+mod throughput;
+mod timings;
 mod tokenizer_folder;
 mod verify;
 mod workers;
@@ -50,5 +53,7 @@ pub use sample::{BadSamples, Quarantined};
 pub use scan::{Problem, scan};
 pub use stats::{Stats, Summary, stats};
 pub use text::{Clean, TextEncoder, TextError, clean_caption, converted_tokenizer};
+pub use throughput::{Throughput, ThroughputError, ThroughputOptions, throughput};
+pub use timings::Timings;
 pub use tokenizer_folder::SpecialTokens;
 pub use verify::{VerifyReport, verify};

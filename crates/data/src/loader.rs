@@ -13,6 +13,7 @@ use std::time::Instant;
 use crate::collate::{HostBatch, Padding, collate};
 use crate::image::{Augment, Filter};
 use crate::sample::{BadSamples, Preparer, Quarantined, Sample, View};
+use crate::timings::{Counters, Timings};
 use crate::workers::{Queue, Workers};
 use crate::{Clean, DataError, Dataset, Order, SampleError, TextEncoder};
 
@@ -139,6 +140,7 @@ impl Loader {
                 image_size: options.image_size,
                 filter: options.filter,
                 pixels: options.pixels,
+                counters: Counters::default(),
             },
             order,
             seed: options.seed,
@@ -202,6 +204,11 @@ impl Loader {
     /// How long the last call of [`Loader::next_batch`] waited for the decoding threads.
     pub fn last_wait_s(&self) -> f64 {
         self.last_wait_s
+    }
+
+    /// Where the time of the decoding threads went so far.
+    pub fn timings(&self) -> Timings {
+        self.stream.preparer.counters.read()
     }
 
     fn decode_ahead(&mut self) {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::image::{Filter, RgbImage, decode, evaluate_transform, train_transform};
+use crate::timings::{Counters, Phase};
 use crate::{Clean, Dataset, SampleError, TextEncoder, clean_caption};
 
 /// A sample ready to be put into a batch.
@@ -40,6 +41,7 @@ pub(crate) struct Preparer {
     pub(crate) image_size: usize,
     pub(crate) filter: Filter,
     pub(crate) pixels: bool,
+    pub(crate) counters: Counters,
 }
 
 impl Preparer {
@@ -49,17 +51,26 @@ impl Preparer {
     }
 
     fn prepare_unguarded(&self, index: u64, view: View) -> Result<Sample, SampleError> {
-        let raw = self.dataset.read(index)?;
-        let caption = clean_caption(&raw.caption, self.clean);
+        let raw = self.counters.time(Phase::Read, || self.dataset.read(index))?;
+        let (caption, ids) = self.counters.time(Phase::Text, || self.tokenise(&raw.caption))?;
+        let pixels = match self.pixels {
+            true => {
+                let image = self.counters.time(Phase::Decode, || decode(&raw.image))?;
+                Some(self.counters.time(Phase::Resize, || self.transform(&image, view)))
+            }
+            false => None,
+        };
+        self.counters.prepared(raw.image.len());
+        Ok(Sample { index, image_id: xxh3_64(&raw.image), pixels, ids, caption })
+    }
+
+    fn tokenise(&self, caption: &str) -> Result<(String, Vec<u32>), SampleError> {
+        let caption = clean_caption(caption, self.clean);
         if caption.is_empty() {
             return Err(SampleError::CaptionEmpty);
         }
         let ids = self.text.encode(&caption)?;
-        let pixels = match self.pixels {
-            true => Some(self.transform(&decode(&raw.image)?, view)),
-            false => None,
-        };
-        Ok(Sample { index, image_id: xxh3_64(&raw.image), pixels, ids, caption })
+        Ok((caption, ids))
     }
 
     fn transform(&self, image: &RgbImage, view: View) -> Vec<u8> {
