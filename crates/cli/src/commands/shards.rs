@@ -112,10 +112,10 @@ pub(crate) struct StatsArguments {
 }
 
 #[derive(Args)]
-struct SetArguments {
+pub(super) struct SetArguments {
     /// Path patterns of tar shards: *, ?, [...] and {00000..00099}
     #[arg(value_name = "PATTERN", required = true)]
-    patterns: Vec<String>,
+    pub(super) patterns: Vec<String>,
     /// Folder of the indices whose shards lie where nothing can be written
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
@@ -144,7 +144,7 @@ impl ShardsCommand {
 }
 
 impl SetArguments {
-    fn options(&self) -> OpenOptions {
+    pub(super) fn options(&self) -> OpenOptions {
         OpenOptions {
             cache_dir: self.cache_dir.clone(),
             caption_field: self.caption_field.clone(),

@@ -2,7 +2,7 @@
 
 use crate::{blip2, run_program};
 
-const COMMANDS: [&[&str]; 12] = [
+const COMMANDS: [&[&str]; 13] = [
     &["train"],
     &["export"],
     &["generate"],
@@ -13,6 +13,7 @@ const COMMANDS: [&[&str]; 12] = [
     &["shards", "stats"],
     &["inspect"],
     &["replay"],
+    &["bench", "loader"],
     &["bench", "step"],
     &[],
 ];
