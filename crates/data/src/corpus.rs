@@ -1,5 +1,7 @@
 //! The data sets of a mixture as one row of samples.
 
+use std::ops::Range;
+
 use crate::caption::Pick;
 use crate::{DataError, Dataset, MixtureSet, Problem, RawSample, SampleError, Shard};
 
@@ -114,6 +116,17 @@ impl Corpus {
     /// Begins to fetch shards of each set that lie elsewhere; see [`Dataset::prefetch`].
     pub fn prefetch(&self, shards: &[Vec<usize>]) {
         self.sets().zip(shards).for_each(|(set, shards)| set.prefetch(shards));
+    }
+
+    /// As [`Corpus::prefetch`], for the shards of consecutive samples.
+    pub(crate) fn prefetch_samples(&self, samples: Range<u64>) {
+        for (place, set) in self.sets().enumerate() {
+            let (start, end) = (self.starts[place], self.starts[place + 1]);
+            let own = samples.start.clamp(start, end) - start..samples.end.clamp(start, end) - start;
+            if !own.is_empty() {
+                set.prefetch_samples(own);
+            }
+        }
     }
 
     /// Whether the shard cache can hold what the order law has in use at once: `count` shards of each set.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::caption::Pick;
 use crate::collate::{HostBatch, Padding, collate};
 use crate::sample::{Preparer, Quarantined, Sample, View};
+use crate::timings::Counters;
 use crate::workers::{Queue, Workers};
 use crate::{BadSamples, Clean, Corpus, DataError, Filter, SampleError, TextEncoder};
 
@@ -75,6 +76,7 @@ impl EvalReader {
             filter: options.filter,
             pixels: options.pixels,
             features: None,
+            counters: Counters::default(),
         };
         let mut reader = EvalReader {
             workers: Workers::new(options.threads)?,

@@ -10,6 +10,7 @@
 //! views of images -> stored features   feature_store              so that each view is encoded once
 //! files -> shards                      pack, verify, repair        what `blip2 shards` does
 //!                                      stats, sheet
+//! shards -> images per second          throughput, timings        what `blip2 bench loader` does
 //! ```
 
 // The fixture of the integration tests serves the unit tests too.
@@ -49,6 +50,8 @@ mod shard;
 mod sheet;
 mod stats;
 mod text;
+mod throughput;
+mod timings;
 mod tokenizer_folder;
 mod verify;
 mod workers;
@@ -80,5 +83,7 @@ pub use shard::Shard;
 pub use sheet::{Cell, Layout, contact_sheet, keyed_samples};
 pub use stats::{Stats, Summary, stats};
 pub use text::{Clean, TextEncoder, TextError, clean_caption, converted_tokenizer};
+pub use throughput::{Throughput, ThroughputError, ThroughputOptions, throughput};
+pub use timings::Timings;
 pub use tokenizer_folder::SpecialTokens;
 pub use verify::{VerifyReport, verify};

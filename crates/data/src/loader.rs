@@ -17,6 +17,7 @@ use crate::collate::{HostBatch, Padding, collate};
 use crate::feature_store::RunFeatures;
 use crate::image::{Augment, Filter};
 use crate::sample::{BadSamples, Preparer, Quarantined, Sample, View};
+use crate::timings::{Counters, Timings};
 use crate::workers::{Queue, Workers};
 use crate::{Clean, Corpus, DataError, Drawn, Mixture, SampleError, TextEncoder};
 
@@ -161,6 +162,7 @@ impl Loader {
                 filter: options.filter,
                 pixels: options.pixels,
                 features: options.views.as_ref().and_then(|views| views.features.clone()),
+                counters: Counters::default(),
             },
             order,
             seed: options.seed,
@@ -230,6 +232,11 @@ impl Loader {
     /// How far each data set has been read when the stream is at `position`, the beginning of a global batch.
     pub fn drawn(&self, position: u64) -> Vec<Drawn> {
         self.stream.order.drawn(position)
+    }
+
+    /// Where the time of the decoding threads went so far.
+    pub fn timings(&self) -> Timings {
+        self.stream.preparer.counters.read()
     }
 
     fn decode_ahead(&mut self) {

@@ -12,6 +12,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::caption::Pick;
 use crate::feature_store::{FeatureRow, RunFeatures, view_pixels};
 use crate::image::{Augment, Filter, RgbImage, decode, evaluate_transform, train_transform};
+use crate::timings::{Counters, Phase};
 use crate::{Clean, Corpus, SampleError, TextEncoder, clean_caption};
 
 /// A sample ready to be put into a batch.
@@ -47,6 +48,7 @@ pub(crate) struct Preparer {
     pub(crate) filter: Filter,
     pub(crate) pixels: bool,
     pub(crate) features: Option<Arc<RunFeatures>>,
+    pub(crate) counters: Counters,
 }
 
 impl Preparer {
@@ -56,19 +58,28 @@ impl Preparer {
     }
 
     fn prepare_unguarded(&self, index: u64, view: View, pick: Pick) -> Result<Sample, SampleError> {
-        let raw = self.corpus.read(index, pick)?;
-        let caption = clean_caption(&raw.caption, self.clean);
+        let raw = self.counters.time(Phase::Read, || self.corpus.read(index, pick))?;
+        let (caption, ids) = self.counters.time(Phase::Text, || self.tokenise(&raw.caption))?;
+        let image_id = xxh3_64(&raw.image);
+        let (features, there) = self.counters.time(Phase::Read, || self.stored(index, image_id, view));
+        let pixels = match self.pixels && !there {
+            true => {
+                let image = self.counters.time(Phase::Decode, || decode(&raw.image))?;
+                Some(self.counters.time(Phase::Resize, || self.transform(&image, image_id, view)))
+            }
+            false => None,
+        };
+        self.counters.prepared(raw.image.len());
+        Ok(Sample { index, image_id, pixels, features, ids, caption })
+    }
+
+    fn tokenise(&self, caption: &str) -> Result<(String, Vec<u32>), SampleError> {
+        let caption = clean_caption(caption, self.clean);
         if caption.is_empty() {
             return Err(SampleError::CaptionEmpty);
         }
         let ids = self.text.encode(&caption)?;
-        let image_id = xxh3_64(&raw.image);
-        let (features, there) = self.stored(index, image_id, view);
-        let pixels = match self.pixels && !there {
-            true => Some(self.transform(&decode(&raw.image)?, image_id, view)),
-            false => None,
-        };
-        Ok(Sample { index, image_id, pixels, features, ids, caption })
+        Ok((caption, ids))
     }
 
     /// The sample's row of the feature store, and whether the step that needs it can count on it. One that this run has stored at or behind

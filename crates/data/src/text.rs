@@ -121,7 +121,7 @@ impl TextEncoder {
         TextEncoder::from_bytes(&file, &folder.join("tokenizer.json"), max_tokens, add_special_tokens)
     }
 
-    fn from_bytes(
+    pub(crate) fn from_bytes(
         file: &[u8],
         path: &Path,
         max_tokens: usize,

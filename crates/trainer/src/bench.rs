@@ -1,4 +1,4 @@
-//! `bench step`: seconds of a full-size training step behind the frozen image encoder, on random features.
+//! `bench loader` is the data crate's. `bench step`: seconds of a full-size training step behind the frozen image encoder, on random features.
 //!
 //! The model is the paper's: a bert-base Q-Former with 32 queries behind ViT-g's features. Captions have the lengths of
 //! everyday ones (19, 16, 18, 17, 16, 12, 13, 15 word pieces, again and again), `[CLS]` and `[SEP]` included.
@@ -6,6 +6,7 @@
 use std::time::Instant;
 
 use blip2_data::HostBatch;
+pub use blip2_data::{Augment, Throughput, ThroughputOptions, throughput};
 use blip2_model::{Blip2Config, Stage1};
 use blip2_torchx::adamw::{AdamW, AdamWConfig};
 use blip2_torchx::params::ParamStore;

@@ -1,11 +1,23 @@
 //! `bench`: how fast the parts are on this machine.
 
-use anyhow::Result;
-use blip2_trainer::bench::{BenchOptions, StepReport, stage1_step};
-use clap::{Args, Subcommand};
+use std::path::PathBuf;
+use std::thread;
 
+use anyhow::Result;
+use blip2_trainer::bench::{Augment, BenchOptions, StepReport, Throughput, ThroughputOptions, stage1_step, throughput};
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::shards::SetArguments;
 use crate::arguments::{DeviceArgument, Precision};
 use crate::output::{print, print_json};
+
+const LOADER_EXAMPLES: &str = "\
+Examples:
+  blip2 bench loader 'shards/*.tar'
+  blip2 bench loader 'shards/{00000..00003}.tar' --threads 2 --tokenizer models/bert --json
+
+Batches come from the training loader with BLIP-2's transform, in training's order. The set is read --passes times, the quickest is told.
+Times of the phases are those of all decoding threads together; waiting is that of whoever takes the batches.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -18,7 +30,46 @@ Forward and backward are measured together, the optimizer apart.";
 /// Measure the throughput of the parts on this machine
 #[derive(Subcommand)]
 pub(crate) enum BenchCommand {
+    Loader(LoaderArguments),
     Step(StepArguments),
+}
+
+/// Measure the data loader on shards, and where its time goes
+#[derive(Args)]
+#[command(after_help = LOADER_EXAMPLES)]
+pub(crate) struct LoaderArguments {
+    #[command(flatten)]
+    set: SetArguments,
+    /// Decoding threads; left out, as many as there are cores
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Samples a batch
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    batch: u32,
+    /// Side of the images in the batch
+    #[arg(long, value_name = "PIXELS", default_value_t = 224, value_parser = clap::value_parser!(u16).range(1..))]
+    size: u16,
+    /// What is done to the images
+    #[arg(long, value_name = "HOW", default_value = "crop_flip")]
+    augment: AugmentArgument,
+    /// Folder of the tokenizer; left out, captions are cleaned and not tokenised
+    #[arg(long, value_name = "DIR")]
+    tokenizer: Option<PathBuf>,
+    /// Times that the set is read
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    passes: u32,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum AugmentArgument {
+    /// Random resized crop and horizontal flip
+    CropFlip,
+    /// The evaluation transform
+    None,
 }
 
 /// Measure a training step behind the frozen image encoder
@@ -50,9 +101,59 @@ const VIT_G: (i64, i64) = (1408, 257);
 impl BenchCommand {
     pub(crate) fn run(self) -> Result<()> {
         match self {
+            BenchCommand::Loader(arguments) => arguments.run(),
             BenchCommand::Step(arguments) => arguments.run(),
         }
     }
+}
+
+/// Batches decoded ahead, as training's default.
+const PREFETCH: usize = 4;
+
+impl LoaderArguments {
+    fn run(self) -> Result<()> {
+        let cores = || thread::available_parallelism().map_or(1, usize::from);
+        let report = throughput(&ThroughputOptions {
+            open: self.set.options(),
+            patterns: self.set.patterns,
+            threads: self.threads.map_or_else(cores, usize::from),
+            batch: self.batch as usize,
+            prefetch: PREFETCH,
+            image_size: self.size.into(),
+            augment: match self.augment {
+                AugmentArgument::CropFlip => Augment::CropFlip,
+                AugmentArgument::None => Augment::None,
+            },
+            tokenizer: self.tokenizer,
+            passes: self.passes as usize,
+        })?;
+        if self.json { print_json(&report) } else { print(loader_lines(&report)) }
+    }
+}
+
+fn loader_lines(report: &Throughput) -> String {
+    let Throughput { images, seconds, threads, images_per_s, mb_per_s, timings, .. } = report;
+    let mut text = format!(
+        "{images} images in {seconds:.2} s with {threads} threads: {images_per_s:.1} images/s, {mb_per_s:.1} MB/s of image files"
+    );
+    if report.bad > 0 {
+        text += &format!("\n{} samples could not be used and were replaced", report.bad);
+    }
+    let all_threads_s = *threads as f64 * seconds;
+    let caption = if report.tokenised { "text" } else { "text (no tokenizer)" };
+    for (phase, spent_s, of_s) in [
+        ("read", timings.read_s, all_threads_s),
+        ("decode", timings.decode_s, all_threads_s),
+        ("resize", timings.resize_s, all_threads_s),
+        (caption, timings.text_s, all_threads_s),
+        ("idle", report.idle_s, all_threads_s),
+        ("wait for a batch", report.wait_s, *seconds),
+    ] {
+        let share = (spent_s / of_s).clamp(0.0, 1.0);
+        let bar = "#".repeat((share * 40.0).round() as usize);
+        text += format!("\n{phase:<20} {spent_s:>9.3} s {:>5.1} %  {bar}", share * 100.0).trim_end();
+    }
+    text
 }
 
 impl StepArguments {

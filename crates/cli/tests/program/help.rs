@@ -2,7 +2,7 @@
 
 use crate::{blip2, run_program};
 
-const COMMANDS: [&[&str]; 15] = [
+const COMMANDS: [&[&str]; 16] = [
     &["train"],
     &["export"],
     &["generate"],
@@ -16,6 +16,7 @@ const COMMANDS: [&[&str]; 15] = [
     &["cache", "verify"],
     &["inspect"],
     &["replay"],
+    &["bench", "loader"],
     &["bench", "step"],
     &[],
 ];

@@ -193,3 +193,31 @@ fn a_packing_that_is_killed_again_and_again_ends_with_the_same_bytes() {
     assert!(command("out").status().unwrap().success());
     assert!(contents(&folder.path().join("out")) == contents(&folder.path().join("whole")));
 }
+
+#[test]
+fn bench_loader_tells_images_a_second_and_where_the_time_goes() {
+    let folder = tempfile::tempdir().unwrap();
+    packed(folder.path());
+    let pattern = folder.path().join("shards/*.tar");
+    let bench = |more: &[&str]| {
+        let fixed = ["bench", "loader", pattern.to_str().unwrap(), "--threads", "1", "--batch", "2", "--size", "16"];
+        blip2(fixed.iter().chain(more))
+    };
+    let report: Value = serde_json::from_str(&bench(&["--json"]).success()).unwrap();
+    assert_eq!((&report["images"], &report["threads"], &report["tokenised"]), (&4.into(), &1.into(), &false.into()));
+    let seconds = |value: &Value| value.as_f64().unwrap();
+    assert!(seconds(&report["images_per_s"]) > 0.0 && seconds(&report["mb_per_s"]) > 0.0, "{report}");
+    let timings = &report["timings"];
+    let spent: f64 = ["read_s", "text_s", "decode_s", "resize_s"].iter().map(|phase| seconds(&timings[*phase])).sum();
+    assert!(spent > 0.0 && seconds(&report["wait_s"]) <= seconds(&report["seconds"]), "{report}");
+
+    let tokenizer = golden("stage2_llama");
+    let printed = bench(&["--augment", "none", "--tokenizer", tokenizer.to_str().unwrap()]).success();
+    assert!(printed.starts_with("4 images in ") && printed.contains(" images/s, "), "{printed}");
+    for phase in ["read ", "decode ", "resize ", "text ", "idle ", "wait for a batch "] {
+        assert!(printed.lines().any(|line| line.starts_with(phase) && line.contains(" %")), "{printed}");
+    }
+    let ended = bench(&["--tokenizer", folder.path().to_str().unwrap()]);
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.stderr.starts_with("error: tokenizer ") && ended.stdout.is_empty(), "{}", ended.stderr);
+}

@@ -162,11 +162,13 @@ fn resize(image: &RgbImage, crop: Crop, (width, height): (usize, usize), filter:
 fn to_planes(interleaved: &[u8], size: usize, flip: bool) -> Vec<u8> {
     let mut planes = vec![0; interleaved.len()];
     let (pixels, _) = interleaved.as_chunks::<3>();
-    for (at, pixel) in pixels.iter().enumerate() {
-        let (row, column) = (at / size, at % size);
-        let column = if flip { size - 1 - column } else { column };
-        for (channel, value) in pixel.iter().enumerate() {
-            planes[(channel * size + row) * size + column] = *value;
+    for (channel, plane) in planes.chunks_exact_mut(size * size).enumerate() {
+        for (row, line) in pixels.chunks_exact(size).zip(plane.chunks_exact_mut(size)) {
+            let values = row.iter().map(|pixel| pixel[channel]);
+            match flip {
+                true => line.iter_mut().rev().zip(values).for_each(|(to, value)| *to = value),
+                false => line.iter_mut().zip(values).for_each(|(to, value)| *to = value),
+            }
         }
     }
     planes

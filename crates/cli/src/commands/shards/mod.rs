@@ -25,10 +25,10 @@ pub(crate) enum ShardsCommand {
 }
 
 #[derive(Args)]
-struct SetArguments {
+pub(super) struct SetArguments {
     /// Paths or URLs (s3, gs, az, abfs, https) of tar shards with *, ?, [...] and {00000..00099}, or a manifest
     #[arg(value_name = "PATTERN", required = true)]
-    patterns: Vec<String>,
+    pub(super) patterns: Vec<String>,
     /// Folder of the indices whose shards lie where nothing can be written
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
@@ -55,7 +55,7 @@ impl ShardsCommand {
 }
 
 impl SetArguments {
-    fn options(&self) -> OpenOptions {
+    pub(super) fn options(&self) -> OpenOptions {
         let max_bytes = u64::from(self.shard_cache_gib) << 30;
         let dir = self.shard_cache.clone().or_else(shard_cache::folder);
         let cache = dir.map(|dir| ShardCache { dir, max_bytes });
