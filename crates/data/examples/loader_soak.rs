@@ -16,7 +16,7 @@ use blip2_data::{Loader, LoaderOptions};
 /// Samples of the memory over the run.
 const READINGS: u64 = 20;
 /// The readings behind the first quarter may differ by this much.
-const SLACK_KIB: u64 = 4096;
+const SLACK_KIB: u64 = 1024;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let steps: u64 = env::args().nth(1).map_or(Ok(100_000), |steps| steps.parse())?;
