@@ -2,7 +2,7 @@
 
 use unifont::get_glyph;
 
-use crate::image::{Filter, RgbImage, decode, shrink};
+use crate::image::{Filter, RgbImage, decode, fit};
 use crate::keyed::{Permutation, key};
 use crate::sample::guarded;
 use crate::{DataError, Dataset};

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::row::{Content, Row, RowData};
 use super::{Reencode, RowProblem};
 use crate::SampleError;
-use crate::image::{Filter, decode, encode_jpeg, inspect, shrink};
+use crate::image::{Filter, decode, encode_jpeg, fit, inspect};
 use crate::sample::guarded;
 
 /// A row that can be written.
