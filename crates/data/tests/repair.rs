@@ -47,9 +47,13 @@ fn damaged_shards_are_rewritten_and_whole_ones_linked() {
     let expected = [(Outcome::Linked, 1), (Outcome::Rewritten, 2), (Outcome::Rewritten, 1), (Outcome::Dropped, 0)];
     assert_eq!(outcomes, expected);
     let found: Vec<String> = report.found.problems.iter().map(ToString::to_string).collect();
-    for part in
-        ["key c: no image", "key b: image: neither JPEG", "key d: caption is empty", "02.tar: cut at byte", "key e: "]
-    {
+    for part in [
+        "key c: no image",
+        "key b: image: neither JPEG",
+        "key d: caption is empty",
+        "02.tar: damaged or cut at byte 2048",
+        "key e: ",
+    ] {
         assert!(found.iter().any(|problem| problem.contains(part)), "{part}: {found:?}");
     }
     let kept: [(&str, &[u8]); 6] = [mixed[0], mixed[1], mixed[2], mixed[3], mixed[9], mixed[10]];

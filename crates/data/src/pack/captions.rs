@@ -213,6 +213,7 @@ impl CaptionFile {
     fn content(&self, record: Record, columns: Option<&Columns>) -> Result<Content, String> {
         let object = match (record, columns) {
             (Record::Text(text), Some(columns)) => {
+                utf8(&text)?;
                 return columns.content(&split_tabs(&text).collect::<Vec<_>>(), &self.images);
             }
             (Record::Fields(fields), Some(columns)) => {

@@ -77,7 +77,7 @@ impl Iterator for Lines {
     }
 }
 
-/// The text of a row's bytes.
+/// The text of these bytes.
 pub(crate) fn utf8(bytes: &[u8]) -> Result<&str, String> {
-    std::str::from_utf8(bytes).map_err(|error| format!("not UTF-8 from byte {} of the row on", error.valid_up_to()))
+    std::str::from_utf8(bytes).map_err(|error| format!("not UTF-8 from byte {} on", error.valid_up_to()))
 }

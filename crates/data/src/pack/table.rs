@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use csv::{ByteRecord, Position, ReaderBuilder};
+use csv::{ByteRecord, Position, ReaderBuilder, Terminator};
 use serde_json::{Map, Value};
 
 use super::lines::{MAX_ROW_BYTES, too_long, utf8};
@@ -66,7 +66,10 @@ impl Columns {
         if self.count.is_some_and(|count| fields.len() != count) || fields.len() < needed {
             return Err(format!("{} columns where {needed} are needed", fields.len()));
         }
-        let text = |at: usize| utf8(fields[at]).map(str::to_owned);
+        let text = |at: usize| match utf8(fields[at]) {
+            Ok(text) => Ok(text.to_owned()),
+            Err(reason) => Err(format!("column {}: {reason}", at + 1)),
+        };
         let mut kept = Map::new();
         for (name, at) in &self.keep {
             kept.insert(name.clone(), Value::String(text(*at)?));
@@ -85,8 +88,10 @@ pub(crate) struct CsvRows {
 impl CsvRows {
     pub(crate) fn open(path: &Path) -> io::Result<CsvRows> {
         let bounded = Bounded { file: File::open(path)?, left: MAX_ROW_BYTES, end: END };
-        let reader = ReaderBuilder::new().has_headers(false).flexible(true).from_reader(bounded);
-        Ok(CsvRows { reader, done: false })
+        // With its own CRLF the parser counts a row that ends so as one line further up.
+        let mut builder = ReaderBuilder::new();
+        builder.has_headers(false).flexible(true).terminator(Terminator::Any(b'\n'));
+        Ok(CsvRows { reader: builder.from_reader(bounded), done: false })
     }
 
     /// Lines that have passed.
@@ -112,7 +117,7 @@ impl CsvRows {
             Ok(true) if record.iter().any(|field| field.ends_with(END)) => {
                 Err(io::Error::other(format!("the row that begins in line {line} opens a quote that is never closed")))
             }
-            Ok(true) => Ok(Some((line, record))),
+            Ok(true) => Ok(Some((line, without_carriage_return(record)))),
         }
     }
 }
@@ -124,9 +129,23 @@ impl Iterator for CsvRows {
         if self.done {
             return None;
         }
-        let next = self.next_row().transpose();
-        self.done = !matches!(next, Some(Ok(_)));
-        next
+        loop {
+            let next = self.next_row().transpose();
+            match &next {
+                Some(Ok((_, record))) if record.len() == 1 && record[0].is_empty() => continue,
+                Some(Ok(_)) => {}
+                _ => self.done = true,
+            }
+            return next;
+        }
+    }
+}
+
+/// The record without the first half of a CRLF behind it.
+fn without_carriage_return(record: ByteRecord) -> ByteRecord {
+    match record.iter().next_back().and_then(|last| last.strip_suffix(b"\r")) {
+        None => record,
+        Some(last) => record.iter().take(record.len() - 1).chain([last]).collect(),
     }
 }
 
