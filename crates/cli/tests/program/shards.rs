@@ -81,8 +81,11 @@ fn verify_repairs_into_another_folder() {
     fs::write(&path, &bytes[..bytes.len() - 2000]).unwrap();
     let out = folder.path().join("repaired");
     let printed = shards("verify", folder.path(), &["--repair", out.to_str().unwrap()]).success();
-    for part in ["00000.tar: cut at byte", "00000.tar: rewritten, 1 samples", "00001.tar: whole, hard link, 1 samples"]
-    {
+    for part in [
+        "00000.tar: damaged or cut at byte",
+        "00000.tar: rewritten, 1 samples",
+        "00001.tar: whole, hard link, 1 samples",
+    ] {
         assert!(printed.contains(part), "{part}: {printed}");
     }
     assert_eq!(printed.lines().last(), Some("2 samples in 2 shards"));
