@@ -52,7 +52,7 @@ const CAPTION_FIELD: &str = "caption";
 /// What is packed, and into what.
 #[derive(Clone)]
 pub struct PackOptions {
-    /// A file, a folder, or a pattern of files as [`crate::expand`] knows them.
+    /// A file, a folder, or a pattern of files as `data.train` takes them.
     pub source: PathBuf,
     /// How it is laid out.
     pub format: SourceFormat,

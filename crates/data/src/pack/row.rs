@@ -72,6 +72,7 @@ pub(crate) enum ImageSource {
     /// In the first of these files that exists; there is at least one name.
     Files(Vec<PathBuf>),
     /// Here, under this name.
+    #[cfg_attr(not(feature = "parquet"), expect(dead_code))]
     Bytes { name: String, bytes: Vec<u8> },
 }
 
