@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::lines::{Lines, utf8};
 use super::row::{Content, ImageSource, Place, Row, RowData, captions};
 use super::source::{Input, RowIter, Source, file_input, file_name};
-use super::table::{Columns, CsvRows};
+use super::table::{Columns, CsvRow, CsvRows};
 use super::{CAPTION_FIELD, IMAGE_FIELD, Keep, Reading};
 use crate::DataError;
 
@@ -103,7 +103,7 @@ impl Source for CaptionFiles {
 /// A row before it is understood.
 enum Record {
     Text(Vec<u8>),
-    Fields(csv::ByteRecord),
+    Fields(CsvRow),
     Object(Value),
 }
 
@@ -161,7 +161,10 @@ impl CaptionFile {
     fn columns(&self) -> Result<Option<(Columns, bool)>, DataError> {
         let split = |record: Record| match record {
             Record::Text(text) => split_tabs(&text).map(|field| String::from_utf8_lossy(field).into_owned()).collect(),
-            Record::Fields(fields) => fields.iter().map(|field| String::from_utf8_lossy(field).into_owned()).collect(),
+            Record::Fields(Ok(fields)) => {
+                fields.iter().map(|field| String::from_utf8_lossy(field).into_owned()).collect()
+            }
+            Record::Fields(Err(reason)) => vec![reason],
             Record::Object(_) => Vec::new(),
         };
         if matches!(self.kind, Kind::Jsonl | Kind::List) {
@@ -217,7 +220,7 @@ impl CaptionFile {
                 return columns.content(&split_tabs(&text).collect::<Vec<_>>(), &self.images);
             }
             (Record::Fields(fields), Some(columns)) => {
-                return columns.content(&fields.iter().collect::<Vec<_>>(), &self.images);
+                return columns.content(&fields?.iter().collect::<Vec<_>>(), &self.images);
             }
             (Record::Text(text), None) => {
                 serde_json::from_str(utf8(&text)?).map_err(|error| format!("not valid JSON: {error}"))?

@@ -1,5 +1,6 @@
 //! Rows of a table: comma-separated with quotes, or tab-separated without.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -87,7 +88,8 @@ pub(crate) struct CsvRows {
 
 impl CsvRows {
     pub(crate) fn open(path: &Path) -> io::Result<CsvRows> {
-        let bounded = Bounded { file: File::open(path)?, left: MAX_ROW_BYTES, end: END };
+        let quotes = Quotes { state: QuoteState::FieldStart, at: 0, broken: VecDeque::new() };
+        let bounded = Bounded { file: File::open(path)?, left: MAX_ROW_BYTES, end: END, quotes };
         // With its own CRLF the parser counts a row that ends so as one line further up.
         let mut builder = ReaderBuilder::new();
         builder.has_headers(false).flexible(true).terminator(Terminator::Any(b'\n'));
@@ -99,7 +101,7 @@ impl CsvRows {
         self.reader.position().line().saturating_sub(1)
     }
 
-    fn next_row(&mut self) -> io::Result<Option<(u64, ByteRecord)>> {
+    fn next_row(&mut self) -> io::Result<Option<(u64, CsvRow)>> {
         let begin: Position = self.reader.position().clone();
         self.reader.get_mut().left = MAX_ROW_BYTES;
         let mut record = ByteRecord::new();
@@ -117,22 +119,34 @@ impl CsvRows {
             Ok(true) if record.iter().any(|field| field.ends_with(END)) => {
                 Err(io::Error::other(format!("the row that begins in line {line} opens a quote that is never closed")))
             }
-            Ok(true) => Ok(Some((line, without_carriage_return(record)))),
+            Ok(true) => {
+                let end = self.reader.position().byte();
+                let row =
+                    match self.reader.get_mut().quotes.is_broken_before(end) {
+                        false => Ok(without_carriage_return(record)),
+                        true => Err("a closing quote stands in the middle of a field; is one missing in front of it?"
+                            .to_owned()),
+                    };
+                Ok(Some((line, row)))
+            }
         }
     }
 }
 
-impl Iterator for CsvRows {
-    type Item = io::Result<(u64, ByteRecord)>;
+/// The fields of a row, or why they cannot be told apart.
+pub(crate) type CsvRow = Result<ByteRecord, String>;
 
-    fn next(&mut self) -> Option<io::Result<(u64, ByteRecord)>> {
+impl Iterator for CsvRows {
+    type Item = io::Result<(u64, CsvRow)>;
+
+    fn next(&mut self) -> Option<io::Result<(u64, CsvRow)>> {
         if self.done {
             return None;
         }
         loop {
             let next = self.next_row().transpose();
             match &next {
-                Some(Ok((_, record))) if record.len() == 1 && record[0].is_empty() => continue,
+                Some(Ok((_, Ok(record)))) if record.len() == 1 && record[0].is_empty() => continue,
                 Some(Ok(_)) => {}
                 _ => self.done = true,
             }
@@ -159,6 +173,56 @@ struct Bounded {
     file: File,
     left: u64,
     end: &'static [u8],
+    quotes: Quotes,
+}
+
+/// Looks for what the parser passes over: text behind a closing quote. A quote that is missing makes it, where the next
+/// one closes what was left open, and the rows in between would become one.
+struct Quotes {
+    state: QuoteState,
+    /// Bytes that have been looked at.
+    at: u64,
+    /// Where such text begins, in what the parser has not handed out yet.
+    broken: VecDeque<u64>,
+}
+
+#[derive(Clone, Copy)]
+enum QuoteState {
+    FieldStart,
+    Plain,
+    Quoted,
+    /// Behind a quote inside quotes: the end, or the first of two that stand for one.
+    MaybeClosed,
+    /// Behind a carriage return behind the end.
+    Return,
+}
+
+impl Quotes {
+    fn look_at(&mut self, bytes: &[u8]) {
+        use QuoteState::{FieldStart, MaybeClosed, Plain, Quoted, Return};
+        for &byte in bytes {
+            self.state = match (self.state, byte) {
+                // A byte order mark stands in front of the first field.
+                (FieldStart, 0xEF | 0xBB | 0xBF) if self.at < 3 => FieldStart,
+                (Quoted, b'"') => MaybeClosed,
+                (Quoted, _) | (FieldStart | MaybeClosed, b'"') => Quoted,
+                (_, b'\n') | (FieldStart | Plain | MaybeClosed, b',') => FieldStart,
+                (FieldStart | Plain, _) => Plain,
+                (MaybeClosed, b'\r') => Return,
+                (MaybeClosed | Return, _) => {
+                    self.broken.push_back(self.at);
+                    Plain
+                }
+            };
+            self.at += 1;
+        }
+    }
+
+    /// Whether such text lies in front of byte `end`; what does is forgotten.
+    fn is_broken_before(&mut self, end: u64) -> bool {
+        let found = self.broken.partition_point(|&at| at < end);
+        self.broken.drain(..found).count() > 0
+    }
 }
 
 impl Read for Bounded {
@@ -168,6 +232,7 @@ impl Read for Bounded {
         }
         let most = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
         let mut read = self.file.read(&mut buffer[..most])?;
+        self.quotes.look_at(&buffer[..read]);
         if read == 0 {
             read = self.end.read(&mut buffer[..most])?;
         }
