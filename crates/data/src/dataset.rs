@@ -70,7 +70,6 @@ pub struct Dataset {
     starts: Vec<u64>,
     captions: CaptionRule,
     filter: SampleFilter,
-    cache_dir: Option<PathBuf>,
     loaded: Mutex<VecDeque<Slot>>,
 }
 
@@ -117,7 +116,6 @@ impl Dataset {
             starts: Vec::new(),
             captions: options.captions.clone(),
             filter: options.filter.clone(),
-            cache_dir: options.cache_dir.clone(),
             loaded: Mutex::new(VecDeque::new()),
         };
         let counts = dataset.count(options)?;
@@ -153,7 +151,7 @@ impl Dataset {
 
     /// Where indices are whose shard lies in a folder that cannot be written.
     pub(crate) fn cache_dir(&self) -> Option<&Path> {
-        self.cache_dir.as_deref()
+        self.shards.index_dir.as_deref()
     }
 
     /// Which samples are in the set.
@@ -349,7 +347,7 @@ impl Dataset {
         load: impl FnOnce() -> Result<S, DataError>,
     ) -> Result<Vec<u32>, DataError> {
         let (columns, shard) = (self.filter.columns(), &self.shards.all[number]);
-        let places = self.shards.attributes_places(number, self.cache_dir.as_deref());
+        let places = self.shards.attributes_places(number);
         let samples = shard.samples as usize;
         let file = AttributesFile { places, index: &shard.index.to_string(), samples };
         let measure = || Ok(load()?.borrow().measure(&columns, &self.captions));

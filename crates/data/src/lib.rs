@@ -35,6 +35,7 @@ pub mod image;
 mod index;
 mod interleave;
 mod keyed;
+mod lanes;
 mod loader;
 mod location;
 mod manifest;

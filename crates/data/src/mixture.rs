@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use crate::interleave::Interleave;
 use crate::keyed::key;
+use crate::lanes::Lanes;
 use crate::order::{Located, Order, OrderError};
 
 /// A data set as the order law sees it.
@@ -26,8 +27,7 @@ pub struct Mixture {
     orders: Vec<Order>,
     /// Index of each set's first sample.
     starts: Vec<u64>,
-    lanes: u64,
-    global_batch: u64,
+    lanes: Lanes,
 }
 
 /// How far a data set has been read.
@@ -61,24 +61,20 @@ impl Mixture {
         global_batch: usize,
         window_shards: usize,
     ) -> Result<Mixture, OrderError> {
-        if global_batch == 0 {
-            return Err(OrderError::Zero("global_batch"));
-        }
-        if lanes > 0 && !global_batch.is_multiple_of(lanes) {
-            return Err(OrderError::Lanes { lanes, global_batch });
-        }
+        let lane_count = lanes;
+        let lanes = Lanes::new(lanes, global_batch)?;
         let weights: Vec<f64> = sets.iter().map(|set| set.weight).collect();
         let interleave = Interleave::new(&weights)?;
         let (mut orders, mut starts, mut start) = (Vec::new(), Vec::new(), 0);
         for (number, set) in sets.iter().enumerate() {
             // A set that stands alone keeps the order that its seed always had.
             let seed = if number == 0 { seed } else { key(seed, &[SET, number as u64]) };
-            let order = Order::new(&set.counts, seed, lanes, lanes, window_shards)?;
+            let order = Order::new(&set.counts, seed, lane_count, lane_count, window_shards)?;
             starts.push(start);
             start += order.samples();
             orders.push(order);
         }
-        Ok(Mixture { interleave, orders, starts, lanes: lanes as u64, global_batch: global_batch as u64 })
+        Ok(Mixture { interleave, orders, starts, lanes })
     }
 
     /// The sample at stream position `position`. The epoch is that of its data set.
@@ -96,38 +92,34 @@ impl Mixture {
 
     /// How far each set has been read when the stream is at the beginning of a global batch.
     pub fn drawn(&self, position: u64) -> Vec<Drawn> {
-        let lane_positions = position / self.global_batch * (self.global_batch / self.lanes);
-        let drawn = |set: usize| self.interleave.drawn(set, lane_positions) * self.lanes;
+        let begun = self.lanes.begun(position);
+        let drawn = |set: usize| self.interleave.drawn(set, begun) * self.lanes.count;
         self.orders.iter().enumerate().map(|(set, o)| Drawn { samples: drawn(set), len: o.samples() }).collect()
     }
 
     /// The lanes to which slots of a global batch belong.
     pub fn lanes_of(&self, slots: &Range<u64>) -> Range<u64> {
-        let lane_batch = self.global_batch / self.lanes;
-        slots.start / lane_batch..slots.end.div_ceil(lane_batch).min(self.lanes)
+        self.lanes.of(slots)
     }
 
     /// For each set the shards of the windows from which `batches` global batches draw these slots, from the batch at
     /// `position` on, and of the window behind in each lane; in the order in which they are needed.
     pub fn shards_ahead(&self, position: u64, batches: usize, slots: &Range<u64>) -> Vec<Vec<usize>> {
-        let lane_batch = self.global_batch / self.lanes;
-        let first = position / self.global_batch * lane_batch;
-        let end = first.saturating_add(batches as u64 * lane_batch);
+        let Range { start, end } = self.lanes.ahead(position, batches);
         let lanes = self.lanes_of(slots);
         let ahead = |(set, order): (usize, &Order)| {
             // A batch of the set's own order is one draw of each lane.
-            let (first, end) = (self.interleave.drawn(set, first), self.interleave.drawn(set, end));
-            order.shards_ahead(first * self.lanes, (end - first) as usize, &lanes)
+            let (first, end) = (self.interleave.drawn(set, start), self.interleave.drawn(set, end));
+            order.shards_ahead(first * self.lanes.count, (end - first) as usize, &lanes)
         };
         self.orders.iter().enumerate().map(ahead).collect()
     }
 
     /// The set that is drawn at a stream position, and the position in its own stream.
     fn draw(&self, position: u64) -> (usize, u64) {
-        let (batch, slot) = (position / self.global_batch, position % self.global_batch);
-        let lane_batch = self.global_batch / self.lanes;
-        let (set, draws) = self.interleave.at(batch * lane_batch + slot % lane_batch);
+        let (lane, lane_position) = self.lanes.place(position);
+        let (set, draws) = self.interleave.at(lane_position);
         // Lane positions run below 2^64 / L, so this does not overflow.
-        (set, draws * self.lanes + slot / lane_batch)
+        (set, draws * self.lanes.count + lane)
     }
 }

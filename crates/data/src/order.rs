@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use thiserror::Error;
 
 use crate::keyed::{Permutation, key};
+use crate::lanes::Lanes;
 
 /// Why an order cannot be made.
 #[derive(Debug, Clone, PartialEq, Error)]
@@ -63,8 +64,7 @@ pub struct Order {
     starts: Vec<u64>,
     samples: u64,
     seed: u64,
-    lanes: u64,
-    global_batch: u64,
+    lanes: Lanes,
     window_shards: usize,
     /// The shard orders of the epochs in use: lanes may stand in different ones around a seam.
     epochs: Mutex<VecDeque<Arc<Epoch>>>,
@@ -122,13 +122,10 @@ impl Order {
         global_batch: usize,
         window_shards: usize,
     ) -> Result<Order, OrderError> {
-        for (name, value) in [("lanes", lanes), ("global_batch", global_batch), ("window_shards", window_shards)] {
-            if value == 0 {
-                return Err(OrderError::Zero(name));
-            }
-        }
-        if !global_batch.is_multiple_of(lanes) {
-            return Err(OrderError::Lanes { lanes, global_batch });
+        let recent = (0..lanes).map(|_| Mutex::default()).collect();
+        let lanes = Lanes::new(lanes, global_batch)?;
+        if window_shards == 0 {
+            return Err(OrderError::Zero("window_shards"));
         }
         let mut samples = 0;
         let starts = counts
@@ -146,22 +143,16 @@ impl Order {
             starts,
             samples,
             seed,
-            lanes: lanes as u64,
-            global_batch: global_batch as u64,
+            lanes,
             window_shards,
             epochs: Mutex::new(VecDeque::new()),
-            recent: (0..lanes).map(|_| Mutex::default()).collect(),
+            recent,
         })
     }
 
     /// Samples in one epoch.
     pub fn samples(&self) -> u64 {
         self.samples
-    }
-
-    /// Samples in one global batch.
-    pub fn global_batch(&self) -> u64 {
-        self.global_batch
     }
 
     /// The sample at stream position `position`.
@@ -179,16 +170,13 @@ impl Order {
 
     /// The lanes to which slots of a global batch belong.
     pub fn lanes_of(&self, slots: &Range<u64>) -> Range<u64> {
-        let lane_batch = self.global_batch / self.lanes;
-        slots.start / lane_batch..slots.end.div_ceil(lane_batch).min(self.lanes)
+        self.lanes.of(slots)
     }
 
     /// The shards of the windows from which `batches` global batches draw these slots, from the batch at `position`
     /// on, and of the window behind in each lane; in the order in which they are needed.
     pub fn shards_ahead(&self, position: u64, batches: usize, slots: &Range<u64>) -> Vec<usize> {
-        let lane_batch = self.global_batch / self.lanes;
-        let first = position / self.global_batch * lane_batch;
-        let end = first.saturating_add(batches as u64 * lane_batch);
+        let Range { start: first, end } = self.lanes.ahead(position, batches);
         let mut rounds: Vec<Vec<Arc<Window>>> = Vec::new();
         for lane in self.lanes_of(slots) {
             let (mut at, mut round) = (first, 0);
@@ -212,10 +200,7 @@ impl Order {
 
     /// The window of a stream position, and the position's place in its order.
     fn place(&self, position: u64) -> (Arc<Window>, u64) {
-        let (batch, slot) = (position / self.global_batch, position % self.global_batch);
-        let lane_batch = self.global_batch / self.lanes;
-        let lane = slot / lane_batch;
-        let lane_position = batch * lane_batch + slot % lane_batch;
+        let (lane, lane_position) = self.lanes.place(position);
         let window = self.lane_window(lane, lane_position);
         let offset = lane_position - window.start;
         (window, offset)
@@ -236,7 +221,7 @@ impl Order {
     }
 
     fn make_window(&self, lane: u64, lane_position: u64) -> Window {
-        let drawn = u128::from(lane_position) * u128::from(self.lanes) + u128::from(lane);
+        let drawn = u128::from(lane_position) * u128::from(self.lanes.count) + u128::from(lane);
         let epoch = self.epoch((drawn / u128::from(self.samples)) as u64);
         let range = self.lane_range(epoch.number, lane);
         let drawn_before = self.drawn_before(epoch.number, lane);
@@ -264,15 +249,15 @@ impl Order {
     /// How many samples `lane` has drawn before `epoch`.
     fn drawn_before(&self, epoch: u64, lane: u64) -> u64 {
         let total = u128::from(epoch) * u128::from(self.samples);
-        ((total + u128::from(self.lanes - 1 - lane)) / u128::from(self.lanes)) as u64
+        ((total + u128::from(self.lanes.count - 1 - lane)) / u128::from(self.lanes.count)) as u64
     }
 
     /// The part of the epoch's concatenated shards that `lane` reads.
     fn lane_range(&self, epoch: u64, lane: u64) -> Range<u64> {
-        let (base, longer) = (self.samples / self.lanes, self.samples % self.lanes);
+        let (base, longer) = (self.samples / self.lanes.count, self.samples % self.lanes.count);
         // The longer ranges are those of `longer` lanes in a circle from `turn` on.
-        let turn = (u128::from(epoch) * u128::from(longer) % u128::from(self.lanes)) as u64;
-        let wrapped = (turn + longer).saturating_sub(self.lanes);
+        let turn = (u128::from(epoch) * u128::from(longer) % u128::from(self.lanes.count)) as u64;
+        let wrapped = (turn + longer).saturating_sub(self.lanes.count);
         let longer_before = |lane: u64| lane.min(wrapped) + lane.saturating_sub(turn).min(longer - wrapped);
         let start = |lane: u64| lane * base + longer_before(lane);
         start(lane)..start(lane + 1)

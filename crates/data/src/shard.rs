@@ -73,7 +73,8 @@ pub(crate) struct OpenShard {
 pub(crate) struct Shards {
     pub(crate) all: Vec<Shard>,
     pub(crate) problems: Vec<Problem>,
-    index_dir: Option<PathBuf>,
+    /// Where indices go whose shard lies in a folder that cannot be written.
+    pub(crate) index_dir: Option<PathBuf>,
     /// There where a shard is not of this machine.
     remote: Option<Remote>,
 }
@@ -208,9 +209,9 @@ impl Shards {
         }
     }
 
-    /// Where numbers of a shard's samples may be kept: beside it, or in `cache_dir` when that folder is read-only; of one
+    /// Where numbers of a shard's samples may be kept: beside it, or where indices go whose folder is read-only; of one
     /// that lies elsewhere, in the shard cache.
-    pub(crate) fn attributes_places(&self, number: usize, cache_dir: Option<&Path>) -> Vec<PathBuf> {
+    pub(crate) fn attributes_places(&self, number: usize) -> Vec<PathBuf> {
         let shard = &self.all[number];
         let beside = match (&shard.location, &self.remote) {
             (Location::Local(path), _) => Some(crate::index::beside(path).with_extension("attributes")),
@@ -219,7 +220,7 @@ impl Shards {
             }
             (Location::Remote(_), None) => None,
         };
-        let elsewhere = cache_dir.map(|dir| dir.join(format!("{}.attributes", shard.index)));
+        let elsewhere = self.index_dir.as_ref().map(|dir| dir.join(format!("{}.attributes", shard.index)));
         beside.into_iter().chain(elsewhere).collect()
     }
 
