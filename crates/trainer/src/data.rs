@@ -1,6 +1,5 @@
 //! The training data of a run: the data set, its loader from any stream position, and micro-batches of features.
 
-use std::rc::Rc;
 use std::sync::Arc;
 
 use blip2_data::{
@@ -13,7 +12,7 @@ use crate::data_sets::open_training_sets;
 use crate::disk_features::{self, DiskFeatures};
 use crate::encoder::ImageEncoder;
 use crate::error::Error;
-use crate::features::{Features, FillOptions, MemoryCache, MemoryCaches};
+use crate::features::{Features, FillOptions, MemoryCaches};
 use crate::framed::FramedBatch;
 use crate::step::StepMetrics;
 use crate::task::TargetRule;
@@ -27,8 +26,7 @@ pub struct TrainData {
     corpus: Arc<Corpus>,
     /// What each set's metrics are called.
     names: Vec<String>,
-    cache: Option<Rc<MemoryCache>>,
-    disk: Option<DiskFeatures>,
+    features: Features,
     text: TextFrame,
     options: LoaderOptions,
     micro_batch: usize,
@@ -52,28 +50,29 @@ impl TrainData {
         let loader = &config.data.loader;
         let threads = threads(&loader.threads);
         let clean = clean(config.data.text.clean);
-        let cache = match &config.data.feature_cache {
-            FeatureCache::Off => None,
+        let features = match &config.data.feature_cache {
+            FeatureCache::Off => Features::Encode,
             FeatureCache::Memory => {
                 let options = FillOptions { threads, clean };
-                Some(caches.get_or_fill(&corpus, &text.encoder, encoder, &options, progress)?)
+                Features::Memory(caches.get_or_fill(&corpus, &text.encoder, encoder, &options, progress)?)
             }
-            FeatureCache::Directory(_) => None,
+            FeatureCache::Directory(folder) => {
+                Features::Disk(DiskFeatures::open(folder, config, encoder, &corpus, writer(config, &corpus))?)
+            }
         };
-        let disk = DiskFeatures::open(config, encoder, &corpus, writer(config, &corpus))?;
-        let views = disk.as_ref().map(|disk| {
+        let views = features.disk().map(|disk| {
             let features = Some(disk.rows().clone());
             ImageViews { count: disk_features::views(config), features }
         });
         let cuda = matches!(encoder.device(), tch::Device::Cuda(_));
-        let bad = cache.as_deref().map(MemoryCache::bad).unwrap_or_default();
+        let bad = features.bad();
         if bad.len() as f64 > loader.max_bad_fraction * corpus.len() as f64 {
             return Err(Error::Mismatch(format!(
                 "data.train: {} of {} images cannot be used, more than data.loader.max_bad_fraction ({}); the first: {}",
                 bad.len(),
                 corpus.len(),
                 loader.max_bad_fraction,
-                cache.iter().flat_map(|c| &c.quarantined).next().map(Quarantined::to_string).unwrap_or_default()
+                features.quarantined().first().map(Quarantined::to_string).unwrap_or_default()
             )));
         }
         let options = LoaderOptions {
@@ -88,7 +87,7 @@ impl TrainData {
             augment: augment(config.data.image.augment),
             image_size: encoder.preprocessing().size,
             filter: encoder.preprocessing().filter,
-            pixels: cache.is_none(),
+            pixels: features.needs_pixels(),
             views,
             clean,
             lanes: config.data.lanes,
@@ -99,7 +98,7 @@ impl TrainData {
             bad,
         };
         let micro_batch = config.micro_batch();
-        Ok(TrainData { corpus, names: set_names(config), cache, disk, text: text.clone(), options, micro_batch, rule })
+        Ok(TrainData { corpus, names: set_names(config), features, text: text.clone(), options, micro_batch, rule })
     }
 
     /// The stream from a position on. `bad` is a checkpoint's list, to which what the cache could not read is added.
@@ -136,34 +135,29 @@ impl TrainData {
         let framed = self.text.frame(host, self.options.pad_to_multiple);
         let (size, tokens) = (framed.host.size, framed.target_count(self.rule));
         let step = self.micro_batch.min(size);
-        let features = match (&self.cache, &self.disk) {
-            (Some(cache), _) => Features::Memory(cache),
-            (None, Some(disk)) => Features::Disk(disk),
-            (None, None) => Features::Encode(encoder),
-        };
         (0..size).step_by(step).map(move |first| {
             let rows = framed.rows(first..(first + step).min(size), self.options.pad_to_multiple);
             let share = Share {
                 samples: rows.host.size as f64 / size as f64,
                 tokens: rows.target_count(self.rule) as f64 / tokens as f64,
             };
-            Batch::new(&rows, features.of(&rows.host, encoder)?, self.rule, share, self.options.seed)
+            Batch::new(&rows, self.features.of(&rows.host, encoder)?, self.rule, share, self.options.seed)
         })
     }
 
     /// What part of the last step's features was on disk before it; nothing without such a cache.
     pub(crate) fn take_cache_metrics(&self) -> StepMetrics {
-        self.disk.as_ref().map(DiskFeatures::take_metrics).unwrap_or_default()
+        self.features.disk().map(DiskFeatures::take_metrics).unwrap_or_default()
     }
 
     /// That the cache on disk takes no more; said once.
     pub(crate) fn take_note(&self) -> Option<String> {
-        self.disk.as_ref().and_then(DiskFeatures::take_note)
+        self.features.disk().and_then(DiskFeatures::take_note)
     }
 
     /// One line about the cache on disk.
     pub(crate) fn cache_introduction(&self) -> Option<String> {
-        self.disk.as_ref().map(DiskFeatures::introduction)
+        self.features.disk().map(DiskFeatures::introduction)
     }
 
     /// Names the shards' contents, wherever they lie.
@@ -199,7 +193,7 @@ impl TrainData {
 
     /// What the memory cache could not read.
     pub fn quarantined(&self) -> &[Quarantined] {
-        self.cache.as_ref().map_or(&[], |cache| &cache.quarantined)
+        self.features.quarantined()
     }
 }
 

@@ -13,7 +13,7 @@ use blip2_data::{Corpus, HostBatch};
 use rayon::prelude::*;
 use tch::Tensor;
 
-use crate::config::{Config, FeatureCache};
+use crate::config::Config;
 use crate::encoder::ImageEncoder;
 use crate::error::Error;
 use crate::step::StepMetrics;
@@ -46,17 +46,17 @@ enum Found {
 }
 
 impl DiskFeatures {
-    /// The rows of `corpus` in the store that `config` names; `None` where it names none. `writer` names the run.
+    /// The rows of `corpus` in the store of `folder`, as `config` wants them. `writer` names the run.
     ///
     /// # Errors
     /// When the store's folder cannot be made or is damaged.
     pub(crate) fn open(
+        folder: &Path,
         config: &Config,
         encoder: &ImageEncoder,
         corpus: &Arc<Corpus>,
         writer: u64,
-    ) -> Result<Option<DiskFeatures>, Error> {
-        let FeatureCache::Directory(folder) = &config.data.feature_cache else { return Ok(None) };
+    ) -> Result<DiskFeatures, Error> {
         let description = description(config, encoder)?;
         let numbers = StoredNumbers {
             format: description.stored_as,
@@ -70,7 +70,7 @@ impl DiskFeatures {
             max_bytes: config.data.feature_max_gib.map(|gib| (gib * GIB) as u64),
         };
         let rows = Arc::new(RunFeatures::new(open_store(folder, &description)?, corpus.clone(), options));
-        Ok(Some(DiskFeatures { rows, numbers, counts: Cell::default(), refused: RefCell::new(Refusal::No) }))
+        Ok(DiskFeatures { rows, numbers, counts: Cell::default(), refused: RefCell::new(Refusal::No) })
     }
 
     /// The rows, for the loader.

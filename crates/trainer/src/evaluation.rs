@@ -1,6 +1,5 @@
 //! Held-out measurements: the stream of batches that a task's evaluation reads, and what it reports.
 
-use std::rc::Rc;
 use std::sync::Arc;
 
 use blip2_data::{Cell, Clean, Corpus, EvalOptions, EvalReader, Filter, HostBatch, Layout, Pick, encode_png};
@@ -12,7 +11,7 @@ use crate::config::{Config, FeatureCache};
 use crate::data_sets::open_held_out_set;
 use crate::encoder::ImageEncoder;
 use crate::error::Error;
-use crate::features::{Features, FillOptions, MemoryCache, MemoryCaches};
+use crate::features::{Features, FillOptions, MemoryCaches};
 use crate::preprocessing::Preprocessing;
 use crate::task::TargetRule;
 use crate::text::TextFrame;
@@ -23,7 +22,7 @@ pub const RECALL_RANKS: [usize; 3] = [1, 5, 10];
 /// A held-out set with all that turns it into batches.
 pub struct HeldOutSet {
     corpus: Arc<Corpus>,
-    cache: Option<Rc<MemoryCache>>,
+    features: Features,
     batch: usize,
     threads: usize,
     image_size: usize,
@@ -39,7 +38,6 @@ pub struct HeldOutSet {
 /// One pass over the held-out set.
 pub struct HeldOut<'a> {
     reader: EvalReader,
-    features: Features<'a>,
     encoder: &'a ImageEncoder,
     text: &'a TextFrame,
     rule: TargetRule,
@@ -85,16 +83,16 @@ impl HeldOutSet {
         let threads = crate::data::threads(&config.data.loader.threads);
         let Preprocessing { size: image_size, filter, .. } = *encoder.preprocessing();
         let clean = crate::data::clean(config.data.text.clean);
-        let cache = match config.data.feature_cache {
+        let features = match config.data.feature_cache {
             FeatureCache::Memory => {
                 let options = FillOptions { threads, clean };
-                Some(caches.get_or_fill(&corpus, &text.encoder, encoder, &options, &mut |_, _| {})?)
+                Features::Memory(caches.get_or_fill(&corpus, &text.encoder, encoder, &options, &mut |_, _| {})?)
             }
-            _ => None,
+            FeatureCache::Off | FeatureCache::Directory(_) => Features::Encode,
         };
         let set = HeldOutSet {
             corpus,
-            cache,
+            features,
             batch: config.micro_batch().min(MAX_BATCH),
             threads,
             image_size,
@@ -129,7 +127,7 @@ impl HeldOutSet {
             clean: self.clean,
             pad_id: text.pad_id,
             pad_to_multiple: 1,
-            bad: self.cache.as_deref().map(MemoryCache::bad).unwrap_or_default(),
+            bad: self.features.bad(),
         };
         Ok(EvalReader::new(self.corpus.clone(), text.encoder.clone(), options)?)
     }
@@ -144,9 +142,8 @@ impl HeldOutSet {
         text: &'a TextFrame,
         rule: TargetRule,
     ) -> Result<HeldOut<'a>, Error> {
-        let features = self.cache.as_deref().map_or(Features::Encode(encoder), Features::Memory);
-        let reader = self.reader(text, features.needs_pixels())?;
-        Ok(HeldOut { reader, features, encoder, text, rule, set: self })
+        let reader = self.reader(text, self.features.needs_pixels())?;
+        Ok(HeldOut { reader, encoder, text, rule, set: self })
     }
 
     /// A PNG with the pictures of these samples side by side, with its width and height.
@@ -180,7 +177,7 @@ impl HeldOut<'_> {
             Err(error) => return Some(Err(error.into())),
         };
         let make = || {
-            let features = self.features.of(&host, self.encoder)?;
+            let features = self.set.features.of(&host, self.encoder)?;
             let framed = self.text.frame(host.clone(), 1);
             Batch::new(&framed, features, self.rule, Share::WHOLE, self.set.seed)
         };

@@ -16,10 +16,9 @@ use crate::data;
 use crate::data_sets::open_training_sets;
 use crate::disk_features::DiskFeatures;
 use crate::error::Error;
+use crate::features::ENCODE_BATCH;
 use crate::model_files::load_image_encoder;
 
-/// Images encoded at once.
-const ENCODE_BATCH: usize = 32;
 /// The writer of rows that no run has written; a run's is never zero.
 const AHEAD_OF_TIME: u64 = 0;
 
@@ -50,14 +49,13 @@ pub struct BuildReport {
 /// # Errors
 /// A configuration without a folder, parts that do not fit, shards that cannot be read, a disk that refuses.
 pub fn build(config: &Config, device: Device, progress: &mut dyn FnMut(u64, u64)) -> Result<BuildReport, Error> {
-    if !matches!(config.data.feature_cache, FeatureCache::Directory(_)) {
+    let FeatureCache::Directory(folder) = &config.data.feature_cache else {
         return Err(Error::Mismatch("data.feature_cache: expected a folder to fill, got off or memory".into()));
-    }
+    };
     let Blueprint { vision_dir, vision, depth, preprocessing, vision_dtype, .. } = Blueprint::open(config)?;
     let corpus = open_training_sets(config)?;
     let (encoder, _) = load_image_encoder(&vision_dir, &vision, depth, preprocessing, device, vision_dtype)?;
-    let features = DiskFeatures::open(config, &encoder, &corpus, AHEAD_OF_TIME)?
-        .ok_or_else(|| Error::Mismatch("data.feature_cache: expected a folder to fill".into()))?;
+    let features = DiskFeatures::open(folder, config, &encoder, &corpus, AHEAD_OF_TIME)?;
     let rows = features.rows();
     let mut reader = FillReader::new(
         rows.clone(),

@@ -11,30 +11,27 @@ use crate::disk_features::DiskFeatures;
 use crate::encoder::ImageEncoder;
 use crate::error::Error;
 
-/// Images encoded at once when a memory cache is filled.
-const ENCODE_BATCH: usize = 32;
+/// Images encoded at once when a cache is filled ahead of training.
+pub(crate) const ENCODE_BATCH: usize = 32;
 
 /// Where features come from.
-pub(crate) enum Features<'a> {
+pub(crate) enum Features {
     /// From the batch's pixels.
-    Encode(&'a ImageEncoder),
+    Encode,
     /// From memory, by the sample's index.
-    Memory(&'a MemoryCache),
+    Memory(Rc<MemoryCache>),
     /// From a store on disk, and from the pixels of what is not there yet.
-    Disk(&'a DiskFeatures),
+    Disk(DiskFeatures),
 }
 
-impl Features<'_> {
+impl Features {
     /// Features of a batch, on the encoder's device, `[B, N, width]`.
     ///
     /// # Errors
     /// When the device refuses, or the batch lacks what is needed.
     pub fn of(&self, batch: &HostBatch, encoder: &ImageEncoder) -> Result<Tensor, Error> {
         match self {
-            Features::Encode(encoder) => {
-                let pixels = batch.pixels.as_deref().ok_or_else(|| Error::Mismatch("a batch without pixels".into()))?;
-                encoder.features(pixels, batch.size, batch.image_size)
-            }
+            Features::Encode => encode(batch, encoder),
             Features::Memory(cache) => Ok(cache.rows(&batch.sample_index)?.to_device(encoder.device())),
             Features::Disk(features) => features.of(batch, encoder),
         }
@@ -44,6 +41,34 @@ impl Features<'_> {
     pub fn needs_pixels(&self) -> bool {
         !matches!(self, Features::Memory(_))
     }
+
+    /// What could not be read when memory was filled.
+    pub fn quarantined(&self) -> &[Quarantined] {
+        match self {
+            Features::Memory(cache) => &cache.quarantined,
+            Features::Encode | Features::Disk(_) => &[],
+        }
+    }
+
+    /// The same, as what a reader leaves out.
+    pub fn bad(&self) -> BadSamples {
+        let mut bad = BadSamples::default();
+        self.quarantined().iter().for_each(|sample| bad.insert(sample.index, 0));
+        bad
+    }
+
+    /// The store on disk, where there is one.
+    pub fn disk(&self) -> Option<&DiskFeatures> {
+        match self {
+            Features::Disk(disk) => Some(disk),
+            Features::Encode | Features::Memory(_) => None,
+        }
+    }
+}
+
+fn encode(batch: &HostBatch, encoder: &ImageEncoder) -> Result<Tensor, Error> {
+    let pixels = batch.pixels.as_deref().ok_or_else(|| Error::Mismatch("a batch without pixels".into()))?;
+    encoder.features(pixels, batch.size, batch.image_size)
 }
 
 /// Features of every sample of a set under the evaluation transform, in bf16 on the host.
@@ -52,7 +77,7 @@ pub struct MemoryCache {
     features: Tensor,
     rows: BTreeMap<u64, i64>,
     /// Samples whose image could not be read.
-    pub quarantined: Vec<Quarantined>,
+    quarantined: Vec<Quarantined>,
 }
 
 /// The memory caches of one command, by what they hold: stage 2 starts from stage 1's.
@@ -126,7 +151,7 @@ impl MemoryCache {
         let (mut store, mut rows, mut done): (Option<Tensor>, _, i64) = (None, BTreeMap::new(), 0);
         for batch in reader.by_ref() {
             let batch = batch?;
-            let features = Features::Encode(encoder).of(&batch, encoder)?;
+            let features = encode(&batch, encoder)?;
             let shape = features.size();
             // One allocation of the whole set: stacking pieces at the end would need it twice.
             let store = store.get_or_insert_with(|| {
@@ -143,13 +168,6 @@ impl MemoryCache {
             Error::Mismatch(format!("none of the {all} samples of the set can be read; the first: {first}"))
         })?;
         Ok(MemoryCache { features: store.narrow(0, 0, done), rows, quarantined })
-    }
-
-    /// The samples that it could not read.
-    pub fn bad(&self) -> BadSamples {
-        let mut bad = BadSamples::default();
-        self.quarantined.iter().for_each(|sample| bad.insert(sample.index, 0));
-        bad
     }
 
     /// Features of samples by index, `f32 [B, N, width]`.

@@ -13,7 +13,7 @@ use super::node::Node;
 use super::reader::Reader;
 pub use super::source::WeightsSource;
 pub use super::value::Keyed;
-use super::value::{ConfigValue, at_least, below_one, not_negative, positive, rule, section, share};
+use super::value::{ConfigValue, at_least, below_one, not_negative, positive, rule, section, share, template};
 
 section! {
     /// A whole configuration file.
@@ -189,7 +189,7 @@ section! {
         /// Where each picture has several captions, of which one is drawn every time; goes before `text`.
         pub captions: Option<CaptionsConfig>,
         /// A text in which {} stands for the caption.
-        pub template: Option<String> => rule("a text with {} in it", |template: &Option<String>| template.as_ref().is_none_or(|text| text.contains("{}"))),
+        pub template: Option<String> => template(),
         /// Which samples are learned from.
         pub filter: FilterConfig,
     }
@@ -205,7 +205,7 @@ section! {
         /// Where each picture has several captions, of which the first counts; goes before `text`.
         pub captions: Option<CaptionsConfig>,
         /// A text in which {} stands for the caption.
-        pub template: Option<String> => rule("a text with {} in it", |template: &Option<String>| template.as_ref().is_none_or(|text| text.contains("{}"))),
+        pub template: Option<String> => template(),
         /// Which samples are measured on.
         pub filter: FilterConfig,
     }

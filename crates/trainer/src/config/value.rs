@@ -297,6 +297,11 @@ pub(super) fn rule<T>(expected: impl Into<String>, holds: impl Fn(&T) -> bool + 
     Rule { expected: expected.into(), holds: Box::new(holds) }
 }
 
+/// A text around a caption.
+pub(super) fn template() -> Rule<Option<String>> {
+    rule("a text with {} in it", |text: &Option<String>| text.as_ref().is_none_or(|text| text.contains("{}")))
+}
+
 /// A whole number of at least `least`.
 pub(super) fn at_least<T: PartialOrd + std::fmt::Display + Copy + 'static>(least: T) -> Rule<T> {
     rule(format!("a whole number of at least {least}"), move |value| *value >= least)
