@@ -66,7 +66,8 @@ fn compile_dist(include: &Path) {
         build.files(files).flag("-isystem").flag(include).flag("-isystem").flag(include.join("torch/csrc/api/include"));
         build
     };
-    let (gloo, others): (Vec<_>, Vec<_>) = sources("csrc/dist").into_iter().partition(|file| file.ends_with("gloo.cpp"));
+    let (gloo, others): (Vec<_>, Vec<_>) =
+        sources("csrc/dist").into_iter().partition(|file| file.ends_with("gloo.cpp"));
     dist(&others).compile("torchx_dist");
     dist(&gloo).include("csrc/dist/gloo_headers").define("USE_C10D_GLOO", None).compile("torchx_dist_gloo");
 }

@@ -61,13 +61,7 @@ impl Group {
     ///
     /// # Errors
     /// [`Error::Collective`] where not all came in time, or ranks are wrong; [`Error::StoreUnreachable`].
-    pub fn join(
-        store: &Store,
-        rank: usize,
-        world: usize,
-        backend: Backend,
-        timeout: Duration,
-    ) -> Result<Self, Error> {
+    pub fn join(store: &Store, rank: usize, world: usize, backend: Backend, timeout: Duration) -> Result<Self, Error> {
         let Backend::Gloo = backend;
         let failure = |message| Error::Collective { op: "join", rank, world, message };
         let (Ok(c_rank), Ok(c_world)) = (c_int::try_from(rank), c_int::try_from(world)) else {
@@ -124,8 +118,7 @@ impl Group {
             return Err(self.misuse("broadcast", format!("there is no rank {root}")));
         }
         // SAFETY: a live group and a live tensor; the world, and so `root`, fits into an int.
-        let code =
-            unsafe { ffi::torchx_group_broadcast(self.as_ptr(), tensor.as_ptr().cast_mut(), root as c_int) };
+        let code = unsafe { ffi::torchx_group_broadcast(self.as_ptr(), tensor.as_ptr().cast_mut(), root as c_int) };
         self.check("broadcast", code)
     }
 
@@ -160,7 +153,9 @@ impl Group {
         for (name, counts) in [("send", send), ("receive", receive)] {
             if counts.len() != self.world || counts.iter().any(|&count| count < 0) {
                 let world = self.world;
-                return Err(self.misuse(op, format!("{name} {counts:?} is no number of rows for each of {world} ranks")));
+                return Err(
+                    self.misuse(op, format!("{name} {counts:?} is no number of rows for each of {world} ranks"))
+                );
             }
         }
         if send.iter().map(|&count| i128::from(count)).sum::<i128>() != i128::from(rows) {

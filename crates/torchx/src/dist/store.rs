@@ -118,8 +118,7 @@ impl Store {
         let texts: Vec<Text> = keys.iter().map(|key| Text::of(key)).collect();
         let mut all: c_int = 0;
         // SAFETY: a live store, `texts.len()` texts that outlive the call, and a place for the answer.
-        let code =
-            unsafe { ffi::torchx_store_has(self.shared.main.as_ptr(), texts.as_ptr(), texts.len(), &mut all) };
+        let code = unsafe { ffi::torchx_store_has(self.shared.main.as_ptr(), texts.as_ptr(), texts.len(), &mut all) };
         self.check("has", &keys.join(" "), code)?;
         Ok(all != 0)
     }
