@@ -8,6 +8,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <exception>
 #include <iterator>
 #include <memory>
 #include <mutex>
@@ -43,7 +44,9 @@ class Reducer final : public c10d::Reducer {
   // Autograd's nodes and a running backward pass call into this object. They are reached from a graph through the
   // parameters, and such a graph holds on to their accumulators; without one nobody is left to call.
   bool in_a_graph() const {
-    std::lock_guard<std::mutex> lock(mutex_);
+    // The lock is held while a backward pass waits for the peers, which may be threads that come by here.
+    std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock.owns_lock()) return true;
     std::unordered_map<const torch::autograd::Node*, long> own;
     for (const auto& node : grad_accumulators_) ++own[node.get()];
     for (const auto& hook : hooks_) ++own[hook.second.get()];
@@ -53,6 +56,23 @@ class Reducer final : public c10d::Reducer {
     return false;
   }
 };
+
+// libtorch compares with rank 0, which itself learns nothing of a difference.
+void check_params(const GroupPtr& group, const std::vector<at::Tensor>& params) {
+  std::exception_ptr own;
+  try {
+    c10d::verify_params_across_processes(group, params, std::nullopt);
+  } catch (...) {
+    own = std::current_exception();
+  }
+  std::vector<at::Tensor> agree{at::full({1}, own ? 0 : 1, at::TensorOptions(at::kInt).device(params.at(0).device()))};
+  c10d::AllreduceOptions options;
+  options.reduceOp = c10d::ReduceOp::MIN;
+  auto work = group->allreduce(agree, options);
+  if (own) std::rethrow_exception(own);
+  work->wait();
+  TORCH_CHECK(agree[0].item<int>() == 1, "another rank's parameters differ from rank 0's in shape, dtype or number");
+}
 
 // Reducers that were let go while a graph through their parameters was alive.
 std::mutex retired_mutex;
@@ -86,7 +106,7 @@ int torchx_reducer_new(
   return guarded([&] {
     free_retired();
     auto list = torchx::to_vector(params, count);
-    c10d::verify_params_across_processes(*group, list, std::nullopt);
+    check_params(*group, list);
     const std::vector<bool> sparse(count, false);
     auto buckets = std::get<0>(c10d::compute_bucket_assignment_by_size(
         list, {static_cast<size_t>(first_bucket_bytes), static_cast<size_t>(bucket_bytes)}, sparse));

@@ -63,6 +63,9 @@ impl Reducer {
         if let Some(place) = params.iter().position(|param| !param.requires_grad() || !param.is_leaf()) {
             return Err(group.misuse(op, format!("parameter {place} is no leaf that wants a gradient")));
         }
+        if params.is_empty() {
+            return Err(group.misuse(op, "there are no parameters".to_owned()));
+        }
         let pointers = ffi::pointers(params);
         let mut out = ptr::null_mut();
         // SAFETY: a live group, a list of live tensors, and a place for the answer.

@@ -14,7 +14,7 @@ use crate::ffi::{self, CStore, Text};
 /// A store that one process serves and all others join.
 ///
 /// Clones share the connection and may be used from several threads: a call that waits has a connection of its own, so
-/// it holds up no other. What a process has set is seen by its own later calls, on whatever thread.
+/// it holds up no other.
 #[derive(Clone)]
 pub struct Store {
     shared: Arc<Shared>,
@@ -62,15 +62,19 @@ impl Store {
         Self { shared: Arc::clone(&self.shared), prefix: self.key(prefix) }
     }
 
-    /// Sets the value of a key, in place of an earlier one.
+    /// Sets the value of a key, in place of an earlier one. When it returns, everyone sees it.
     ///
     /// # Errors
     /// [`Error::Store`] where the server is gone.
     pub fn set(&self, key: &str, value: &[u8]) -> Result<(), Error> {
-        let key = self.key(key);
+        let full = self.key(key);
         let store = self.shared.main.as_ptr();
         // SAFETY: a live store, and texts and bytes that are borrowed for the call.
-        self.check("set", &key, unsafe { ffi::torchx_store_set(store, Text::of(&key), value.as_ptr(), value.len()) })
+        let code = unsafe { ffi::torchx_store_set(store, Text::of(&full), value.as_ptr(), value.len()) };
+        self.check("set", &full, code)?;
+        // c10d only sends the value; what is answered behind it says that it has come.
+        self.has(&[key])?;
+        Ok(())
     }
 
     /// The value of a key, for which it waits until someone sets it.
@@ -78,7 +82,7 @@ impl Store {
     /// # Errors
     /// [`Error::Store`] where nobody did within `timeout`, or the server is gone.
     pub fn get(&self, key: &str, timeout: Duration) -> Result<Vec<u8>, Error> {
-        // Its answer comes behind all that this process set before, which another connection might overtake.
+        // A server that is gone fails this at once, where a new connection to it would be tried for long.
         self.has(&[key])?;
         let key = self.key(key);
         let connection = self.connection()?;
