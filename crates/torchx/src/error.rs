@@ -103,6 +103,9 @@ pub enum Error {
         /// libtorch's words.
         message: String,
     },
+    /// Groups over NCCL cannot be made by this build.
+    #[error("NCCL is not in this build: use gloo on the CPU, or train in one process on one GPU")]
+    NoNccl,
     /// A collective failed: a peer is gone, late, or was asked for something else. The group is of no use any more.
     #[error("rank {rank} of {world}: {op}: {message}")]
     Collective {

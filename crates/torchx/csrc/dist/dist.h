@@ -21,8 +21,9 @@ struct Text {
 
 using StorePtr = c10::intrusive_ptr<c10d::Store>;
 
-// libtorch numbers a group's collectives without a lock, so what several threads start on one group (autograd's too,
-// through the Reducer) is started one at a time. Waiting is outside the lock.
+// Collectives are started one at a time in the whole process, autograd's through the Reducer included: libtorch numbers
+// those of a group without a lock, and its flight recorder puts every group into one map without a lock, too. Starting
+// only queues the work; waiting for it is outside the lock.
 class Group final : public c10d::ProcessGroup {
  public:
   using ProcessGroup::ProcessGroup;
@@ -60,7 +61,7 @@ class Group final : public c10d::ProcessGroup {
   }
 
  private:
-  std::mutex starting_;
+  inline static std::mutex starting_;
 };
 
 using GroupPtr = c10::intrusive_ptr<Group>;

@@ -18,6 +18,8 @@ pub enum Backend {
     /// Tensors on the CPU, over TCP. The interface is `GLOO_SOCKET_IFNAME`'s, else the one of the host's name, else
     /// loopback.
     Gloo,
+    /// Tensors on CUDA devices. [`Group::join`] refuses it: this build does not bind it.
+    Nccl,
 }
 
 /// How [`Group::all_reduce`] makes one value of all.
@@ -60,9 +62,12 @@ impl Group {
     /// Waits for all ranks. `timeout` is the limit of that and of every later collective.
     ///
     /// # Errors
-    /// [`Error::Collective`] where not all came in time, or ranks are wrong; [`Error::StoreUnreachable`].
+    /// [`Error::Collective`] where not all came in time, or ranks are wrong; [`Error::StoreUnreachable`];
+    /// [`Error::NoNccl`].
     pub fn join(store: &Store, rank: usize, world: usize, backend: Backend, timeout: Duration) -> Result<Self, Error> {
-        let Backend::Gloo = backend;
+        if backend == Backend::Nccl {
+            return Err(Error::NoNccl);
+        }
         let failure = |message| Error::Collective { op: "join", rank, world, message };
         let (Ok(c_rank), Ok(c_world)) = (c_int::try_from(rank), c_int::try_from(world)) else {
             return Err(failure("too many ranks".to_owned()));

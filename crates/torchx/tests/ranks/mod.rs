@@ -6,7 +6,8 @@ use std::time::Duration;
 use blip2_torchx::dist::{Backend, Group, Store};
 
 pub const HOST: &str = "127.0.0.1";
-pub const LONG: Duration = Duration::from_secs(20);
+/// The store looks up the name of every address that connects, which takes seconds where no name server answers.
+pub const LONG: Duration = Duration::from_secs(60);
 
 pub fn serve() -> Store {
     Store::serve(HOST, 0, LONG).unwrap()
