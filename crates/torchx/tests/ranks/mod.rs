@@ -14,6 +14,7 @@ pub fn serve() -> Store {
 }
 
 /// Runs `body` as every rank of a group, and gives what each answered.
+#[allow(dead_code, reason = "every test program has its own copy")]
 pub fn ranks<T: Send>(world: usize, timeout: Duration, body: impl Fn(Group) -> T + Sync) -> Vec<T> {
     let server = serve();
     let body = &body;
