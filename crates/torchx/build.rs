@@ -14,6 +14,7 @@ fn main() {
     let mut shim = cpp();
     shim.files(sources("csrc")).flag("-fopenmp").flag("-isystem").flag(&include);
     shim.compile("torchx_shim");
+    compile_dist(&include);
 
     cpp().file("csrc/kernels/dispatch.cpp").compile("torchx_kernels");
     compile_kernels("baseline", &[]);
@@ -56,6 +57,19 @@ fn cpp() -> cc::Build {
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").opt_level(2).debug(false).define("_GLIBCXX_USE_CXX11_ABI", "1").include("csrc");
     build
+}
+
+/// The binding of c10d. Its Gloo backend's header names types of gloo, whose own headers no wheel has.
+fn compile_dist(include: &Path) {
+    let dist = |files: &[PathBuf]| {
+        let mut build = cpp();
+        build.files(files).flag("-isystem").flag(include).flag("-isystem").flag(include.join("torch/csrc/api/include"));
+        build
+    };
+    let (gloo, others): (Vec<_>, Vec<_>) =
+        sources("csrc/dist").into_iter().partition(|file| file.ends_with("gloo.cpp"));
+    dist(&others).compile("torchx_dist");
+    dist(&gloo).include("csrc/dist/gloo_headers").define("USE_C10D_GLOO", None).compile("torchx_dist_gloo");
 }
 
 /// One instruction set's kernels; `csrc/kernels/kernels.h` says why they are compiled apart and without contraction.

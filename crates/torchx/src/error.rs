@@ -71,12 +71,90 @@ pub enum Error {
         /// Its shape.
         shape: Vec<i64>,
     },
+    /// No store answered.
+    #[error("no store answers at {host}:{port} within {seconds} s: {message}")]
+    StoreUnreachable {
+        /// The host that was asked.
+        host: String,
+        /// The port that was asked.
+        port: u16,
+        /// How long it was tried.
+        seconds: f64,
+        /// libtorch's words.
+        message: String,
+    },
+    /// A store cannot be served, since another process listens on the port.
+    #[error("port {port} is in use: choose another one, or end the program that listens on it")]
+    PortInUse {
+        /// The port.
+        port: u16,
+    },
+    /// An operation of a store failed, a key that did not come in time included.
+    #[error("store at {host}:{port}: {op} {key:?}: {message}")]
+    Store {
+        /// The store's host.
+        host: String,
+        /// The store's port.
+        port: u16,
+        /// What was asked of it.
+        op: &'static str,
+        /// For which key, with its prefix.
+        key: String,
+        /// libtorch's words.
+        message: String,
+    },
+    /// Groups over NCCL cannot be made by this build.
+    #[error("NCCL is not in this build: use gloo on the CPU, or train in one process on one GPU")]
+    NoNccl,
+    /// A collective failed: a peer is gone, late, or was asked for something else. The group is of no use any more.
+    #[error("rank {rank} of {world}: {op}: {message}")]
+    Collective {
+        /// The operation.
+        op: &'static str,
+        /// This process's rank.
+        rank: usize,
+        /// The number of ranks.
+        world: usize,
+        /// libtorch's words; they name the peer's address where it is known.
+        message: String,
+    },
+    /// Not all ranks came to a barrier in time.
+    #[error("rank {rank} of {world}: barrier: {} within {seconds} s: {message}", absent(missing))]
+    Barrier {
+        /// This process's rank.
+        rank: usize,
+        /// The number of ranks.
+        world: usize,
+        /// How long it was waited.
+        seconds: f64,
+        /// The ranks that, by the store, had not come when the wait ended.
+        missing: Vec<usize>,
+        /// libtorch's words.
+        message: String,
+    },
+    /// A backward pass left parameters without a gradient, so that nothing was averaged.
+    #[error("parameters {params:?} got no gradient, so the ranks' gradients were not averaged; find_unused allows it")]
+    NotReduced {
+        /// Their places in the list that the reducer was made from; empty where libtorch did not say.
+        params: Vec<usize>,
+    },
     /// A saved state that does not fit the object it is loaded into; everything wrong is listed.
     #[error("the saved state does not fit: {}", StateProblem::list(problems))]
     State {
         /// All the problems, in the order of the keys.
         problems: Vec<StateProblem>,
     },
+}
+
+fn absent(missing: &[usize]) -> String {
+    match missing {
+        [] => "not everyone passed".to_owned(),
+        [one] => format!("rank {one} did not come"),
+        several => {
+            let list: Vec<String> = several.iter().map(ToString::to_string).collect();
+            format!("ranks {} did not come", list.join(", "))
+        }
+    }
 }
 
 /// One entry of a saved state that cannot be used.

@@ -92,16 +92,86 @@ unsafe extern "C" {
         rows: *const C_tensor,
         out: *mut *mut C_tensor,
     ) -> c_int;
+
+    pub fn torchx_store_open(host: Text, port: u16, serve: c_int, timeout_ms: i64, out: *mut *mut CStore) -> c_int;
+    pub fn torchx_store_free(store: *mut CStore);
+    pub fn torchx_store_port(store: *const CStore) -> u16;
+    pub fn torchx_store_set(store: *const CStore, key: Text, bytes: *const u8, length: usize) -> c_int;
+    pub fn torchx_store_get(store: *const CStore, key: Text, timeout_ms: i64, out: *mut *mut C_tensor) -> c_int;
+    pub fn torchx_store_add(store: *const CStore, key: Text, amount: i64, out: *mut i64) -> c_int;
+    pub fn torchx_store_has(store: *const CStore, keys: *const Text, count: usize, out: *mut c_int) -> c_int;
+    pub fn torchx_store_remove(store: *const CStore, key: Text, out: *mut c_int) -> c_int;
+
+    pub fn torchx_group_join(
+        store: *const CStore,
+        prefix: Text,
+        rank: c_int,
+        world: c_int,
+        timeout_ms: i64,
+        out: *mut *mut CGroup,
+    ) -> c_int;
+    pub fn torchx_group_free(group: *mut CGroup);
+    pub fn torchx_group_all_reduce(group: *const CGroup, tensor: *mut C_tensor, op: c_int) -> c_int;
+    pub fn torchx_group_broadcast(group: *const CGroup, tensor: *mut C_tensor, root: c_int) -> c_int;
+    pub fn torchx_group_all_gather(group: *const CGroup, tensor: *const C_tensor, out: *mut *mut C_tensor) -> c_int;
+    pub fn torchx_group_all_to_all(
+        group: *const CGroup,
+        tensor: *const C_tensor,
+        send: *const i64,
+        receive: *const i64,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+    pub fn torchx_group_barrier(group: *const CGroup, timeout_ms: i64) -> c_int;
+    pub fn torchx_group_abort(group: *const CGroup) -> c_int;
+
+    pub fn torchx_reducer_new(
+        group: *const CGroup,
+        params: *const *const C_tensor,
+        count: usize,
+        first_bucket_bytes: i64,
+        bucket_bytes: i64,
+        find_unused: c_int,
+        compress_bf16: c_int,
+        out: *mut *mut CReducer,
+    ) -> c_int;
+    pub fn torchx_reducer_free(reducer: *mut CReducer);
+    pub fn torchx_reducer_prepare(reducer: *mut CReducer, outputs: *const *const C_tensor, count: usize) -> c_int;
+    pub fn torchx_reducer_finish(reducer: *mut CReducer) -> c_int;
+}
+
+/// A connection to a store of c10d.
+pub enum CStore {}
+/// A reference to a process group of c10d.
+pub enum CGroup {}
+/// A Reducer of c10d.
+pub enum CReducer {}
+
+/// A borrowed text of any content, NUL included.
+#[repr(C)]
+pub struct Text {
+    bytes: *const u8,
+    length: usize,
+}
+
+impl Text {
+    /// Valid while `text` is borrowed by the caller.
+    pub fn of(text: &str) -> Self {
+        Self { bytes: text.as_ptr(), length: text.len() }
+    }
 }
 
 /// Turns the shim's return code into a result, with the first line of the exception's text.
 pub fn check(op: &'static str, code: c_int) -> Result<(), Error> {
+    outcome(code).map_err(|text| Error::Torch { op, message: text.lines().next().unwrap_or_default().to_owned() })
+}
+
+/// Turns the shim's return code into a result, with the exception's whole text.
+pub fn outcome(code: c_int) -> Result<(), String> {
     if code == 0 {
         return Ok(());
     }
     // SAFETY: the pointer is a NUL-terminated string owned by this thread until its next failing call.
-    let text = unsafe { CStr::from_ptr(torchx_last_error()) }.to_string_lossy();
-    Err(Error::Torch { op, message: text.lines().next().unwrap_or_default().to_owned() })
+    Err(unsafe { CStr::from_ptr(torchx_last_error()) }.to_string_lossy().into_owned())
 }
 
 /// Runs a shim function that hands out a new tensor.

@@ -1,4 +1,4 @@
-//! What tch does not bind of libtorch: parameters, optimizer, autocast, dropout, device control.
+//! What tch does not bind of libtorch: parameters, optimizer, autocast, dropout, device control, process groups.
 //!
 //! The only crate with unsafe code and C++. The C++ side (`csrc/`) is a set of plain C functions that catch every
 //! exception; the Rust side is safe. Functions that answer with a [`Result`] can fail on what a user gives; the others
@@ -8,6 +8,7 @@ pub mod adamw;
 pub mod attention;
 pub mod autocast;
 pub mod device;
+pub mod dist;
 pub mod dropout;
 pub mod error;
 mod ffi;
