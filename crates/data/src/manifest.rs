@@ -234,8 +234,8 @@ mod tests {
             let mut bytes = encode(&shards, &home).unwrap();
             let at = at % bytes.len();
             if cut { bytes.truncate(at) } else { bytes[at] ^= 1 << bit }
-            // A changed digit of the header's own counts or digest does not fit what follows.
-            prop_assert!(read(bytes.as_slice(), &home).is_err());
+            // A changed digit of the header's own counts or digest does not fit what follows; its case alone (A for a) says the same.
+            prop_assert!(read(bytes.as_slice(), &home).map_or(true, |read| read == shards));
         }
     }
 
