@@ -1,27 +1,32 @@
-//! What torchrun and its kin say in the environment.
+//! What torchrun, SLURM and Kubernetes' PyTorchJob say in the environment about the processes that they start together.
+//!
+//! ```text
+//!                torchrun, PyTorchJob        srun
+//! rank           RANK                        SLURM_PROCID
+//! world          WORLD_SIZE                  SLURM_NTASKS
+//! host           MASTER_ADDR                 MASTER_ADDR, else the first of SLURM_STEP_NODELIST
+//! port           MASTER_PORT                 MASTER_PORT, else made of SLURM_JOB_ID
+//! ```
 
-use std::env;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
+use blip2_trainer::ranks::{Launch, Meeting};
 
-/// The rank of this process, 0 where nobody launched several.
+/// As PyTorch waits.
+const PATIENCE_S: u64 = 300;
+const HANG_S: u64 = 600;
+/// Ports made of a job's number are from here on, below those that systems give away by themselves.
+const SLURM_FIRST_PORT: u64 = 10_000;
+const SLURM_PORTS: u64 = 20_000;
+
+/// How this process was started among others; `None` where it is alone.
 ///
 /// # Errors
-/// A `RANK` that is no number.
-pub(crate) fn rank() -> Result<usize> {
-    number("RANK").map(|rank| rank.unwrap_or(0))
-}
-
-/// Refuses a launch of several processes.
-///
-/// # Errors
-/// A `WORLD_SIZE` above 1, or that is no number.
-pub(crate) fn require_single_process(command: &str) -> Result<()> {
-    match number("WORLD_SIZE")? {
-        None | Some(1) => Ok(()),
-        Some(size) => bail!("{command}: WORLD_SIZE: expected 1, got {size}; start a single process"),
-    }
+/// Variables that are no numbers, missing or contradict each other, all of them in one message.
+pub(crate) fn launch() -> Result<Option<Launch>> {
+    read(&|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
 }
 
 /// The path with `{rank}` replaced by the rank.
@@ -32,21 +37,156 @@ pub(crate) fn path_of_rank(path: &Path, rank: usize) -> PathBuf {
     }
 }
 
-fn number(variable: &str) -> Result<Option<usize>> {
-    let Some(value) = env::var_os(variable) else { return Ok(None) };
-    match value.to_str().and_then(|text| text.parse().ok()) {
-        Some(number) => Ok(Some(number)),
-        None => bail!("{variable}: expected a number, got {}", value.display()),
+type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+fn read(variables: Variables) -> Result<Option<Launch>> {
+    let mut problems = Vec::new();
+    let mut number = |name: &str| {
+        let value = variables(name)?;
+        let parsed = value.parse::<u64>().ok();
+        if parsed.is_none() {
+            problems.push(format!("{name}: expected a number, got {value:?}"));
+        }
+        parsed
+    };
+    // A shell inside an allocation has some of SLURM's variables, but no step of its own.
+    let slurm =
+        variables("RANK").is_none() && variables("WORLD_SIZE").is_none() && variables("SLURM_STEP_ID").is_some();
+    let names = if slurm { ["SLURM_PROCID", "SLURM_NTASKS"] } else { ["RANK", "WORLD_SIZE"] };
+    let [rank, world] = names.map(&mut number);
+    let port = number("MASTER_PORT");
+    let job = if slurm { number("SLURM_JOB_ID") } else { None };
+    let patience = number("BLIP2_JOIN_TIMEOUT_S").unwrap_or(PATIENCE_S);
+    let hang = number("BLIP2_HANG_TIMEOUT_S").unwrap_or(HANG_S);
+    let (rank, world) = match (rank, world) {
+        _ if !problems.is_empty() => bail!("{}", problems.join("\n")),
+        (None, None) | (None | Some(0), Some(1)) => return Ok(None),
+        (Some(rank), Some(world)) => (rank, world),
+        (None, Some(_)) => bail!("{}: expected this process' number, as {} is set, got nothing", names[0], names[1]),
+        (Some(_), None) => bail!("{}: expected the number of processes, as {} is set, got nothing", names[1], names[0]),
+    };
+    if world == 0 {
+        problems.push(format!("{}: expected at least 1, got 0", names[1]));
+    } else if rank >= world {
+        problems.push(format!("{}: expected a number below {} ({world}), got {rank}", names[0], names[1]));
     }
+    let host = variables("MASTER_ADDR").or_else(|| if slurm { first_node(variables) } else { None });
+    let port = port.or(job.map(|job| SLURM_FIRST_PORT + job % SLURM_PORTS));
+    if host.is_none() {
+        problems
+            .push("MASTER_ADDR: expected the host of rank 0, got nothing; a launcher such as torchrun sets it".into());
+    }
+    let port = match port.map(u16::try_from) {
+        Some(Ok(port)) => port,
+        Some(Err(_)) => {
+            problems.push("MASTER_PORT: expected a port below 65536".into());
+            0
+        }
+        None => {
+            problems.push(
+                "MASTER_PORT: expected a free port of that host, got nothing; a launcher such as torchrun sets it"
+                    .into(),
+            );
+            0
+        }
+    };
+    let Some(host) = host.filter(|_| problems.is_empty()) else { bail!("{}", problems.join("\n")) };
+    let attempt =
+        ["TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"];
+    let attempt: Vec<String> = attempt.into_iter().filter_map(variables).chain([world.to_string()]).collect();
+    Ok(Some(Launch {
+        rank: rank as usize,
+        world: world as usize,
+        meeting: Meeting {
+            host,
+            port,
+            served: variables("TORCHELASTIC_USE_AGENT_STORE").as_deref() == Some("True"),
+            attempt: attempt.join("-"),
+            patience: Duration::from_secs(patience),
+        },
+        hang: Duration::from_secs(hang),
+    }))
+}
+
+/// The first host of a list as SLURM writes it: `a,b`, `node[3-5,9]`, `node[03-05]-ib`.
+fn first_node(variables: Variables) -> Option<String> {
+    let list = variables("SLURM_STEP_NODELIST").or_else(|| variables("SLURM_JOB_NODELIST"))?;
+    let Some((prefix, rest)) = list.split_once('[').filter(|(prefix, _)| !prefix.contains(',')) else {
+        return list.split(',').next().map(str::to_owned);
+    };
+    let (numbers, rest) = rest.split_once(']')?;
+    let first = numbers.split([',', '-']).next()?;
+    let suffix = rest.split(',').next().unwrap_or_default();
+    Some(format!("{prefix}{first}{suffix}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn of(pairs: &[(&str, &str)]) -> Result<Option<Launch>> {
+        read(&|name| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string()))
+    }
+
+    fn error(pairs: &[(&str, &str)]) -> String {
+        of(pairs).unwrap_err().to_string()
+    }
+
     #[test]
     fn every_rank_has_its_own_file() {
         assert_eq!(path_of_rank(Path::new("a/batch.rank{rank}.st"), 3), Path::new("a/batch.rank3.st"));
         assert_eq!(path_of_rank(Path::new("a/batch.st"), 3), Path::new("a/batch.st"));
+    }
+
+    #[test]
+    fn one_process_is_alone_whoever_started_it() {
+        assert_eq!(of(&[]).unwrap(), None);
+        assert_eq!(of(&[("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "a")]).unwrap(), None);
+        // A shell in an allocation.
+        assert_eq!(of(&[("SLURM_JOB_ID", "7"), ("SLURM_NTASKS", "4")]).unwrap(), None);
+    }
+
+    #[test]
+    fn torchrun_serves_the_store_and_a_plain_launcher_does_not() {
+        let plain = [("RANK", "1"), ("WORLD_SIZE", "4"), ("MASTER_ADDR", "a"), ("MASTER_PORT", "29500")];
+        let launch = of(&plain).unwrap().unwrap();
+        assert_eq!((launch.rank, launch.world), (1, 4));
+        assert_eq!((launch.meeting.host.as_str(), launch.meeting.port, launch.meeting.served), ("a", 29500, false));
+        let agent = [("TORCHELASTIC_USE_AGENT_STORE", "True"), ("TORCHELASTIC_RESTART_COUNT", "2")];
+        let torchrun = of(&[&plain[..], &agent].concat()).unwrap().unwrap();
+        assert!(torchrun.meeting.served && torchrun.meeting.attempt != launch.meeting.attempt);
+    }
+
+    #[test]
+    fn slurm_names_the_host_and_its_job_the_port() {
+        let step = |nodes| {
+            let step = [("SLURM_STEP_ID", "0"), ("SLURM_PROCID", "3"), ("SLURM_NTASKS", "8")];
+            of(&[&step[..], &[("SLURM_JOB_ID", "123456"), ("SLURM_STEP_NODELIST", nodes)]].concat()).unwrap().unwrap()
+        };
+        for (nodes, first) in
+            [("a", "a"), ("a,b", "a"), ("n[03-05,9],x", "n03"), ("n[7]-ib,m", "n7-ib"), ("a,n[1-2]", "a")]
+        {
+            let launch = step(nodes);
+            assert_eq!((launch.rank, launch.world, launch.meeting.host.as_str()), (3, 8, first), "{nodes}");
+            assert_eq!(u64::from(launch.meeting.port), 10_000 + 123_456 % 20_000);
+        }
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_said_at_once() {
+        assert_eq!(
+            error(&[("RANK", "one"), ("WORLD_SIZE", "two")]),
+            "RANK: expected a number, got \"one\"\nWORLD_SIZE: expected a number, got \"two\""
+        );
+        assert!(error(&[("WORLD_SIZE", "2")]).starts_with("RANK: expected this process' number"));
+        assert!(error(&[("RANK", "1")]).starts_with("WORLD_SIZE: expected the number of processes"));
+        let text = error(&[("RANK", "2"), ("WORLD_SIZE", "2")]);
+        for part in
+            ["RANK: expected a number below WORLD_SIZE (2), got 2", "MASTER_ADDR: expected", "MASTER_PORT: expected"]
+        {
+            assert!(text.contains(part), "{text}");
+        }
+        let port = [("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "a"), ("MASTER_PORT", "70000")];
+        assert_eq!(error(&port), "MASTER_PORT: expected a port below 65536");
     }
 }

@@ -36,6 +36,12 @@ pub(crate) fn say(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
+/// Ends the process where it stands, for a reason that lies outside it.
+pub(crate) fn abandon(reason: &str) {
+    say(&error_lines(reason));
+    std::process::exit(1);
+}
+
 /// Runs a command and tells how it ended: errors go to standard error, a reader that has left is no error.
 pub(crate) fn report(command: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
     panic::set_hook(Box::new(|info| {

@@ -42,6 +42,15 @@ pub struct Stage1Pass {
     text: Tensor,
 }
 
+/// What takes the other's place in the pairs of ITM that do not match: an image and a text for each sample.
+#[derive(Debug)]
+pub struct PairNegatives {
+    images: ImageKeys,
+    /// `[B, T, hidden]`, before the shared LayerNorm.
+    embeddings: Tensor,
+    text: TextBatch,
+}
+
 impl Stage1 {
     /// Declares all trainable parameters below `root`.
     pub fn new(root: &Scope, config: &Blip2Config) -> Stage1 {
@@ -76,25 +85,50 @@ impl Stage1 {
         }
     }
 
-    /// Matching logits of the positive pairs and of those with a negative image and a negative text, f32 `[3B, 2]` in that order.
+    /// Negatives that are samples of the batch itself.
     ///
     /// # Shapes
-    /// `negative_image, negative_text i64 [B]`: row i's own replaced by that of another row.
+    /// `image, text_of i64 [B]`: whose image and whose text takes the place of row i's.
+    pub fn negatives_within(
+        &self,
+        pass: &Stage1Pass,
+        text: &TextBatch,
+        image: &Tensor,
+        text_of: &Tensor,
+    ) -> PairNegatives {
+        PairNegatives {
+            images: pass.keys.select(image),
+            embeddings: pass.text.index_select(0, text_of),
+            text: text.select(text_of),
+        }
+    }
+
+    /// Negatives that came from elsewhere: an image's features and a text for each row.
+    ///
+    /// # Shapes
+    /// `features [B, N, width]`; `text` as wide as the batch's own.
+    pub fn negatives_from(&self, features: &Tensor, text: TextBatch) -> PairNegatives {
+        PairNegatives {
+            images: self.qformer.image_keys(features, &self.ln_vision),
+            embeddings: self.embeddings().forward(&text.ids),
+            text,
+        }
+    }
+
+    /// Matching logits of the positive pairs and of those with a negative image and a negative text, f32 `[3B, 2]` in that order.
     pub fn match_pairs(
         &self,
         pass: &Stage1Pass,
         text: &TextBatch,
-        negative_image: &Tensor,
-        negative_text: &Tensor,
+        negatives: &PairNegatives,
         dropout: &Dropout,
     ) -> Tensor {
         let batch = text.batch();
         // (positive, negative text, negative image): the first two kinds share their images.
-        let own = Tensor::arange(batch, (Kind::Int64, text.ids.device()));
-        let texts = Tensor::cat(&[&own, negative_text, &own], 0);
-        let pairs = pass.keys.matching_pairs(negative_image);
-        let embeddings = pass.text.index_select(0, &texts);
-        let queries = self.qformer.encode_pairs(&pairs, &embeddings, &text.select(&texts), &dropout.for_pairs());
+        let pairs = pass.keys.matching_pairs(&negatives.images);
+        let embeddings = Tensor::cat(&[&pass.text, &negatives.embeddings, &pass.text], 0);
+        let texts = TextBatch::cat(&[text, &negatives.text, text]);
+        let queries = self.qformer.encode_pairs(&pairs, &embeddings, &texts, &dropout.for_pairs());
         let kinds = self.match_logits(&queries).split(batch, 0);
         Tensor::cat(&[&kinds[0], &kinds[2], &kinds[1]], 0)
     }

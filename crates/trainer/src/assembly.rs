@@ -11,7 +11,7 @@ use serde_json::Value;
 use tch::Device;
 
 use crate::blueprint::Blueprint;
-use crate::config::{Config, Stage};
+use crate::config::{Config, Contrastive, NegativeSamples, Stage};
 use crate::encoder::ImageEncoder;
 use crate::error::Error;
 use crate::language::LanguagePlan;
@@ -53,6 +53,12 @@ impl Assembly {
         let Built { task, text, tokenizer, mut loaded } = built;
         loaded.insert(0, tower);
         Ok(Assembly { encoder, task, text, tokenizer, model_json, loaded })
+    }
+
+    /// The frozen towers by name.
+    pub fn frozen(&self) -> Vec<(&'static str, &ParamStore)> {
+        let language = self.task.frozen().map(|params| ("language model", params));
+        std::iter::once(("image encoder", self.encoder.params())).chain(language).collect()
     }
 }
 
@@ -97,6 +103,8 @@ fn build_stage1(config: &Config, blueprint: &Blueprint, device: Device) -> Resul
         itg: weights.itg,
         label_smoothing: config.task.label_smoothing,
         itm_weight_floor: config.task.itm_weight_floor,
+        cached: config.task.contrastive == Contrastive::Cached && config.schedule.micro_batch.is_some(),
+        local_negatives: config.task.negatives == NegativeSamples::Local,
     };
     let (text, tokenizer) = (TextFrame::plain(Arc::new(encoder), pad), blueprint.init.tokenizer.clone());
     Ok(Built { task: Box::new(Stage1Task { model, params, options }), text, tokenizer, loaded })

@@ -26,6 +26,8 @@ pub struct Batch {
     pub negatives: Negatives,
     /// How the means over this micro-batch weigh in the global batch.
     pub share: Share,
+    /// A dtype that holds the features exactly, in which they are sent to other ranks.
+    pub sent_as: Kind,
 }
 
 /// The text that holds the targets, and which of its tokens they are.
@@ -113,9 +115,15 @@ impl Batch {
                 to_device(&uniform(0), &[rows], device)?,
                 to_device(&uniform(1), &[rows], device)?,
             ),
+            sent_as: features.kind(),
             features,
             share,
         })
+    }
+
+    /// The same with features that are sent to other ranks in this dtype, which holds them exactly.
+    pub fn sent_as(self, kind: Kind) -> Batch {
+        Batch { sent_as: kind, ..self }
     }
 
     /// Samples.

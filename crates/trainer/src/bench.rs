@@ -18,6 +18,7 @@ use tch::{Device, Kind, Tensor};
 use crate::batch::{Batch, Share};
 use crate::config::Precision;
 use crate::error::Error;
+use crate::ranks::Alone;
 use crate::task::{Pass, Stage1Task, Task};
 
 const CAPTION_LENGTHS: [usize; 8] = [19, 16, 18, 17, 16, 12, 13, 15];
@@ -89,7 +90,7 @@ pub fn stage1_step(options: &BenchOptions) -> Result<StepReport, Error> {
         let batch = Batch::new(&host.into(), features.shallow_clone(), task.target_rule(), Share::WHOLE, SEED)?;
         device::synchronize(device);
         let begin = Instant::now();
-        let losses = task.forward(&batch, &pass);
+        let losses = task.forward(&batch, &pass, &Alone)?;
         device::synchronize(device);
         let forward = begin.elapsed().as_secs_f64();
         losses.total.backward();

@@ -7,13 +7,14 @@ use blip2_data::{
 };
 
 use crate::batch::{Batch, Share};
-use crate::config::{self, AutoOr, Config, FeatureCache};
+use crate::config::{self, AutoOr, Config, Contrastive, FeatureCache, TokenMean};
 use crate::data_sets::open_training_sets;
 use crate::disk_features::{self, DiskFeatures};
 use crate::encoder::ImageEncoder;
 use crate::error::Error;
 use crate::features::{Features, FillOptions, MemoryCaches};
 use crate::framed::FramedBatch;
+use crate::ranks::Ranks;
 use crate::step::StepMetrics;
 use crate::task::TargetRule;
 use crate::text::TextFrame;
@@ -30,6 +31,8 @@ pub struct TrainData {
     text: TextFrame,
     options: LoaderOptions,
     micro_batch: usize,
+    token_mean: TokenMean,
+    contrastive: Contrastive,
     rule: TargetRule,
 }
 
@@ -43,9 +46,11 @@ impl TrainData {
         encoder: &ImageEncoder,
         text: &TextFrame,
         rule: TargetRule,
+        ranks: &dyn Ranks,
         caches: &mut MemoryCaches,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<TrainData, Error> {
+        check_shares(config, ranks.world())?;
         let corpus = open_training_sets(config)?;
         let loader = &config.data.loader;
         let threads = threads(&loader.threads);
@@ -78,8 +83,8 @@ impl TrainData {
         let options = LoaderOptions {
             seed: config.run.seed,
             global_batch: config.schedule.global_batch,
-            rank: 0,
-            world: 1,
+            rank: ranks.rank(),
+            world: ranks.world(),
             start: 0,
             end: None,
             threads,
@@ -97,8 +102,11 @@ impl TrainData {
             pad_to_multiple: if cuda { CUDA_TEXT_MULTIPLE } else { 1 },
             bad,
         };
-        let micro_batch = config.micro_batch();
-        Ok(TrainData { corpus, names: set_names(config), features, text: text.clone(), options, micro_batch, rule })
+        let names = set_names(config);
+        let task = &config.task;
+        let (token_mean, contrastive) = (task.token_mean, task.contrastive);
+        let (text, micro_batch) = (text.clone(), config.micro_batch());
+        Ok(TrainData { corpus, names, features, text, options, micro_batch, token_mean, contrastive, rule })
     }
 
     /// The stream from a position on. `bad` is a checkpoint's list, to which what the cache could not read is added.
@@ -111,7 +119,7 @@ impl TrainData {
         Ok(Loader::new(self.corpus.clone(), self.text.encoder.clone(), options)?)
     }
 
-    /// One global batch again, with its pixels.
+    /// This rank's slice of a global batch again, with its pixels.
     ///
     /// # Errors
     /// When it can no longer be read.
@@ -126,23 +134,38 @@ impl TrainData {
         Ok(self.text.frame(loader.next_batch()?, 1))
     }
 
-    /// A global batch cut into micro-batches, each with its share of samples and tokens.
+    /// A slice of a global batch cut into micro-batches, each with its share of all ranks' samples and tokens.
+    ///
+    /// # Errors
+    /// When a rank is lost.
     pub fn micro_batches<'a>(
         &'a self,
         host: HostBatch,
         encoder: &'a ImageEncoder,
-    ) -> impl Iterator<Item = Result<Batch, Error>> + 'a {
+        ranks: &dyn Ranks,
+    ) -> Result<impl ExactSizeIterator<Item = Result<Batch, Error>> + use<'a>, Error> {
         let framed = self.text.frame(host, self.options.pad_to_multiple);
-        let (size, tokens) = (framed.host.size, framed.target_count(self.rule));
-        let step = self.micro_batch.min(size);
-        (0..size).step_by(step).map(move |first| {
+        let (size, own_tokens) = (framed.host.size, framed.target_count(self.rule));
+        let said = ranks.share_numbers(&[own_tokens as u64, framed.host.text_len as u64])?;
+        let samples = (size * ranks.world()) as f64;
+        let tokens = match self.token_mean {
+            TokenMean::Global => said.iter().map(|rank| rank[0]).sum::<u64>() as f64,
+            TokenMean::Rank => (own_tokens * ranks.world()) as f64,
+        };
+        // Texts that are exchanged between ranks or micro-batches are of one width.
+        let exchanged = ranks.world() > 1 || self.contrastive == Contrastive::Cached;
+        let widest = said.iter().map(|rank| rank[1]).max().filter(|_| exchanged).unwrap_or(0) as usize;
+        let (step, kind) = (self.micro_batch.min(size), self.features.kind(encoder));
+        Ok((0..size).step_by(step).map(move |first| {
             let rows = framed.rows(first..(first + step).min(size), self.options.pad_to_multiple);
+            let rows = rows.widened(widest, self.options.pad_id);
             let share = Share {
-                samples: rows.host.size as f64 / size as f64,
-                tokens: rows.target_count(self.rule) as f64 / tokens as f64,
+                samples: rows.host.size as f64 / samples,
+                tokens: rows.target_count(self.rule) as f64 / tokens,
             };
-            Batch::new(&rows, self.features.of(&rows.host, encoder)?, self.rule, share, self.options.seed)
-        })
+            let features = self.features.of(&rows.host, encoder)?;
+            Ok(Batch::new(&rows, features, self.rule, share, self.options.seed)?.sent_as(kind))
+        }))
     }
 
     /// What part of the last step's features was on disk before it; nothing without such a cache.
@@ -195,6 +218,24 @@ impl TrainData {
     pub fn quarantined(&self) -> &[Quarantined] {
         self.features.quarantined()
     }
+}
+
+/// Every rank computes as many samples, in as many micro-batches.
+fn check_shares(config: &Config, world: usize) -> Result<(), Error> {
+    let global = config.schedule.global_batch;
+    if !global.is_multiple_of(world) {
+        return Err(Error::Mismatch(format!(
+            "schedule.global_batch: expected a multiple of the number of ranks, {world}, got {global}"
+        )));
+    }
+    let micro = config.micro_batch();
+    if config.schedule.micro_batch.is_some() && !(global / world).is_multiple_of(micro) {
+        return Err(Error::Mismatch(format!(
+            "schedule.micro_batch: expected a divisor of a rank's share of the global batch, {global} / {world} = {}, got {micro}",
+            global / world
+        )));
+    }
+    Ok(())
 }
 
 /// The names that the configuration gives, else the sets' places in the list.

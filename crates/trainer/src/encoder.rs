@@ -4,6 +4,7 @@ use blip2_data::feature_store::EncoderIdentity;
 use blip2_model::Frozen;
 use blip2_model::vision::{VisionConfig, VisionTower};
 use blip2_torchx::autocast::autocast;
+use blip2_torchx::params::ParamStore;
 use blip2_torchx::pinned::to_device;
 use tch::{Device, Kind, Tensor};
 
@@ -74,6 +75,16 @@ impl ImageEncoder {
     /// Tokens of an image's features, and numbers of a token.
     pub fn feature_shape(&self) -> (i64, i64) {
         (self.config.tokens(self.preprocessing.size as i64), self.config.hidden_size())
+    }
+
+    /// Its weights.
+    pub fn params(&self) -> &ParamStore {
+        self.tower.params()
+    }
+
+    /// The dtype of its weights, which its features have too.
+    pub fn kind(&self) -> Kind {
+        self.tower.params().kind()
     }
 
     /// The device it computes on.

@@ -39,6 +39,9 @@ pub enum Error {
         "{steps} steps in a row were not finite, the last at step {step}; batches and weights are in {folder}: look with `blip2 replay`, then lower optimizer.lr, set optimizer.clip_norm or use run.precision: fp32"
     )]
     NotFinite { steps: u64, step: u64, folder: PathBuf },
+    /// Another rank ended, was lost or hangs.
+    #[error("{0}")]
+    RankLost(String),
     /// Parts that do not fit each other; the message names the keys.
     #[error("{0}")]
     Mismatch(String),

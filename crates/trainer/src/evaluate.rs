@@ -12,6 +12,7 @@ use crate::config::{Config, Stage};
 use crate::error::Error;
 use crate::evaluation::{Evaluation, HeldOutSet};
 use crate::features::MemoryCaches;
+use crate::ranks::Alone;
 use crate::task::Pass;
 use crate::train::select_device;
 
@@ -91,7 +92,7 @@ pub fn evaluate_run(config: &Config, task: EvaluationTask) -> Result<RunReport, 
     let mut set = set.ok_or_else(none)?;
     (set.captions, set.retrieval) = (usize::MAX, true);
     let pass = Pass { autocast: config.run.precision.autocast(), dropout: 0.0, seed: config.run.seed };
-    let mut held_out = set.pass(&assembly.encoder, &assembly.text, assembly.task.target_rule())?;
+    let mut held_out = set.pass(&assembly.encoder, &assembly.text, assembly.task.target_rule(), &Alone)?;
     let evaluation = assembly.task.evaluate(&mut held_out, &pass)?;
     Ok(RunReport { step: checkpoint.step(), rejected: found.rejected, report: report(task, evaluation)? })
 }

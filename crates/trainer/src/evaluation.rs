@@ -1,5 +1,6 @@
 //! Held-out measurements: the stream of batches that a task's evaluation reads, and what it reports.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use blip2_data::{Cell, Clean, Corpus, EvalOptions, EvalReader, Filter, HostBatch, Layout, Pick, encode_png};
@@ -13,6 +14,7 @@ use crate::encoder::ImageEncoder;
 use crate::error::Error;
 use crate::features::{Features, FillOptions, MemoryCaches};
 use crate::preprocessing::Preprocessing;
+use crate::ranks::{self, Ranks};
 use crate::task::TargetRule;
 use crate::text::TextFrame;
 
@@ -42,6 +44,7 @@ pub struct HeldOut<'a> {
     text: &'a TextFrame,
     rule: TargetRule,
     set: &'a HeldOutSet,
+    ranks: &'a dyn Ranks,
 }
 
 /// What was measured.
@@ -103,7 +106,7 @@ impl HeldOutSet {
             retrieval: config.eval.retrieval,
         };
         // Now and not at the first evaluation, by when hours may have gone.
-        let mut reader = set.reader(text, true)?;
+        let mut reader = set.reader(text, 0..set.corpus.len(), true)?;
         if reader.next().transpose()?.is_none() {
             let first = reader.take_quarantined().first().map(ToString::to_string).unwrap_or_default();
             return Err(Error::Mismatch(format!(
@@ -114,10 +117,10 @@ impl HeldOutSet {
         Ok(Some(set))
     }
 
-    /// All samples in order, those that cannot be used left out.
-    fn reader(&self, text: &TextFrame, pixels: bool) -> Result<EvalReader, Error> {
+    /// Samples in order, those that cannot be used left out.
+    fn reader(&self, text: &TextFrame, range: Range<u64>, pixels: bool) -> Result<EvalReader, Error> {
         let options = EvalOptions {
-            range: 0..self.corpus.len(),
+            range,
             batch: self.batch,
             threads: self.threads,
             prefetch: 2,
@@ -132,7 +135,7 @@ impl HeldOutSet {
         Ok(EvalReader::new(self.corpus.clone(), text.encoder.clone(), options)?)
     }
 
-    /// Begins a pass.
+    /// Begins a pass, of which each rank takes as many batches.
     ///
     /// # Errors
     /// When threads cannot be started.
@@ -141,9 +144,13 @@ impl HeldOutSet {
         encoder: &'a ImageEncoder,
         text: &'a TextFrame,
         rule: TargetRule,
+        ranks: &'a dyn Ranks,
     ) -> Result<HeldOut<'a>, Error> {
-        let reader = self.reader(text, self.features.needs_pixels())?;
-        Ok(HeldOut { reader, encoder, text, rule, set: self })
+        let batches = self.corpus.len().div_ceil(self.batch as u64);
+        let (rank, world) = (ranks.rank() as u64, ranks.world() as u64);
+        let begin = |rank: u64| (rank * batches / world * self.batch as u64).min(self.corpus.len());
+        let reader = self.reader(text, begin(rank)..begin(rank + 1), self.features.needs_pixels())?;
+        Ok(HeldOut { reader, encoder, text, rule, set: self, ranks })
     }
 
     /// A PNG with the pictures of these samples side by side, with its width and height.
@@ -166,7 +173,7 @@ impl HeldOutSet {
 /// Evaluation batches are no larger: the loss is a mean over batches, and memory is for training.
 const MAX_BATCH: usize = 256;
 
-impl HeldOut<'_> {
+impl<'a> HeldOut<'a> {
     /// The next batch: as tensors, and as the host has it (without what stands around the captions).
     ///
     /// # Errors
@@ -194,6 +201,11 @@ impl HeldOut<'_> {
         self.set.retrieval
     }
 
+    /// Those who take part.
+    pub fn ranks(&self) -> &'a dyn Ranks {
+        self.ranks
+    }
+
     /// The tokenizer, to read generated ids.
     pub fn text(&self) -> &TextFrame {
         self.text
@@ -219,9 +231,25 @@ impl Means {
         self.samples += samples as f64;
     }
 
-    /// The means, each name with `val_` in front.
-    pub fn finish(self) -> Vec<(String, f64)> {
-        self.sums.into_iter().map(|(name, sum)| (format!("val_{name}"), sum / self.samples)).collect()
+    /// The means over all ranks' batches, each name with `val_` in front.
+    ///
+    /// # Errors
+    /// When a rank is lost.
+    pub fn finish(self, ranks: &dyn Ranks) -> Result<Vec<(String, f64)>, Error> {
+        // Their bits: JSON has no numbers that are not finite.
+        let own: Vec<(&str, u64)> = self.sums.iter().map(|(name, sum)| (*name, sum.to_bits())).collect();
+        let own = serde_json::to_value((own, self.samples)).map_err(|error| Error::Mismatch(error.to_string()))?;
+        let (mut sums, mut samples): (Vec<(String, f64)>, f64) = (Vec::new(), 0.0);
+        for theirs in ranks::share(ranks, &own)? {
+            let (theirs, count): (Vec<(String, u64)>, f64) =
+                serde_json::from_value(theirs).map_err(|error| Error::Mismatch(error.to_string()))?;
+            if sums.is_empty() {
+                sums = theirs.iter().map(|(name, _)| (format!("val_{name}"), 0.0)).collect();
+            }
+            sums.iter_mut().zip(theirs).for_each(|((_, sum), (_, more))| *sum += f64::from_bits(more));
+            samples += count;
+        }
+        Ok(sums.into_iter().map(|(name, sum)| (name, sum / samples)).collect())
     }
 }
 

@@ -37,6 +37,15 @@ impl Features {
         }
     }
 
+    /// A dtype that holds the features exactly.
+    pub fn kind(&self, encoder: &ImageEncoder) -> Kind {
+        match self {
+            Features::Encode => encoder.kind(),
+            Features::Memory(_) => Kind::BFloat16,
+            Features::Disk(disk) => disk.numbers().kind(),
+        }
+    }
+
     /// Whether the loader has to decode images.
     pub fn needs_pixels(&self) -> bool {
         !matches!(self, Features::Memory(_))

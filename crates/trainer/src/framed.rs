@@ -70,6 +70,23 @@ impl FramedBatch {
         }
     }
 
+    /// The same with texts that are read padded up to `width`; wider ones stay.
+    pub fn widened(mut self, width: usize, pad_id: i64) -> FramedBatch {
+        let host = &mut self.host;
+        if width > host.text_len {
+            let rows: Vec<Vec<i64>> = host.input_ids.chunks(host.text_len.max(1)).map(<[i64]>::to_vec).collect();
+            host.input_ids = rows
+                .into_iter()
+                .flat_map(|mut row| {
+                    row.resize(width, pad_id);
+                    row
+                })
+                .collect();
+            host.text_len = width;
+        }
+        self
+    }
+
     /// The text that holds the targets: ids `[B, width]`, lengths, width.
     pub fn target_text(&self) -> (&[i64], &[usize], usize) {
         match &self.written {

@@ -33,6 +33,7 @@ pub mod prefix;
 pub mod preprocessing;
 pub mod qformer_init;
 mod quarantine;
+pub mod ranks;
 pub mod replay;
 pub mod run;
 pub mod run_folder;

@@ -7,6 +7,8 @@ use blip2_data::HostBatch;
 use serde::{Deserialize, Serialize};
 use tch::no_grad;
 
+use crate::error::Error;
+use crate::ranks::Ranks;
 use crate::step::StepMetrics;
 
 /// The part of a meter that a checkpoint between two records keeps, so that the next record is that of an uninterrupted run.
@@ -27,6 +29,9 @@ pub(crate) struct Meter {
     data_wait_s: f64,
     since: Instant,
 }
+
+/// Names of the bytes that a rank got from others, a step.
+const TRAFFIC: [&str; 3] = ["gathered_mib", "fetched_mib", "gradients_mib"];
 
 impl Meter {
     /// Goes on from what the run before had collected.
@@ -83,23 +88,44 @@ impl Meter {
     }
 
     /// Means over the steps since the last call, and rates. Waits for the device.
-    pub(crate) fn read(&mut self) -> Vec<(String, f64)> {
+    ///
+    /// # Errors
+    /// When a rank is lost.
+    pub(crate) fn read(&mut self, ranks: &dyn Ranks) -> Result<Vec<(String, f64)>, Error> {
         let steps = (self.carried.steps + self.steps).max(1) as f64;
         let mut scalars: Vec<(String, f64)> =
             self.metrics.iter().map(|(name, sum)| (name.to_string(), sum.double_value(&[]) / steps)).collect();
-        // Rates are of this process alone.
+        // Since the process began: a resumed run's rates are its own.
         let (seconds, steps) = (self.since.elapsed().as_secs_f64(), self.steps.max(1) as f64);
         scalars.push(("step_s".into(), seconds / steps));
-        scalars.push(("samples_per_s".into(), self.samples as f64 / seconds.max(1e-9)));
+        scalars.push(("samples_per_s".into(), (self.samples * ranks.world()) as f64 / seconds.max(1e-9)));
         scalars.push(("data_wait_s".into(), self.data_wait_s / steps));
+        if ranks.world() > 1 {
+            scalars.extend(of_ranks(seconds / steps, steps, ranks)?);
+        }
         *self = Meter::start();
-        scalars
+        Ok(scalars)
     }
+}
+
+/// What each rank got from the others in a step, and who made them wait: the rank that itself waited least.
+fn of_ranks(step_s: f64, steps: f64, ranks: &dyn Ranks) -> Result<Vec<(String, f64)>, Error> {
+    let traffic = ranks.take_traffic();
+    let busy_s = step_s - traffic.wait_s / steps;
+    let busy: Vec<f64> = ranks.share_numbers(&[busy_s.to_bits()])?.iter().map(|rank| f64::from_bits(rank[0])).collect();
+    let (slowest, slowest_s) =
+        busy.iter().copied().enumerate().fold((0, f64::MIN), |a, b| if b.1 > a.1 { b } else { a });
+    let fastest_s = busy.iter().copied().fold(f64::MAX, f64::min);
+    let times = [("slowest_rank", slowest as f64), ("slowest_rank_s", slowest_s), ("fastest_rank_s", fastest_s)];
+    let bytes = [traffic.gathered, traffic.fetched, traffic.gradients];
+    let mib = bytes.map(|bytes| bytes as f64 / steps / f64::from(1 << 20));
+    Ok(times.into_iter().chain(TRAFFIC.into_iter().zip(mib)).map(|(name, value)| (name.to_owned(), value)).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ranks::Alone;
     use tch::Tensor;
 
     fn loss(value: f32) -> StepMetrics {
@@ -108,7 +134,7 @@ mod tests {
     }
 
     fn mean(meter: &mut Meter) -> f64 {
-        meter.read().into_iter().find(|(name, _)| name == "loss").unwrap().1
+        meter.read(&Alone).unwrap().into_iter().find(|(name, _)| name == "loss").unwrap().1
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::batch::{Batch, Negatives, Share, TargetRule, Targets};
 use crate::config::{Precision, Stage};
 use crate::error::Error;
 use crate::model_files::ModelFiles;
+use crate::ranks::{GradientFormat, Ranks};
 use crate::task::{Pass, Stage2Task, Task};
 
 /// What `blip2 replay` is asked for.
@@ -33,14 +34,15 @@ pub struct ReplayOptions {
     pub device: Device,
 }
 
-/// Runs the step and writes its output file; returns the scalar losses for a summary.
+/// Runs the step and writes its output file; returns the scalar losses for a summary. Of several ranks each has its batch: losses are its own,
+/// gradients the mean over the ranks.
 ///
 /// # Errors
 /// A model or batch file that does not fit, tensors that are missing.
-pub fn replay(options: &ReplayOptions) -> Result<Vec<(String, f64)>, Error> {
+pub fn replay(options: &ReplayOptions, ranks: &dyn Ranks) -> Result<Vec<(String, f64)>, Error> {
     let kind = options.precision.kind();
     let files = ModelFiles::open(&options.model)?;
-    let file = BatchFile::read(&options.batch, options.device)?;
+    let file = BatchFile::read(&options.batch, options.device, ranks.world() as i64)?;
     let encoder = files.image_encoder(options.device, kind)?;
     let pixels = file.tensor("pixel_values")?;
     let side = pixels.size()[3];
@@ -53,10 +55,10 @@ pub fn replay(options: &ReplayOptions) -> Result<Vec<(String, f64)>, Error> {
     let params = match options.stage {
         Stage::One => {
             let task = files.stage1_task(options.device, Default::default())?;
-            let batch = file.stage1_batch(features, task.target_rule())?;
-            let losses = task.losses(&batch, &pass);
+            let batch = file.stage1_batch(features, task.target_rule(), ranks)?;
+            let losses = task.losses(&batch, &pass, ranks)?;
             let loss = &losses.itc + &losses.itm + &losses.itg;
-            loss.backward();
+            ranks.gradients(&task.params, GradientFormat::Fp32)?.backward(&loss, true)?;
             for (name, tensor) in [
                 ("loss", loss),
                 ("loss_itc", losses.itc),
@@ -74,8 +76,8 @@ pub fn replay(options: &ReplayOptions) -> Result<Vec<(String, f64)>, Error> {
             let task = files.stage2_task(options.device, kind)?;
             file.check_positions(&files.config)?;
             let batch = file.stage2_batch(features, &files, &task)?;
-            let losses = task.forward(&batch, &pass);
-            losses.total.backward();
+            let losses = task.forward(&batch, &pass, ranks)?;
+            ranks.gradients(&task.params, GradientFormat::Fp32)?.backward(&losses.total, true)?;
             out.insert("loss".into(), losses.total.detach());
             task.params
         }
@@ -99,7 +101,7 @@ struct BatchFile {
 }
 
 impl BatchFile {
-    fn read(path: &Path, device: Device) -> Result<BatchFile, Error> {
+    fn read(path: &Path, device: Device, world: i64) -> Result<BatchFile, Error> {
         let file = SafetensorsFile::open(path)?;
         let mut tensors = BTreeMap::new();
         for (name, _) in file.entries() {
@@ -107,12 +109,12 @@ impl BatchFile {
             tensors.insert(name, tensor.to_device(device));
         }
         let file = BatchFile { path: path.to_path_buf(), tensors };
-        file.check()?;
+        file.check(world)?;
         Ok(file)
     }
 
-    /// Shapes that agree, so that no later product panics.
-    fn check(&self) -> Result<(), Error> {
+    /// Shapes that agree, so that no later product panics. Every rank's batch has as many samples.
+    fn check(&self, world: i64) -> Result<(), Error> {
         let expect = |name: &str, ok: bool, expected: &str| {
             if ok {
                 return Ok(());
@@ -137,8 +139,8 @@ impl BatchFile {
             if let Some(t) = self.tensors.get(name) {
                 let fits = t.kind() == Kind::Int64
                     && t.size() == [rows]
-                    && bool::try_from(t.ge(0).logical_and(&t.lt(rows)).all()).unwrap_or(false);
-                expect(name, fits, &format!("i64 [{rows}], each from 0 to {}", rows - 1))?;
+                    && bool::try_from(t.ge(0).logical_and(&t.lt(rows * world)).all()).unwrap_or(false);
+                expect(name, fits, &format!("i64 [{rows}], each from 0 to {}", rows * world - 1))?;
             }
         }
         Ok(())
@@ -168,14 +170,26 @@ impl BatchFile {
         })
     }
 
-    fn stage1_batch(&self, features: Tensor, rule: TargetRule) -> Result<Batch, Error> {
+    fn stage1_batch(&self, features: Tensor, rule: TargetRule, ranks: &dyn Ranks) -> Result<Batch, Error> {
         let mask = self.tensor("attention_mask")?;
         if mask.size()[1] == 0 {
             return Err(Error::file(&self.path, "input_ids: expected at least one token a text, got none"));
         }
         // Padding beyond the longest text changes nothing but the time.
         let longest = mask.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64).max().int64_value(&[]).max(1);
-        let text = TextBatch::new(self.tensor("input_ids")?, &mask).truncated(longest);
+        // Of one width on all ranks, which exchange them; as many samples on each.
+        let said = ranks.share_numbers(&[longest as u64, mask.size()[0] as u64])?;
+        if let Some(other) = said.iter().position(|rank| rank[1] != mask.size()[0] as u64) {
+            let message = format!(
+                "input_ids: expected as many rows as rank {other} has, {}, got {}",
+                said[other][1],
+                mask.size()[0]
+            );
+            return Err(Error::file(&self.path, message));
+        }
+        let widest = said.iter().map(|rank| rank[0] as i64).max().unwrap_or(longest);
+        let text = TextBatch::new(self.tensor("input_ids")?, &mask);
+        let text = text.truncated(longest.min(text.tokens())).widened(widest, 0);
         let labels = text.ids.masked_fill(&text.mask.logical_not(), -100);
         let _ = labels.narrow(1, 0, rule.untargeted as i64).fill_(-100);
         let given = (self.tensors.get("negative_image_index"), self.tensors.get("negative_text_index"));
@@ -186,7 +200,8 @@ impl BatchFile {
                 Negatives::Sample(uniform(), uniform())
             }
         };
-        self.batch(features, text, Targets::from_labels(&labels, 0), negatives)
+        let first_sample = ranks.rank() as i64 * mask.size()[0];
+        self.batch(features, text, Targets::from_labels(&labels, 0), negatives, first_sample)
     }
 
     /// A decoder's labels are among its ids; an encoder-decoder's are a text of their own, which the decoder writes.
@@ -211,20 +226,29 @@ impl BatchFile {
         let none = || Tensor::zeros([0], (Kind::Float, features.device()));
         let negatives = Negatives::Sample(none(), none());
         let pad_id = files.config.language.as_ref().map_or(0, LanguageConfig::pad_token_id);
-        self.batch(features, text, Targets::from_labels(&labels, pad_id), negatives)
+        self.batch(features, text, Targets::from_labels(&labels, pad_id), negatives, 0)
     }
 
-    fn batch(&self, features: Tensor, text: TextBatch, targets: Targets, negatives: Negatives) -> Result<Batch, Error> {
+    fn batch(
+        &self,
+        features: Tensor,
+        text: TextBatch,
+        targets: Targets,
+        negatives: Negatives,
+        first_sample: i64,
+    ) -> Result<Batch, Error> {
         if targets.count == 0 {
             return Err(Error::file(&self.path, "no token is a target: expected at least one label other than -100"));
         }
         let rows = Tensor::arange(text.batch(), (Kind::Int64, features.device()));
+        let image_ids = &rows + first_sample;
         Ok(Batch {
+            sent_as: features.kind(),
             features,
             text,
             targets,
-            image_ids: rows.shallow_clone(),
-            positions: rows,
+            positions: image_ids.shallow_clone(),
+            image_ids,
             negatives,
             share: Share::WHOLE,
         })

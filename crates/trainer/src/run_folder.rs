@@ -93,6 +93,9 @@ pub struct Start {
     pub git_commit: Option<String>,
     /// The device in words.
     pub device: String,
+    /// How many processes trained together.
+    #[serde(default = "one")]
+    pub ranks: usize,
     /// What became of the weights that the parts began from.
     #[serde(default)]
     pub loaded: Vec<LoadedPart>,
@@ -182,11 +185,6 @@ impl RunFolder {
         self.path.join("quarantine.jsonl")
     }
 
-    /// Folder of the batches and weights of non-finite steps.
-    pub fn bad_steps(&self) -> PathBuf {
-        self.path.join("bad_steps")
-    }
-
     /// Folder of the Hugging Face export.
     pub fn export(&self) -> PathBuf {
         self.path.join("export")
@@ -263,6 +261,15 @@ pub fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
+/// Folder of the batches and weights of a run's non-finite steps.
+pub fn bad_steps(config: &Config) -> PathBuf {
+    config.run_folder().join("bad_steps")
+}
+
+fn one() -> usize {
+    1
+}
+
 fn config_path(folder: &Path) -> PathBuf {
     folder.join("config.yaml")
 }
@@ -324,6 +331,7 @@ mod tests {
             libtorch_version: "2.11.0".into(),
             git_commit: None,
             device: "cpu".into(),
+            ranks: 1,
             loaded: Vec::new(),
         }
     }

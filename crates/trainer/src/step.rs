@@ -8,6 +8,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use crate::batch::Batch;
 use crate::error::Error;
+use crate::ranks::{Gradients, Ranks};
 use crate::task::{Pass, Task};
 
 /// Optimizer, loss scaler and the watch over finite numbers.
@@ -16,6 +17,7 @@ pub struct Stepper {
     pub adamw: AdamW,
     /// The loss scale; an identity outside fp16.
     pub scaler: GradScaler,
+    gradients: Box<dyn Gradients>,
     guard: FiniteGuard,
     clip_norm: f64,
 }
@@ -25,31 +27,41 @@ pub type StepMetrics = Vec<(&'static str, Tensor)>;
 
 impl Stepper {
     /// `clip_norm` 0 leaves gradients as they are.
-    pub fn new(adamw: AdamW, scaler: GradScaler, params: &ParamStore, clip_norm: f64) -> Stepper {
-        Stepper { adamw, scaler, guard: FiniteGuard::new(params.device()), clip_norm }
+    pub fn new(
+        adamw: AdamW,
+        scaler: GradScaler,
+        gradients: Box<dyn Gradients>,
+        params: &ParamStore,
+        clip_norm: f64,
+    ) -> Stepper {
+        Stepper { adamw, scaler, gradients, guard: FiniteGuard::new(params.device()), clip_norm }
     }
 
-    /// Updates the task's parameters from the micro-batches of one global batch.
+    /// Updates the task's parameters from this rank's micro-batches of one global batch; every rank makes the same update.
     ///
     /// A step whose loss or gradient is not finite changes nothing on the device, nor does any later one, until
     /// [`Stepper::take_bad_step`] has reported it.
     ///
     /// # Errors
-    /// When a micro-batch cannot be made.
+    /// When a micro-batch cannot be made, or a rank is lost.
     pub fn step(
         &mut self,
         task: &dyn Task,
-        micro_batches: impl Iterator<Item = Result<Batch, Error>>,
+        mut micro_batches: impl ExactSizeIterator<Item = Result<Batch, Error>>,
         pass: &Pass,
         step: u64,
         lr: f64,
+        ranks: &dyn Ranks,
     ) -> Result<StepMetrics, Error> {
         let mut metrics: StepMetrics = Vec::new();
-        for batch in micro_batches {
-            let losses = task.forward(&batch?, pass);
-            self.scaler.scale(&losses.total).backward();
+        let (gradients, scaler) = (&self.gradients, &self.scaler);
+        task.step(&mut micro_batches, pass, ranks, &mut |losses, last| {
+            let total = gradients.divisor().map_or(losses.total.shallow_clone(), |divisor| &losses.total * divisor);
+            gradients.backward(&scaler.scale(&total), last)?;
             add(&mut metrics, losses.metrics);
-        }
+            Ok(())
+        })?;
+        add_up(&mut metrics, ranks)?;
         let grads: Vec<Tensor> =
             task.params().entries().into_iter().map(|(_, t, _)| t.grad()).filter(Tensor::defined).collect();
         let device = task.params().device();
@@ -102,6 +114,19 @@ fn add(sum: &mut StepMetrics, more: StepMetrics) {
     });
 }
 
+/// Each rank's metrics have its share of the global batch, so that their sums are the global batch's.
+fn add_up(metrics: &mut StepMetrics, ranks: &dyn Ranks) -> Result<(), Error> {
+    if ranks.world() == 1 {
+        return Ok(());
+    }
+    let all = Tensor::stack(&metrics.iter().map(|(_, value)| value.to_kind(Kind::Float)).collect::<Vec<_>>(), 0);
+    ranks.add_up(&all)?;
+    for ((_, value), sum) in metrics.iter_mut().zip(all.unbind(0)) {
+        *value = sum;
+    }
+    Ok(())
+}
+
 /// A sticky flag on the device: 0, or 1 + the number of the first bad step.
 struct FiniteGuard {
     flag: Tensor,
@@ -136,6 +161,7 @@ impl FiniteGuard {
 mod tests {
     use super::*;
     use crate::batch::{Negatives, Share, TargetRule, Targets};
+    use crate::ranks::Alone;
     use crate::task::{Evaluation, HeldOut, Losses, Reference};
     use blip2_model::qformer::TextBatch;
     use blip2_torchx::adamw::AdamWConfig;
@@ -153,9 +179,9 @@ mod tests {
             &self.params
         }
 
-        fn forward(&self, batch: &Batch, _: &Pass) -> Losses {
+        fn forward(&self, batch: &Batch, _: &Pass, _: &dyn Ranks) -> Result<Losses, Error> {
             let total = (&self.w * &batch.features).sum(Kind::Float) * batch.share.samples;
-            Losses { metrics: vec![("loss", total.detach()), ("loss_same", total.detach())], total }
+            Ok(Losses { metrics: vec![("loss", total.detach()), ("loss_same", total.detach())], total })
         }
 
         fn target_rule(&self) -> TargetRule {
@@ -183,6 +209,7 @@ mod tests {
             positions: ids.shallow_clone(),
             negatives: Negatives::Given(ids.shallow_clone(), ids.shallow_clone()),
             share: Share { samples: share, tokens: share },
+            sent_as: Kind::Float,
         })
     }
 
@@ -190,8 +217,13 @@ mod tests {
         let params = ParamStore::trainable(Device::Cpu);
         let w = params.root().param("w", &[2], Init::Ones);
         let config = AdamWConfig { betas: (0.9, 0.98), eps: 1e-8, weight_decay: 0.0 };
-        let stepper =
-            Stepper::new(AdamW::new(params.entries(), config), GradScaler::new(Device::Cpu, false), &params, clip);
+        let stepper = Stepper::new(
+            AdamW::new(params.entries(), config),
+            GradScaler::new(Device::Cpu, false),
+            Box::new(Alone),
+            &params,
+            clip,
+        );
         (Linear { params, w }, stepper)
     }
 
@@ -203,8 +235,8 @@ mod tests {
     fn micro_batches_with_their_shares_are_the_whole_batch() {
         let (whole, mut one) = setup(0.0);
         let (parts, mut two) = setup(0.0);
-        let a = one.step(&whole, [batch(3.0, 1.0)].into_iter(), &PASS, 0, 0.1).unwrap();
-        let b = two.step(&parts, [batch(2.0, 0.5), batch(4.0, 0.5)].into_iter(), &PASS, 0, 0.1).unwrap();
+        let a = one.step(&whole, [batch(3.0, 1.0)].into_iter(), &PASS, 0, 0.1, &Alone).unwrap();
+        let b = two.step(&parts, [batch(2.0, 0.5), batch(4.0, 0.5)].into_iter(), &PASS, 0, 0.1, &Alone).unwrap();
         assert_eq!(values(&whole.w), values(&parts.w));
         for ((name, x), (_, y)) in a.iter().zip(&b) {
             assert_eq!(x.double_value(&[]), y.double_value(&[]), "{name}");
@@ -214,14 +246,14 @@ mod tests {
     #[test]
     fn a_bad_step_and_all_behind_it_change_nothing_until_it_is_taken() {
         let (task, mut stepper) = setup(0.0);
-        stepper.step(&task, [batch(1.0, 1.0)].into_iter(), &PASS, 0, 0.1).unwrap();
+        stepper.step(&task, [batch(1.0, 1.0)].into_iter(), &PASS, 0, 0.1, &Alone).unwrap();
         assert_eq!(stepper.take_bad_step(), None);
         let before = values(&task.w);
-        stepper.step(&task, [batch(f32::NAN, 1.0)].into_iter(), &PASS, 1, 0.1).unwrap();
-        stepper.step(&task, [batch(1.0, 1.0)].into_iter(), &PASS, 2, 0.1).unwrap();
+        stepper.step(&task, [batch(f32::NAN, 1.0)].into_iter(), &PASS, 1, 0.1, &Alone).unwrap();
+        stepper.step(&task, [batch(1.0, 1.0)].into_iter(), &PASS, 2, 0.1, &Alone).unwrap();
         assert_eq!(values(&task.w), before);
         assert_eq!(stepper.take_bad_step(), Some(1));
-        stepper.step(&task, [batch(1.0, 1.0)].into_iter(), &PASS, 2, 0.1).unwrap();
+        stepper.step(&task, [batch(1.0, 1.0)].into_iter(), &PASS, 2, 0.1, &Alone).unwrap();
         assert_eq!(stepper.take_bad_step(), None);
         assert_ne!(values(&task.w), before);
     }
@@ -229,7 +261,7 @@ mod tests {
     #[test]
     fn clipping_bounds_the_gradient_and_reports_its_norm() {
         let (task, mut stepper) = setup(0.5);
-        let metrics = stepper.step(&task, [batch(0.0, 3.0)].into_iter(), &PASS, 0, 0.0).unwrap();
+        let metrics = stepper.step(&task, [batch(0.0, 3.0)].into_iter(), &PASS, 0, 0.0, &Alone).unwrap();
         let norm = metrics.iter().find(|(n, _)| *n == "grad_norm").unwrap().1.double_value(&[]);
         assert!((norm - 3.0).abs() < 1e-6, "{norm}");
         let moment = stepper.adamw.state().into_iter().find(|(n, _)| n == "exp_avg.w").unwrap().1;

@@ -21,6 +21,14 @@ pub(crate) struct StoredNumbers {
 }
 
 impl StoredNumbers {
+    /// A dtype that holds what comes back exactly.
+    pub(crate) fn kind(self) -> Kind {
+        match self.format {
+            FeatureFormat::Bf16 => Kind::BFloat16,
+            FeatureFormat::Int8 => Kind::Float,
+        }
+    }
+
     /// Rounds features to what is stored.
     ///
     /// # Shapes

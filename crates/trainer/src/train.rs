@@ -1,6 +1,7 @@
 //! `train`: one stage after the other, each finished, continued or begun.
 
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use blip2_torchx::device;
 
@@ -9,6 +10,7 @@ use crate::config::{Config, DeviceChoice};
 use crate::error::Error;
 use crate::features::MemoryCaches;
 use crate::hub::Hub;
+use crate::ranks::{Claims, Launch, Ranks, together};
 use crate::run::Run;
 use crate::run_folder::RunFolder;
 use crate::signals::StopSignal;
@@ -43,6 +45,10 @@ pub struct TrainRequest {
     pub output: fn() -> Output,
     /// Takes lines that are no progress.
     pub say: fn(&str),
+    /// The other processes, where a launcher started several.
+    pub launch: Option<Launch>,
+    /// Ends the process with a message: it hangs on another rank that is lost.
+    pub abandon: fn(&str),
     /// The commit the program was built from, where known.
     pub git_commit: Option<String>,
 }
@@ -64,8 +70,12 @@ pub enum Finished {
 /// Trains every stage in turn; stages that are finished are skipped.
 ///
 /// # Errors
-/// Every mistake of every file at once; then whatever stops a stage.
+/// Every mistake of every file at once; then whatever stops a stage, on whatever rank.
 pub fn run(request: &TrainRequest) -> Result<Finished, Error> {
+    together(request.launch.as_ref(), request.abandon, |ranks| stages(request, ranks))
+}
+
+fn stages(request: &TrainRequest, ranks: &Rc<dyn Ranks>) -> Result<Finished, Error> {
     let mut configs = Config::load_all(&request.configs, &request.sets)?;
     if matches!(request.resume, Resume::Path(_)) && configs.len() > 1 {
         return Err(Error::Mismatch(
@@ -74,37 +84,77 @@ pub fn run(request: &TrainRequest) -> Result<Finished, Error> {
     }
     let mut caches = MemoryCaches::default();
     let stop = StopSignal::listen().map_err(|e| Error::file("signals", e))?;
+    let say = |line: &str| {
+        if ranks.is_first() {
+            (request.say)(line);
+        }
+    };
     for config in &mut configs {
+        same_start(config, request, &**ranks)?;
         let folder = config.run_folder();
         request.hub.keep_commits(config);
         config.data.shard_cache.settle(request.shard_cache.as_deref());
-        if request.resume == Resume::Auto && RunFolder::is_finished(config)? {
-            (request.say)(&format!("{}: finished already, {} steps", folder.display(), config.schedule.steps));
+        let finished = request.resume == Resume::Auto && RunFolder::is_finished(config)?;
+        if ranks.share_numbers(&[u64::from(finished)])?[0][0] == 1 {
+            say(&format!("{}: finished already, {} steps", folder.display(), config.schedule.steps));
             continue;
         }
         request.hub.resolve(config)?;
         if request.dry_run {
             if config.model.qformer.init.exists() {
                 let blueprint = Blueprint::open(config)?;
-                (request.say)(&Run::try_one_batch(config, blueprint, select_device(config)?)?);
+                say(&Run::try_one_batch(config, blueprint, device_of(config, &**ranks)?, &**ranks)?);
             } else {
                 let init = config.model.qformer.init.display();
-                (request.say)(&format!(
-                    "{}: config is good; {init} will be made by the stage before",
-                    folder.display()
-                ));
+                say(&format!("{}: config is good; {init} will be made by the stage before", folder.display()));
             }
             continue;
         }
         // Before the device is touched.
         let blueprint = Blueprint::open(config)?;
-        let mut run = Run::open(config, blueprint, request, select_device(config)?, &mut caches)?;
+        let device = device_of(config, &**ranks)?;
+        let mut run = Run::open(config, blueprint, request, Rc::clone(ranks), device, &mut caches)?;
         let step = run.train(&stop)?;
         if step < config.schedule.steps {
             return Ok(Finished::Interrupted { folder, step });
         }
     }
     Ok(Finished::Done)
+}
+
+/// Every rank was started with the same program and the same configuration.
+fn same_start(config: &Config, request: &TrainRequest, ranks: &dyn Ranks) -> Result<(), Error> {
+    if ranks.world() == 1 {
+        return Ok(());
+    }
+    let mut claims = Claims::default();
+    let commit = request.git_commit.as_deref().unwrap_or("unknown commit");
+    claims.claim("program", format!("{} ({commit})", env!("CARGO_PKG_VERSION")));
+    // Each rank may be given a device of its own.
+    for (key, value) in config.settings().into_iter().filter(|(key, _)| key != "run.device") {
+        claims.claim(key, value);
+    }
+    claims.compare(ranks)
+}
+
+/// The device that `run.device` names, of one kind on all ranks.
+fn device_of(config: &Config, ranks: &dyn Ranks) -> Result<tch::Device, Error> {
+    let device = select_device(config);
+    let kind = match &device {
+        Ok(tch::Device::Cpu) => "cpu",
+        Ok(_) => "a GPU",
+        Err(_) => "no GPU",
+    };
+    let mut claims = Claims::default();
+    claims.claim("run.device", kind);
+    claims.compare(ranks)?;
+    if ranks.world() > 1 && kind == "a GPU" {
+        return Err(Error::Mismatch(format!(
+            "run.device: expected cpu for {} ranks, got a GPU; NCCL, which several GPUs need, is not bound yet: train on one GPU by one process, or set run.device: cpu",
+            ranks.world()
+        )));
+    }
+    device
 }
 
 /// The device that `run.device` names.

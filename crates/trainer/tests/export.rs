@@ -10,6 +10,7 @@ use blip2_trainer::checkpoint::{CheckpointError, CheckpointStore, Metric};
 use blip2_trainer::config::{BestMetric, Precision, Stage};
 use blip2_trainer::export::{FrozenTowers, export_checkpoint};
 use blip2_trainer::hub::Hub;
+use blip2_trainer::ranks::Alone;
 use blip2_trainer::replay::{ReplayOptions, replay};
 use blip2_weights::{ModelDir, Part, save_safetensors};
 use serde_json::{Value, json};
@@ -171,14 +172,17 @@ fn stage_1_replays_as_the_model_it_came_from() {
     run.checkpoint(10, None, 0.0);
     export_checkpoint(&run.path(), &run.out(), FrozenTowers::Copied, &Hub::local()).unwrap();
     let losses = |model: PathBuf| {
-        replay(&ReplayOptions {
-            model,
-            stage: Stage::One,
-            batch: golden("stage1").join("batch.safetensors"),
-            out: run.folder.path().join("replay.safetensors"),
-            precision: Precision::Fp32,
-            device: Device::Cpu,
-        })
+        replay(
+            &ReplayOptions {
+                model,
+                stage: Stage::One,
+                batch: golden("stage1").join("batch.safetensors"),
+                out: run.folder.path().join("replay.safetensors"),
+                precision: Precision::Fp32,
+                device: Device::Cpu,
+            },
+            &Alone,
+        )
         .unwrap()
     };
     assert_eq!(losses(run.out()), losses(golden("stage1")));

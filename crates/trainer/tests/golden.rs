@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use blip2_torchx::params::TensorSource;
 use blip2_trainer::config::{Precision, Stage};
+use blip2_trainer::ranks::Alone;
 use blip2_trainer::replay::{ReplayOptions, replay};
 use blip2_weights::SafetensorsFile;
 use tch::{Device, Kind, Tensor};
@@ -31,7 +32,7 @@ fn check(name: &str, stage: Stage) {
         precision: Precision::Fp32,
         device: Device::Cpu,
     };
-    replay(&options).unwrap_or_else(|e| panic!("{e}"));
+    replay(&options, &Alone).unwrap_or_else(|e| panic!("{e}"));
     let ours = SafetensorsFile::open(&out).unwrap();
     let theirs = SafetensorsFile::open(&dir.join("expected.safetensors")).unwrap();
     let mut gradients = 0;

@@ -4,13 +4,14 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use blip2_trainer::config;
+use blip2_trainer::ranks;
 use blip2_trainer::replay::{ReplayOptions, replay};
 use clap::{Args, ValueEnum};
 
 use crate::arguments::{DeviceArgument, Precision};
 use crate::hub;
 use crate::launch;
-use crate::output::print;
+use crate::output::{abandon, print};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -20,7 +21,7 @@ Examples:
 
 The batch file holds pixel_values f32 [B,3,S,S], input_ids and attention_mask i64 [B,L]; stage 1 also takes negative_image_index and
 negative_text_index i64 [B], stage 2 needs labels i64 [B,L] (-100: no target). The output file gets the losses and grad/NAME for every
-trained parameter. {rank} in both paths is replaced by the rank.";
+trained parameter. Under torchrun each rank has its batch; {rank} in both paths is replaced by the rank, gradients are means over the ranks.";
 
 /// Run one training step's forward and backward on a recorded batch, dropout off
 #[derive(Args)]
@@ -57,9 +58,9 @@ enum Stage {
 
 impl ReplayArguments {
     pub(crate) fn run(self) -> Result<()> {
-        launch::require_single_process("replay")?;
-        let rank = launch::rank()?;
-        let losses = replay(&ReplayOptions {
+        let launch = launch::launch()?;
+        let rank = launch.as_ref().map_or(0, |launch| launch.rank);
+        let options = ReplayOptions {
             model: hub::from_environment()?.folder(&self.model)?,
             stage: match self.task {
                 Stage::One => config::Stage::One,
@@ -69,7 +70,8 @@ impl ReplayArguments {
             out: launch::path_of_rank(&self.out, rank),
             precision: self.precision.into(),
             device: self.device.select()?,
-        })?;
+        };
+        let losses = ranks::together(launch.as_ref(), abandon, |ranks| replay(&options, &**ranks))?;
         for (name, value) in losses {
             print(format_args!("{name} {value}"))?;
         }

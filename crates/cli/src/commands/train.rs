@@ -11,7 +11,7 @@ use clap::Args;
 
 use crate::hub;
 use crate::launch;
-use crate::output::{UsageError, print, say};
+use crate::output::{UsageError, abandon, print, say};
 use crate::shard_cache;
 
 pub(crate) const EXAMPLES: &str = "\
@@ -19,6 +19,7 @@ Examples:
   train --config stage1.yaml                                       one stage; the same command goes on after an interruption
   train --config stage1.yaml --config stage2.yaml                  two stages; a finished one is skipped
   train --config stage1.yaml --set optimizer.lr=2e-4 --set run.name=lr2e-4
+  torchrun --no-python --nproc-per-node 8 train --config stage1.yaml        on 8 GPUs
   train --config stage1.yaml --dry-run                             is everything there and does it fit?
   train --config stage1.yaml --resume runs/stage1/checkpoints/step_00001000";
 
@@ -54,7 +55,6 @@ impl TrainArguments {
             let message = "--resume PATH: expected a single --config, since a checkpoint belongs to one stage";
             return Err(UsageError(message.into()).into());
         }
-        launch::require_single_process("train")?;
         let request = TrainRequest {
             configs: self.configs,
             sets: self.sets,
@@ -64,10 +64,15 @@ impl TrainArguments {
             shard_cache: shard_cache::folder(),
             output: progress,
             say,
+            launch: launch::launch()?,
+            abandon,
             git_commit: option_env!("BLIP2_GIT_COMMIT").map(str::to_owned),
         };
+        let rank = request.launch.as_ref().map_or(0, |launch| launch.rank);
         match train::run(&request)? {
             Finished::Done => Ok(()),
+            // The first rank says it for all.
+            Finished::Interrupted { .. } if rank > 0 => Ok(()),
             Finished::Interrupted { folder, step } => {
                 let folder = folder.display();
                 print(format_args!(

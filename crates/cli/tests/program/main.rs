@@ -14,6 +14,7 @@ mod mixtures;
 #[path = "../../../trainer/tests/hub/model.rs"]
 mod model;
 mod models;
+mod ranks;
 mod resume;
 #[path = "../../../trainer/tests/hub/server.rs"]
 mod server;

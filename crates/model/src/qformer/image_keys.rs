@@ -80,39 +80,31 @@ impl ImageKeys {
 
     /// The three kinds of ITM pairs, in the order (positive, negative text, negative image): the first two share their images.
     ///
-    /// # Shapes
-    /// `negative_image i64 [B]`: which image replaces that of row i.
-    pub fn matching_pairs(&self, negative_image: &Tensor) -> PairKeys {
-        self.pairs(2, Some(negative_image))
+    /// `negatives`: for each row the image that replaces its own.
+    pub fn matching_pairs(&self, negatives: &ImageKeys) -> PairKeys {
+        self.pairs(2, Some(negatives))
     }
 
     /// Keys of chosen images, one pair each.
     pub fn select(&self, images: &Tensor) -> ImageKeys {
+        // index_select, not advanced indexing: its backward sums repeated rows in a fixed order.
         let pick = |t: &Tensor| t.index_select(0, images);
         let layers = self.layers.iter().map(|(k, v)| (pick(k), pick(v))).collect();
         ImageKeys { layers, batch: images.size()[0] }
     }
 
-    fn pairs(&self, repeats: i64, further: Option<&Tensor>) -> PairKeys {
-        let layers = self.layers.iter().map(|(key, value)| {
-            let first = Group {
-                key: key.shallow_clone(),
-                value: value.shallow_clone(),
-                images: self.batch,
-                repeats,
-                first_pair: 0,
-            };
-            let second = further.map(|index| Group {
-                // index_select, not advanced indexing: its backward sums repeated rows in a fixed order.
-                key: key.index_select(0, index),
-                value: value.index_select(0, index),
-                images: self.batch,
-                repeats: 1,
-                first_pair: repeats * self.batch,
-            });
+    fn pairs(&self, repeats: i64, further: Option<&ImageKeys>) -> PairKeys {
+        let group = |keys: &ImageKeys, layer: usize, repeats: i64, first_pair: i64| {
+            let (key, value) = &keys.layers[layer];
+            let (key, value) = (key.shallow_clone(), value.shallow_clone());
+            Group { key, value, images: keys.batch, repeats, first_pair }
+        };
+        let layer = |layer: usize| {
+            let first = group(self, layer, repeats, 0);
+            let second = further.map(|keys| group(keys, layer, 1, repeats * self.batch));
             PairKeysLayer { groups: std::iter::once(first).chain(second).collect() }
-        });
-        PairKeys { layers: layers.collect() }
+        };
+        PairKeys { layers: (0..self.layers.len()).map(layer).collect() }
     }
 }
 

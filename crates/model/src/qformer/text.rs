@@ -36,7 +36,22 @@ impl TextBatch {
         TextBatch { ids: self.ids.narrow(1, 0, tokens), mask: self.mask.narrow(1, 0, tokens) }
     }
 
-    /// Texts of several batches, one after the other, by index.
+    /// The same with padding up to `tokens`; wider ones stay.
+    pub fn widened(&self, tokens: i64, pad_id: i64) -> TextBatch {
+        let more = (tokens - self.tokens()).max(0);
+        let wider = |t: &Tensor, fill: i64| {
+            Tensor::cat(&[t, &Tensor::full([self.batch(), more], fill, (t.kind(), t.device()))], 1)
+        };
+        TextBatch { ids: wider(&self.ids, pad_id), mask: wider(&self.mask, 0) }
+    }
+
+    /// Batches of one width, one after the other.
+    pub fn cat(batches: &[&TextBatch]) -> TextBatch {
+        let cat = |of: fn(&TextBatch) -> &Tensor| Tensor::cat(&batches.iter().map(|b| of(b)).collect::<Vec<_>>(), 0);
+        TextBatch { ids: cat(|b| &b.ids), mask: cat(|b| &b.mask) }
+    }
+
+    /// Texts of the batch by index.
     pub fn select(&self, rows: &Tensor) -> TextBatch {
         TextBatch { ids: self.ids.index_select(0, rows), mask: self.mask.index_select(0, rows) }
     }

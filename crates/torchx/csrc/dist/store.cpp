@@ -4,6 +4,9 @@
 
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
+#include <c10/util/Logging.h>
+
+#include <cstdlib>
 #include <cstring>
 
 using torchx::guarded;
@@ -19,6 +22,8 @@ int torchx_store_open(Text host, uint16_t port, int serve, int64_t timeout_ms, S
     options.isServer = serve != 0;
     options.waitWorkers = false;
     options.timeout = std::chrono::milliseconds(timeout_ms);
+    // What c10d warns of comes back as an error as well; standard error is the program's.
+    if (std::getenv("TORCH_CPP_LOG_LEVEL") == nullptr) FLAGS_caffe2_log_level = c10::GLOG_FATAL;
     *out = new StorePtr(c10::make_intrusive<c10d::TCPStore>(host.string(), options));
   });
 }

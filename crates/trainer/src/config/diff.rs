@@ -60,6 +60,11 @@ impl Config {
             .collect()
     }
 
+    /// Every key with its value as text, in the order of the file.
+    pub fn settings(&self) -> Vec<(String, String)> {
+        leaves(self).into_iter().map(|(key, node)| (key, node.to_string())).collect()
+    }
+
     /// Digest of everything that a continued run may not change.
     pub fn digest(&self) -> String {
         let mut hasher = blake3::Hasher::new();

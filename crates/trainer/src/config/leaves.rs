@@ -29,6 +29,36 @@ choice! {
 }
 
 choice! {
+    /// Among whose samples stage 1 looks for negatives.
+    pub enum NegativeSamples {
+        /// Those of all ranks.
+        Global = "global",
+        /// Those of the own rank.
+        Local = "local",
+    }
+}
+
+choice! {
+    /// What ITC contrasts and ITM draws negatives from, where a batch is computed in parts.
+    pub enum Contrastive {
+        /// The samples of a micro-batch.
+        MicroBatch = "micro_batch",
+        /// Those of the global batch, with its exact gradient, for a second forward pass (GradCache).
+        Cached = "cached",
+    }
+}
+
+choice! {
+    /// How gradients travel between ranks.
+    pub enum GradientExchange {
+        /// As they are.
+        Fp32 = "fp32",
+        /// Rounded to bfloat16: half the bytes.
+        Bf16 = "bf16",
+    }
+}
+
+choice! {
     /// How training images are varied.
     pub enum Augment {
         /// Random resized crop and horizontal flip (BLIP-2, section 3.4).

@@ -6,8 +6,8 @@
 use std::path::PathBuf;
 
 pub use super::leaves::{
-    Augment, AutoOr, BestMetric, Clean, DeviceChoice, FeatureCache, FeatureFormat, Gelu, LanguageDropout, Precision,
-    Prefix, Shape, Stage, TextField, TokenIds, TokenMean,
+    Augment, AutoOr, BestMetric, Clean, Contrastive, DeviceChoice, FeatureCache, FeatureFormat, Gelu, GradientExchange,
+    LanguageDropout, NegativeSamples, Precision, Prefix, Shape, Stage, TextField, TokenIds, TokenMean,
 };
 use super::node::Node;
 use super::reader::Reader;
@@ -54,6 +54,8 @@ section! {
         pub device: DeviceChoice = DeviceChoice::Auto,
         /// Number format of the arithmetic.
         pub precision: Precision = Precision::Bf16,
+        /// How gradients travel between ranks.
+        pub gradient_exchange: GradientExchange = GradientExchange::Fp32,
     }
 }
 
@@ -72,6 +74,10 @@ section! {
         pub max_text_tokens: usize = 32 => at_least(2),
         /// What token means are over; on one process both are the same.
         pub token_mean: TokenMean = TokenMean::Global,
+        /// What stage 1 contrasts where `schedule.micro_batch` cuts the batch: each part by itself, or all of it.
+        pub contrastive: Contrastive = Contrastive::MicroBatch,
+        /// Among whose samples stage 1 looks for negatives; on one process both are the same.
+        pub negatives: NegativeSamples = NegativeSamples::Global,
     }
 }
 

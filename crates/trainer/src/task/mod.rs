@@ -1,5 +1,6 @@
 //! What a stage learns: a micro-batch in, named losses out. The loop knows no more of a stage than this.
 
+pub mod cached_contrast;
 pub mod stage1;
 pub mod stage2;
 
@@ -10,6 +11,7 @@ use crate::batch::Batch;
 pub use crate::batch::TargetRule;
 use crate::error::Error;
 pub use crate::evaluation::{Evaluation, HeldOut};
+use crate::ranks::Ranks;
 pub use stage1::Stage1Task;
 pub use stage2::Stage2Task;
 
@@ -17,8 +19,8 @@ pub use stage2::Stage2Task;
 pub struct Losses {
     /// What is differentiated: the weighted sum, scaled to the micro-batch's share of the global batch; 0-d.
     pub total: Tensor,
-    /// Named means and accuracies over the micro-batch with their share, 0-d, detached. Summed over micro-batches they are the global
-    /// batch's.
+    /// Named means and accuracies over the micro-batch with their share, 0-d, detached. Summed over micro-batches and ranks they are the
+    /// global batch's.
     pub metrics: Vec<(&'static str, Tensor)>,
 }
 
@@ -47,8 +49,33 @@ pub trait Task {
     /// What is trained.
     fn params(&self) -> &ParamStore;
 
-    /// The losses of a micro-batch.
-    fn forward(&self, batch: &Batch, pass: &Pass) -> Losses;
+    /// The frozen tower behind the trained part, where there is one.
+    fn frozen(&self) -> Option<&ParamStore> {
+        None
+    }
+
+    /// The losses of a micro-batch, while the other ranks compute theirs.
+    ///
+    /// # Errors
+    /// When a rank is lost.
+    fn forward(&self, batch: &Batch, pass: &Pass, ranks: &dyn Ranks) -> Result<Losses, Error>;
+
+    /// The losses of a step's micro-batches in turn; `each` hears of one and whether it is the last before the next is computed.
+    ///
+    /// # Errors
+    /// Those of the micro-batches and of `each`.
+    fn step(
+        &self,
+        micro_batches: &mut dyn ExactSizeIterator<Item = Result<Batch, Error>>,
+        pass: &Pass,
+        ranks: &dyn Ranks,
+        each: &mut dyn FnMut(Losses, bool) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        while let Some(batch) = micro_batches.next() {
+            each(self.forward(&batch?, pass, ranks)?, micro_batches.len() == 0)?;
+        }
+        Ok(())
+    }
 
     /// Which tokens of a text are targets.
     fn target_rule(&self) -> TargetRule;
@@ -59,6 +86,6 @@ pub trait Task {
     /// What the stage measures on held-out data, dropout off.
     ///
     /// # Errors
-    /// When held-out samples cannot be read.
+    /// When held-out samples cannot be read, or a rank is lost.
     fn evaluate(&self, held_out: &mut HeldOut, pass: &Pass) -> Result<Evaluation, Error>;
 }

@@ -1,15 +1,22 @@
 //! Stage 1: ITC, ITM and ITG from two trunk passes (BLIP-2, section 3.2).
 
 use blip2_losses::{itc, itg, itm, smoothed_floor};
-use blip2_model::Stage1;
+use blip2_model::qformer::TextBatch;
+use blip2_model::stage1::{PairNegatives, Stage1Pass};
+use blip2_model::{Dropout, Stage1};
 use blip2_torchx::autocast::autocast;
 use blip2_torchx::params::ParamStore;
 use tch::{Kind, Tensor};
 
 use super::{Evaluation, HeldOut, Losses, Pass, Reference, TargetRule, Task};
-use crate::batch::{Batch, Negatives};
+use crate::batch::{Batch, Negatives, Share};
 use crate::error::Error;
 use crate::evaluation::{Means, SampleText};
+use crate::ranks::{Alone, Ranks, gather_uneven, share};
+use crate::step::StepMetrics;
+
+/// Images whose similarities to all texts are computed at once.
+const RETRIEVAL_ROWS: i64 = 256;
 
 /// The weights and constants of stage 1's losses.
 #[derive(Debug, Clone, Copy)]
@@ -24,12 +31,24 @@ pub struct Stage1Options {
     pub label_smoothing: f64,
     /// Added to the sampling weights of hard negatives.
     pub itm_weight_floor: f64,
+    /// Micro-batches are contrasted with all of their step (GradCache).
+    pub cached: bool,
+    /// Negatives are those of the own rank.
+    pub local_negatives: bool,
 }
 
 impl Default for Stage1Options {
     /// The paper's.
     fn default() -> Self {
-        Stage1Options { itc: 1.0, itm: 1.0, itg: 1.0, label_smoothing: 0.1, itm_weight_floor: 0.0 }
+        Stage1Options {
+            itc: 1.0,
+            itm: 1.0,
+            itg: 1.0,
+            label_smoothing: 0.1,
+            itm_weight_floor: 0.0,
+            cached: false,
+            local_negatives: false,
+        }
     }
 }
 
@@ -51,50 +70,146 @@ pub struct Stage1Output {
     pub itm: Tensor,
     /// Generation loss, 0-d.
     pub itg: Tensor,
-    /// After the temperature, `[B, N]` both.
+    /// After the temperature, `[B, N]` both; columns are the samples of all ranks.
     pub similarities: itc::Similarities,
     /// f32 `[3B, 2]`: positive, negative image, negative text.
     pub itm_logits: Tensor,
     /// Share of labelled tokens ranked first, 0-d.
     pub itg_accuracy: Tensor,
+    /// Share of rows whose own column is the most similar, 0-d.
+    pub itc_accuracy: Tensor,
+}
+
+/// Embeddings of the own samples, and which image each has.
+pub(super) struct Rows<'a> {
+    /// `[B, queries, E]`
+    pub images: &'a Tensor,
+    /// `[B, E]`
+    pub texts: &'a Tensor,
+    /// `i64 [B]`
+    pub ids: &'a Tensor,
+}
+
+/// What comes of comparing the own samples with those of all ranks.
+pub(super) struct Contrast {
+    /// ITC, 0-d.
+    pub loss: Tensor,
+    /// Share of rows whose own column is the most similar, 0-d.
+    pub accuracy: Tensor,
+    /// After the temperature, `[B, N]` both.
+    pub similarities: itc::Similarities,
+    /// Among the samples of all ranks, `i64 [B]`.
+    pub negative_image: Tensor,
+    /// The same of texts.
+    pub negative_text: Tensor,
+}
+
+/// A packed pass with what it was made of.
+struct Packed<'a> {
+    trunk: &'a Stage1Pass,
+    batch: &'a Batch,
+    dropout: &'a Dropout,
 }
 
 impl Stage1Task {
     /// All losses of a batch, means over it.
-    pub fn losses(&self, batch: &Batch, pass: &Pass) -> Stage1Output {
+    ///
+    /// # Errors
+    /// When a rank is lost.
+    pub fn losses(&self, batch: &Batch, pass: &Pass, ranks: &dyn Ranks) -> Result<Stage1Output, Error> {
+        let ranks = self.negatives_of(ranks);
         let device = batch.features.device();
         // One outer region keeps the casts of the parameters for both trunk passes; losses step out of it.
         autocast(device, pass.autocast, || {
-            let fp32 = |f: &mut dyn FnMut() -> Tensor| autocast(device, None, f);
             let dropout = batch.dropout(pass.dropout, pass.seed);
             let trunk = self.model.forward(&batch.features, &batch.text, &dropout);
+            let rows = Rows { images: &trunk.image_embeds, texts: &trunk.text_embeds, ids: &batch.image_ids };
+            let contrast = self.contrast(&rows, &batch.negatives, ranks)?;
+            let (itg, itg_accuracy) = self.generation(&trunk, batch);
+            // Behind the generation head: other ranks' images make the host wait.
+            let itm_logits = self.match_pairs(&Packed { trunk: &trunk, batch, dropout: &dropout }, &contrast, ranks)?;
+            let itm = autocast(device, None, || itm::loss(&itm_logits));
+            let Contrast { loss: itc, accuracy: itc_accuracy, similarities, .. } = contrast;
+            Ok(Stage1Output { itc, itm, itg, similarities, itm_logits, itg_accuracy, itc_accuracy })
+        })
+    }
 
-            let targets = Tensor::arange(batch.size(), (Kind::Int64, device));
-            let same_image = itc::same_image_columns(&batch.image_ids, &batch.image_ids, &targets);
-            let similarities = autocast(device, None, || {
-                let (images, texts) = (&trunk.image_embeds, &trunk.text_embeds);
-                itc::similarities(images, texts, images, texts, &self.model.temp)
-            });
-            let itc = fp32(&mut || itc::loss(&similarities, &targets, &same_image, self.options.label_smoothing));
+    /// Those among whose samples negatives are looked for.
+    pub(super) fn negatives_of<'a>(&self, ranks: &'a dyn Ranks) -> &'a dyn Ranks {
+        if self.options.local_negatives { &Alone } else { ranks }
+    }
 
-            let draw = |similarity: &Tensor, uniform: &Tensor| {
-                itm::sample_negatives(similarity, &same_image, &targets, uniform, self.options.itm_weight_floor)
-            };
-            let (negative_image, negative_text) = match &batch.negatives {
-                // A negative image for each text, a negative text for each image.
-                Negatives::Sample(image, text) => (draw(&similarities.t2i, image), draw(&similarities.i2t, text)),
-                Negatives::Given(image, text) => (image.shallow_clone(), text.shallow_clone()),
-            };
-            let itm_logits = self.model.match_pairs(&trunk, &batch.text, &negative_image, &negative_text, &dropout);
-            let itm = fp32(&mut || itm::loss(&itm_logits));
+    /// ITC of these rows against those of all ranks, and their hard negatives.
+    pub(super) fn contrast(&self, rows: &Rows, negatives: &Negatives, ranks: &dyn Ranks) -> Result<Contrast, Error> {
+        let device = rows.images.device();
+        let (first, count) = (ranks.rank() as i64 * rows.ids.size()[0], rows.ids.size()[0]);
+        let targets = Tensor::arange_start(first, first + count, (Kind::Int64, device));
+        let same_image = itc::same_image_columns(rows.ids, &ranks.gather(rows.ids)?, &targets);
+        let (all_images, all_texts) = (ranks.gather(rows.images)?, ranks.gather(rows.texts)?);
+        let (similarities, loss) = autocast(device, None, || {
+            let s = itc::similarities(rows.images, rows.texts, &all_images, &all_texts, &self.model.temp);
+            let loss = itc::loss(&s, &targets, &same_image, self.options.label_smoothing);
+            (s, loss)
+        });
+        let accuracy = tch::no_grad(|| {
+            let found = |s: &Tensor| s.argmax(-1, false).eq_tensor(&targets).to_kind(Kind::Float).mean(Kind::Float);
+            (found(&similarities.i2t) + found(&similarities.t2i)) * 0.5
+        });
+        let draw = |similarity: &Tensor, uniform: &Tensor| {
+            itm::sample_negatives(similarity, &same_image, &targets, uniform, self.options.itm_weight_floor)
+        };
+        let (negative_image, negative_text) = match negatives {
+            // A negative image for each text, a negative text for each image.
+            Negatives::Sample(image, text) => (draw(&similarities.t2i, image), draw(&similarities.i2t, text)),
+            Negatives::Given(image, text) => (image.shallow_clone(), text.shallow_clone()),
+        };
+        Ok(Contrast { loss, accuracy, similarities, negative_image, negative_text })
+    }
 
-            // Row t of the generation text predicts token t + 1: each target is read one row before its own.
-            let rows = trunk.generation.flatten(0, 1).index_select(0, &(&batch.targets.positions - 1));
-            let logits = self.model.generation_logits(&rows);
-            let labels = &batch.targets.labels;
-            let itg = fp32(&mut || itg::loss(&logits, labels, self.options.label_smoothing));
-            let itg_accuracy = tch::no_grad(|| itg::accuracy(&logits, labels));
-            Stage1Output { itc, itm, itg, similarities, itm_logits, itg_accuracy }
+    /// ITG's loss and the share of tokens ranked first.
+    pub(super) fn generation(&self, trunk: &Stage1Pass, batch: &Batch) -> (Tensor, Tensor) {
+        // Row t of the generation text predicts token t + 1: each target is read one row before its own.
+        let rows = trunk.generation.flatten(0, 1).index_select(0, &(&batch.targets.positions - 1));
+        let logits = self.model.generation_logits(&rows);
+        let labels = &batch.targets.labels;
+        let loss = autocast(rows.device(), None, || itg::loss(&logits, labels, self.options.label_smoothing));
+        (loss, tch::no_grad(|| itg::accuracy(&logits, labels)))
+    }
+
+    /// Matching logits with these negatives, `i64 [B]` among the samples of all ranks.
+    fn match_pairs(&self, packed: &Packed, contrast: &Contrast, ranks: &dyn Ranks) -> Result<Tensor, Error> {
+        let Packed { trunk, batch, dropout } = packed;
+        let Contrast { negative_image, negative_text, .. } = contrast;
+        if ranks.world() == 1 {
+            let negatives = self.model.negatives_within(trunk, &batch.text, negative_image, negative_text);
+            return Ok(self.model.match_pairs(trunk, &batch.text, &negatives, dropout));
+        }
+        let all = TextBatch { ids: ranks.gather(&batch.text.ids)?, mask: ranks.gather(&batch.text.mask)? };
+        let features = ranks.fetch(&batch.features.to_kind(batch.sent_as), negative_image)?;
+        let negatives: PairNegatives = self.model.negatives_from(&features, all.select(negative_text));
+        Ok(self.model.match_pairs(trunk, &batch.text, &negatives, dropout))
+    }
+}
+
+impl Stage1Task {
+    /// The weighted sum of (ITC, ITM, ITG), scaled to the micro-batch's share.
+    pub(super) fn total(&self, [itc, itm, itg]: [&Tensor; 3], share: Share) -> Tensor {
+        let o = &self.options;
+        (itc * o.itc + itm * o.itm) * share.samples + itg * (o.itg * share.tokens)
+    }
+
+    pub(super) fn metrics(&self, out: &Stage1Output, total: &Tensor, share: Share) -> StepMetrics {
+        tch::no_grad(|| {
+            vec![
+                ("loss", total.detach()),
+                ("loss_itc", out.itc.detach() * share.samples),
+                ("loss_itm", out.itm.detach() * share.samples),
+                ("loss_itg", out.itg.detach() * share.tokens),
+                ("itc_accuracy", &out.itc_accuracy * share.samples),
+                ("itm_accuracy", itm::accuracy(&out.itm_logits) * share.samples),
+                ("itg_accuracy", &out.itg_accuracy * share.tokens),
+                ("temperature", self.model.temp.detach() * share.samples),
+            ]
         })
     }
 }
@@ -104,28 +219,26 @@ impl Task for Stage1Task {
         &self.params
     }
 
-    fn forward(&self, batch: &Batch, pass: &Pass) -> Losses {
-        let out = self.losses(batch, pass);
-        let (o, share) = (&self.options, batch.share);
-        let total = (&out.itc * o.itc + &out.itm * o.itm) * share.samples + &out.itg * (o.itg * share.tokens);
-        let accuracy = |s: &Tensor| {
-            let own = Tensor::arange(s.size()[0], (Kind::Int64, s.device()));
-            s.argmax(-1, false).eq_tensor(&own).to_kind(Kind::Float).mean(Kind::Float)
-        };
-        let s = &out.similarities;
-        let metrics = tch::no_grad(|| {
-            vec![
-                ("loss", total.detach()),
-                ("loss_itc", out.itc.detach() * share.samples),
-                ("loss_itm", out.itm.detach() * share.samples),
-                ("loss_itg", out.itg.detach() * share.tokens),
-                ("itc_accuracy", (accuracy(&s.i2t) + accuracy(&s.t2i)) * (0.5 * share.samples)),
-                ("itm_accuracy", itm::accuracy(&out.itm_logits) * share.samples),
-                ("itg_accuracy", &out.itg_accuracy * share.tokens),
-                ("temperature", self.model.temp.detach() * share.samples),
-            ]
-        });
-        Losses { total, metrics }
+    fn forward(&self, batch: &Batch, pass: &Pass, ranks: &dyn Ranks) -> Result<Losses, Error> {
+        let out = self.losses(batch, pass, ranks)?;
+        let total = self.total([&out.itc, &out.itm, &out.itg], batch.share);
+        Ok(Losses { metrics: self.metrics(&out, &total, batch.share), total })
+    }
+
+    fn step(
+        &self,
+        micro_batches: &mut dyn ExactSizeIterator<Item = Result<Batch, Error>>,
+        pass: &Pass,
+        ranks: &dyn Ranks,
+        each: &mut dyn FnMut(Losses, bool) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        if self.options.cached {
+            return self.cached_step(micro_batches.collect::<Result<_, _>>()?, pass, ranks, each);
+        }
+        while let Some(batch) = micro_batches.next() {
+            each(self.forward(&batch?, pass, ranks)?, micro_batches.len() == 0)?;
+        }
+        Ok(())
     }
 
     fn target_rule(&self) -> TargetRule {
@@ -155,7 +268,7 @@ impl Task for Stage1Task {
                 let (batch, host) = batch?;
                 // A batch of one has no negative.
                 if host.size > 1 {
-                    means.add(&self.forward(&batch, &pass).metrics, host.size);
+                    means.add(&self.forward(&batch, &pass, &Alone)?.metrics, host.size);
                 }
                 let device = batch.features.device();
                 autocast(device, pass.autocast, || {
@@ -166,12 +279,19 @@ impl Task for Stage1Task {
                 indices.extend(host.sample_index);
                 ids.extend(host.image_id);
             }
-            let mut evaluation = Evaluation { samples: captions.len(), scalars: means.finish(), ..Default::default() };
-            if images.is_empty() || !held_out.retrieval() {
+            let ranks = held_out.ranks();
+            let device = self.model.temp.device();
+            let (images, texts) = (gather_uneven(ranks, &images, device)?, gather_uneven(ranks, &texts, device)?);
+            let captions: Vec<String> = share(ranks, &captions)?.concat();
+            let (indices, ids): (Vec<u64>, Vec<u64>) = (share(ranks, &indices)?.concat(), share(ranks, &ids)?.concat());
+            let scalars = means.finish(ranks)?;
+            let mut evaluation = Evaluation { samples: captions.len(), scalars, ..Default::default() };
+            // What follows is for the one who writes it down.
+            if captions.is_empty() || !held_out.retrieval() || !ranks.is_first() {
                 return Ok(evaluation);
             }
-            let texts = Tensor::cat(&texts, 0);
-            let rows: Vec<Tensor> = images.iter().map(|images| itc::best_query(images, &texts)).collect();
+            let rows = images.split(RETRIEVAL_ROWS, 0);
+            let rows: Vec<Tensor> = rows.iter().map(|images| itc::best_query(images, &texts)).collect();
             let similarity = Tensor::cat(&rows, 0);
             evaluation.add_recall(&similarity, &ids)?;
             let best = similarity.argmax(1, false);

@@ -12,6 +12,7 @@ use super::{Evaluation, HeldOut, Losses, Pass, Reference, TargetRule, Task};
 use crate::batch::Batch;
 use crate::error::Error;
 use crate::evaluation::{Means, SampleText};
+use crate::ranks::Ranks;
 
 /// Sample captions of an evaluation are no longer.
 const MAX_SAMPLE_TOKENS: usize = 30;
@@ -69,8 +70,13 @@ impl Task for Stage2Task {
         &self.params
     }
 
-    fn forward(&self, batch: &Batch, pass: &Pass) -> Losses {
-        self.losses(batch, pass, self.language_dropout)
+    fn frozen(&self) -> Option<&ParamStore> {
+        Some(self.language.params())
+    }
+
+    /// Samples know nothing of each other: nothing is asked of other ranks.
+    fn forward(&self, batch: &Batch, pass: &Pass, _: &dyn Ranks) -> Result<Losses, Error> {
+        Ok(self.losses(batch, pass, self.language_dropout))
     }
 
     fn target_rule(&self) -> TargetRule {
@@ -117,7 +123,9 @@ impl Task for Stage2Task {
                     });
                 }
             }
-            evaluation.scalars = means.finish();
+            evaluation.scalars = means.finish(held_out.ranks())?;
+            evaluation.samples =
+                held_out.ranks().share_numbers(&[evaluation.samples as u64])?.iter().map(|n| n[0] as usize).sum();
             Ok(evaluation)
         })
     }

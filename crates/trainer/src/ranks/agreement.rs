@@ -1,0 +1,103 @@
+//! Ranks that were started with different files are found before the first step.
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use super::Ranks;
+use crate::error::Error;
+
+/// What a rank was started with, by name: each must be equal on all ranks.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Claims(Vec<(String, String)>);
+
+impl Claims {
+    /// Adds one.
+    pub(crate) fn claim(&mut self, what: impl Into<String>, value: impl Into<String>) {
+        self.0.push((what.into(), value.into()));
+    }
+
+    /// Compares them over the ranks.
+    ///
+    /// # Errors
+    /// The differences from rank 0, by rank and name.
+    pub(crate) fn compare(&self, ranks: &dyn Ranks) -> Result<(), Error> {
+        let own = serde_json::to_vec(self).map_err(|error| Error::Mismatch(error.to_string()))?;
+        let all = ranks.share(&own)?;
+        let read = |bytes: &Vec<u8>| serde_json::from_slice::<Claims>(bytes);
+        let all: Vec<Claims> =
+            all.iter().map(read).collect::<Result<_, _>>().map_err(|error| Error::Mismatch(error.to_string()))?;
+        let differences = differences(&all);
+        if differences.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Mismatch(format!(
+            "ranks were started with different things: {}; give all of them the same program, configuration and files",
+            differences.join("; ")
+        )))
+    }
+}
+
+/// Each name once, with the first rank that says something else than rank 0.
+fn differences(all: &[Claims]) -> Vec<String> {
+    let Some((first, others)) = all.split_first() else { return Vec::new() };
+    let value = |claims: &Claims, what: &str| {
+        claims.0.iter().find(|(name, _)| name == what).map_or("nothing".to_owned(), |(_, value)| value.clone())
+    };
+    let mut names: Vec<&String> = first.0.iter().map(|(name, _)| name).collect();
+    for (name, _) in others.iter().flat_map(|claims| &claims.0) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let difference = |name: &String| {
+        let expected = value(first, name);
+        let other = others.iter().position(|claims| value(claims, name) != expected)?;
+        Some(format!("{name}: {expected} on rank 0, {} on rank {}", value(&others[other], name), other + 1))
+    };
+    names.into_iter().filter_map(difference).collect()
+}
+
+/// A number that tells tensors apart whatever the order in which it is computed: sums of their bits, each tensor's by its place.
+pub(crate) fn checksum(tensors: &[Tensor]) -> u64 {
+    let bits = |tensor: &Tensor| {
+        let kind = match tensor.kind() {
+            Kind::Float => Kind::Int,
+            Kind::BFloat16 | Kind::Half => Kind::Int16,
+            Kind::Double => Kind::Int64,
+            other => other,
+        };
+        tensor.detach().contiguous().view_dtype(kind).sum(Kind::Int64).int64_value(&[]) as u64
+    };
+    tensors.iter().fold(0, |sum, tensor| sum.wrapping_mul(0x0000_0100_0000_01B3).wrapping_add(bits(tensor)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claims(pairs: &[(&str, &str)]) -> Claims {
+        let mut claims = Claims::default();
+        pairs.iter().for_each(|(what, value)| claims.claim(*what, *value));
+        claims
+    }
+
+    #[test]
+    fn each_difference_is_named_with_a_rank() {
+        let all = [
+            claims(&[("seed", "1"), ("batch", "8")]),
+            claims(&[("seed", "1"), ("batch", "8")]),
+            claims(&[("seed", "2"), ("batch", "8"), ("more", "x")]),
+        ];
+        assert_eq!(differences(&all), ["seed: 1 on rank 0, 2 on rank 2", "more: nothing on rank 0, x on rank 2"]);
+        assert!(differences(&all[..2]).is_empty());
+    }
+
+    #[test]
+    fn a_checksum_sees_values_and_their_order() {
+        let (a, b) = (Tensor::from_slice(&[1f32, 2.0]), Tensor::from_slice(&[1f32, 2.000_000_2]));
+        let of = |tensors: &[&Tensor]| checksum(&tensors.iter().map(|t| t.copy()).collect::<Vec<_>>());
+        assert_ne!(of(&[&a]), of(&[&b]));
+        assert_ne!(of(&[&a, &b]), of(&[&b, &a]));
+        assert_eq!(of(&[&a, &b]), of(&[&a, &b]));
+    }
+}

@@ -1,0 +1,242 @@
+//! Ranks in processes of their own, over libtorch's c10d.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use blip2_torchx::dist::{self, Backend, Reduce, Reducer, ReducerOptions, Store};
+use blip2_torchx::params::ParamStore;
+use tch::{Device, Tensor};
+
+use super::exchange::Exchange;
+use super::launch::{Launch, Meeting};
+use super::watch::Watch;
+use super::{Gradients, Ranks, Traffic};
+use crate::error::Error;
+
+/// Collectives have no limit that matters: whoever is lost is found by the watch.
+const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+
+/// So long a store outlives what its process had to do: the others read from it why a rank failed.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// How gradients travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GradientFormat {
+    /// As they are.
+    Fp32,
+    /// Rounded to bf16, half the bytes.
+    Bf16,
+}
+
+/// This process in its group.
+#[derive(Clone)]
+pub struct Group(Rc<Inner>);
+
+struct Inner {
+    group: Arc<dist::Group>,
+    watch: Watch,
+    /// The store through which the ranks meet lives in this process.
+    serves: bool,
+    traffic: Cell<Traffic>,
+}
+
+impl Group {
+    /// Meets the other ranks. `abandon` ends the process with a message, where it hangs on a rank that is lost.
+    ///
+    /// # Errors
+    /// A store that nobody serves, a port in use, ranks that do not come: each says where and for how long was waited.
+    pub fn join(launch: &Launch, abandon: fn(&str)) -> Result<Group, Error> {
+        let Meeting { host, port, served, attempt, patience, .. } = &launch.meeting;
+        let serve = launch.rank == 0 && !served;
+        let store = if serve { Store::serve(host, *port, *patience) } else { Store::connect(host, *port, *patience) }?;
+        let store = store.with_prefix(&format!("blip2/{attempt}"));
+        wait_for_all(launch, &store)?;
+        let watch = Watch::start(launch, store.clone(), abandon)?;
+        let meeting = store.with_prefix("host");
+        let group = dist::Group::join(&meeting, launch.rank, launch.world, Backend::Gloo, COLLECTIVE_TIMEOUT)?;
+        let group = Arc::new(group);
+        watch.aborts(Arc::clone(&group));
+        Ok(Group(Rc::new(Inner { group, watch, serves: serve, traffic: Cell::default() })))
+    }
+
+    /// Tells the other ranks why this one ends.
+    pub(super) fn fail(&self, error: &Error) {
+        if !matches!(error, Error::RankLost(_)) {
+            self.0.watch.accuse_oneself(&error.to_string());
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.serves {
+            self.watch.outlast_others(LAST_WORDS);
+        }
+    }
+}
+
+/// Waits until every rank has said that it is there.
+fn wait_for_all(launch: &Launch, store: &Store) -> Result<(), Error> {
+    let Meeting { host, port, patience, .. } = &launch.meeting;
+    let begun = Instant::now();
+    store.set(&format!("here/{}", launch.rank), b"")?;
+    for rank in 0..launch.world {
+        let left = patience.saturating_sub(begun.elapsed()).max(Duration::from_millis(1));
+        if store.get(&format!("here/{rank}"), left).is_err() {
+            let here = |rank: &usize| store.has(&[&format!("here/{rank}")]).unwrap_or(false);
+            let (there, missing): (Vec<usize>, Vec<usize>) = (0..launch.world).partition(here);
+            let list = |ranks: &[usize]| ranks.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+            return Err(Error::RankLost(format!(
+                "rank {} of {} did not come to {host}:{port} within {} s, ranks {} did; start them all with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE",
+                list(&missing),
+                launch.world,
+                patience.as_secs(),
+                list(&there)
+            )));
+        }
+    }
+    Ok(())
+}
+
+impl Inner {
+    /// A collective, watched and timed.
+    fn collective<T>(
+        &self,
+        name: &'static str,
+        call: impl FnOnce(&dist::Group) -> Result<T, blip2_torchx::Error>,
+    ) -> Result<T, Error> {
+        let begun = Instant::now();
+        let waiting = self.watch.wait_in(name);
+        let result = call(&self.group);
+        drop(waiting);
+        self.count(|traffic| traffic.wait_s += begun.elapsed().as_secs_f64());
+        result.map_err(|error| self.watch.explain(error.into()))
+    }
+
+    fn count(&self, change: impl FnOnce(&mut Traffic)) {
+        let mut traffic = self.traffic.get();
+        change(&mut traffic);
+        self.traffic.set(traffic);
+    }
+
+    /// Rows of all ranks, on the device of `rows`.
+    fn all_gather(&self, name: &'static str, rows: &Tensor) -> Result<Tensor, Error> {
+        let device = rows.device();
+        let rows = rows.detach().to_device(Device::Cpu);
+        let all = self.collective(name, |group| group.all_gather(&rows))?;
+        let others = self.group.world() as u64 - 1;
+        self.count(|traffic| traffic.gathered += others * bytes(&rows));
+        Ok(all.to_device(device))
+    }
+}
+
+fn bytes(tensor: &Tensor) -> u64 {
+    (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64
+}
+
+fn numbers(tensor: &Tensor) -> Result<Vec<i64>, Error> {
+    Vec::<i64>::try_from(tensor.to_device(Device::Cpu).flatten(0, -1)).map_err(|e| Error::Mismatch(e.to_string()))
+}
+
+impl Ranks for Group {
+    fn rank(&self) -> usize {
+        self.0.group.rank()
+    }
+
+    fn world(&self) -> usize {
+        self.0.group.world()
+    }
+
+    fn enter(&self, step: u64, phase: &'static str) {
+        self.0.watch.enter(step, phase);
+    }
+
+    fn share(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
+        let lengths: Vec<u64> = self.share_numbers(&[bytes.len() as u64])?.iter().map(|one| one[0]).collect();
+        let longest = lengths.iter().copied().max().unwrap_or(0) as usize;
+        let mut padded = bytes.to_vec();
+        padded.resize(longest.max(1), 0);
+        let all = self.0.all_gather("sharing notes", &Tensor::from_slice(&padded))?;
+        let mut flat = vec![0u8; all.numel()];
+        all.copy_data(&mut flat, all.numel());
+        let rows = flat.chunks_exact(padded.len()).zip(lengths);
+        Ok(rows.map(|(row, length)| row[..length as usize].to_vec()).collect())
+    }
+
+    fn share_numbers(&self, own: &[u64]) -> Result<Vec<Vec<u64>>, Error> {
+        let own: Vec<i64> = own.iter().map(|&number| number as i64).collect();
+        let all = numbers(&self.0.all_gather("sharing numbers", &Tensor::from_slice(&own))?)?;
+        Ok(all.chunks_exact(own.len()).map(|rank| rank.iter().map(|&number| number as u64).collect()).collect())
+    }
+
+    fn gather(&self, rows: &Tensor) -> Result<Tensor, Error> {
+        self.0.all_gather("gathering rows", rows)
+    }
+
+    fn fetch(&self, rows: &Tensor, index: &Tensor) -> Result<Tensor, Error> {
+        // The one wait for the device inside a step: the sizes of what is sent must be known to the host.
+        let own: Vec<u64> = numbers(index)?.into_iter().map(|index| index as u64).collect();
+        let plan = Exchange::plan(&self.share_numbers(&own)?, self.rank(), rows.size()[0] as u64);
+        let device = rows.device();
+        let send = rows.detach().index_select(0, &Tensor::from_slice(&plan.send).to_device(device));
+        let send = send.to_device(Device::Cpu);
+        let came = self
+            .0
+            .collective("fetching rows", |group| group.all_to_all(&send, &plan.send_counts, &plan.receive_counts))?;
+        let from_others = came.size()[0] - plan.receive_counts[self.rank()];
+        let row = bytes(&came) / came.size()[0].max(1) as u64;
+        self.0.count(|traffic| traffic.fetched += from_others as u64 * row);
+        Ok(came.to_device(device).index_select(0, &Tensor::from_slice(&plan.places).to_device(device)))
+    }
+
+    fn add_up(&self, tensor: &Tensor) -> Result<(), Error> {
+        let sum = tensor.detach().to_device(Device::Cpu);
+        self.0.collective("adding up", |group| group.all_reduce(&sum, Reduce::Sum))?;
+        tch::no_grad(|| tensor.shallow_clone().copy_(&sum));
+        Ok(())
+    }
+
+    fn gradients(&self, params: &ParamStore, format: GradientFormat) -> Result<Box<dyn Gradients>, Error> {
+        let params: Vec<Tensor> = params.entries().into_iter().map(|(_, tensor, _)| tensor).collect();
+        let bytes = params.iter().map(bytes).sum();
+        let compress_bf16 = format == GradientFormat::Bf16;
+        let options = ReducerOptions { compress_bf16, ..Default::default() };
+        let bytes = if compress_bf16 { bytes / 2 } else { bytes };
+        let reducer = self.0.collective("comparing parameters", |group| Reducer::new(group, &params, options))?;
+        Ok(Box::new(Reduced { reducer, bytes, inner: Rc::clone(&self.0) }))
+    }
+
+    fn take_traffic(&self) -> Traffic {
+        self.0.traffic.take()
+    }
+}
+
+/// c10d's Reducer: sends gradients while the backward pass goes on.
+struct Reduced {
+    reducer: Reducer,
+    bytes: u64,
+    inner: Rc<Inner>,
+}
+
+impl Gradients for Reduced {
+    fn divisor(&self) -> Option<f64> {
+        Some(self.inner.group.world() as f64)
+    }
+
+    fn backward(&self, loss: &Tensor, last: bool) -> Result<(), Error> {
+        if !last {
+            loss.backward();
+            return Ok(());
+        }
+        let explain = |error| self.inner.watch.explain(error);
+        self.reducer.prepare(&[loss]).map_err(|error| explain(error.into()))?;
+        let waiting = self.inner.watch.wait_in("adding up gradients");
+        loss.f_backward().map_err(|error| explain(Error::Mismatch(error.to_string())))?;
+        self.reducer.finish().map_err(|error| explain(error.into()))?;
+        drop(waiting);
+        self.inner.count(|traffic| traffic.gradients += self.bytes);
+        Ok(())
+    }
+}

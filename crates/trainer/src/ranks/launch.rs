@@ -1,0 +1,31 @@
+//! How a launcher started this process among others.
+
+use std::time::Duration;
+
+/// Where the ranks of a launch meet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Meeting {
+    /// Host of the store.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// Whether someone else serves it, as torchrun's agent does; else rank 0 does.
+    pub served: bool,
+    /// Tells one launch from the next at the same store.
+    pub attempt: String,
+    /// How long the ranks wait for each other to come.
+    pub patience: Duration,
+}
+
+/// This process among those that were started together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Launch {
+    /// Its number, from 0.
+    pub rank: usize,
+    /// How many there are; at least 2.
+    pub world: usize,
+    /// Where they meet.
+    pub meeting: Meeting,
+    /// A rank for which another has waited this long hangs.
+    pub hang: Duration,
+}
