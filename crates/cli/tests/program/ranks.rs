@@ -228,6 +228,24 @@ fn a_run_goes_on_on_another_number_of_ranks() {
 }
 
 #[test]
+fn a_step_that_is_not_finite_is_skipped_on_all_ranks_and_each_records_its_part() {
+    let tiny = TinyRun::new();
+    // Step 0 is good and throws the weights so far away that no later one is.
+    let rates = ["lr", "min_lr", "warmup_start_lr"].map(|rate| format!("/optimizer/{rate}"));
+    let absurd: Vec<(&str, Value)> = rates.iter().map(|rate| (rate.as_str(), json!(1e30))).collect();
+    let few = [("/schedule/steps", json!(3)), ("/eval/every", json!(100))];
+    let config = tiny.stage1("a", &[&absurd[..], &few].concat());
+    let ended = ends(start(&config, 2));
+    assert!(ended[0].stderr.contains("step 2: not finite, skipped; recorded in "), "{}", ended[0].stderr);
+    ended.into_iter().for_each(|ended| drop(ended.success()));
+    for (step, rank) in [(1, 0), (1, 1), (2, 0), (2, 1)] {
+        let folder = tiny.run("a").join(format!("bad_steps/step_{step:08}/rank_{rank}"));
+        assert!(folder.join("batch.safetensors").exists() && folder.join("model/config.json").exists(), "{folder:?}");
+    }
+    assert!(checkpoint(&tiny.run("a"), 3).join("MANIFEST.json").exists());
+}
+
+#[test]
 fn a_signal_to_all_ranks_leaves_one_checkpoint() {
     let tiny = TinyRun::new();
     let config = tiny.stage1("a", &[&changes()[..], &[("/schedule/steps", json!(2000))]].concat());

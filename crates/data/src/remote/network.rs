@@ -201,6 +201,8 @@ fn fault(error: object_store::Error) -> Fault {
             }
             match status(&whole) {
                 Some("408" | "425" | "429") => Kind::Passing,
+                // A listing's answer about a bucket is no NotFound of the crate's.
+                Some("404") => Kind::NotFound,
                 Some(status) if status.starts_with('4') => Kind::Lasting,
                 None if whole.contains("redirect without LOCATION") || whole.contains("scheme is not allowed") => {
                     Kind::Lasting
@@ -265,6 +267,7 @@ mod tests {
         for (text, kind) in [
             ("Server returned non-2xx status code: 429 Too Many Requests: ", Kind::Passing),
             ("Server returned non-2xx status code: 400 Bad Request: no", Kind::Lasting),
+            ("Server returned non-2xx status code: 404 Not Found: NoSuchBucket", Kind::NotFound),
             ("connection reset by peer", Kind::Passing),
             ("Error performing PUT http://169.254.169.254/latest/api/token", Kind::NoCredentials),
             ("Received redirect without LOCATION, this normally", Kind::Lasting),

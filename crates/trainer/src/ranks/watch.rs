@@ -292,3 +292,54 @@ impl Shared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ranks::Meeting;
+
+    fn watch(rank: usize, store: &Store) -> Watch {
+        let patience = Duration::from_secs(10);
+        let (host, port, attempt) = ("127.0.0.1".to_owned(), store.port(), String::new());
+        let meeting = Meeting { host, port, served: false, attempt, patience };
+        let launch = Launch { rank, world: 2, meeting, hang: Duration::from_secs(1) };
+        Watch::start(&launch, store.clone(), |reason| panic!("abandoned: {reason}")).unwrap()
+    }
+
+    fn store() -> Store {
+        Store::serve("127.0.0.1", 0, Duration::from_secs(10)).unwrap()
+    }
+
+    #[test]
+    fn a_rank_that_others_wait_for_in_vain_is_named_with_its_place() {
+        let store = store();
+        let (waits, hangs) = (watch(0, &store), watch(1, &store));
+        hangs.enter(41, "reading data");
+        let waiting = waits.wait_in("adding up gradients");
+        let error = waits.explain(Error::Mismatch("the group was closed".into())).to_string();
+        drop(waiting);
+        for part in ["hangs: rank 1 (process ", "at step 41, reading data", "rank 0 has waited", "adding up gradients"]
+        {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_rank_that_fails_tells_the_others_why_and_where() {
+        let store = store();
+        let (fails, waits) = (watch(0, &store), watch(1, &store));
+        fails.enter(7, "checkpoint");
+        fails.accuse_oneself("the disk is full");
+        let error = waits.explain(Error::Mismatch("the group was closed".into())).to_string();
+        assert_eq!(error, "rank 0 failed at step 7, checkpoint: the disk is full");
+    }
+
+    #[test]
+    fn without_a_verdict_the_error_stands() {
+        let store = store();
+        let (first, second) = (watch(0, &store), watch(1, &store));
+        drop(second); // it is done, not lost
+        let error = first.explain(Error::Mismatch("shapes differ".into())).to_string();
+        assert_eq!(error, "shapes differ");
+    }
+}
