@@ -63,8 +63,17 @@ impl Cache {
                 continue;
             }
             let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&part)?;
-            file.lock()?;
-            // Whoever held it may have finished it, or have been swept.
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    // Until it is finished or given up. Not for a lock of one's own: by then it may be a whole file that
+                    // others use for as long as they like.
+                    file.lock_shared()?;
+                    continue;
+                }
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+            // It may have been finished or swept between the two.
             if !is_at(&file, &part)? {
                 continue;
             }
@@ -248,6 +257,31 @@ mod tests {
         cache(dir.path(), 30);
         assert_eq!(names(dir.path()), ["alive.part", "note.txt"]);
         drop(part);
+    }
+
+    #[test]
+    fn who_waits_for_a_file_does_not_wait_for_those_who_use_it() {
+        let dir = tempfile::tempdir().unwrap();
+        for round in 0..100 {
+            let (cache, key) = (cache(dir.path(), 10_000), format!("{round}"));
+            let Entry::Missing(part) = cache.get(&key).unwrap() else { panic!() };
+            assert!(cache.reserve(&part, 10).unwrap());
+            let (tell, told) = std::sync::mpsc::channel();
+            std::thread::scope(|scope| {
+                for _ in 0..3 {
+                    let (tell, cache, key) = (tell.clone(), &cache, &key);
+                    scope.spawn(move || {
+                        // Each sends its file on, so that it stays in use.
+                        let Entry::Whole(file) = cache.get(key).unwrap() else { panic!() };
+                        tell.send(file).unwrap();
+                    });
+                }
+                std::thread::sleep(Duration::from_millis(2));
+                part.finish().unwrap();
+                let files: Vec<File> = (0..3).map_while(|_| told.recv_timeout(Duration::from_secs(20)).ok()).collect();
+                assert_eq!(files.len(), 3, "round {round}: a waiter still waits");
+            });
+        }
     }
 
     #[test]
