@@ -119,8 +119,11 @@ impl ImageEncoder {
     }
 
     /// Features of pixels that are already normalised, `f32 [B, 3, S, S] -> f32 [B, N, width]`.
+    ///
+    /// Their values are those of the tower's dtype, as a tower in `transformers` gives them, though its residual stream is kept in fp32 here: so
+    /// what a cache stores or another rank is sent in that dtype is what is trained on without either.
     pub fn features_of_normalised(&self, pixels: &Tensor) -> Tensor {
-        autocast(self.device(), None, || self.tower.features(pixels))
+        autocast(self.device(), None, || self.tower.features(pixels).to_kind(self.kind()).to_kind(Kind::Float))
     }
 }
 
