@@ -237,12 +237,9 @@ impl Means {
     /// When a rank is lost.
     pub fn finish(self, ranks: &dyn Ranks) -> Result<Vec<(String, f64)>, Error> {
         // Their bits: JSON has no numbers that are not finite.
-        let own: Vec<(&str, u64)> = self.sums.iter().map(|(name, sum)| (*name, sum.to_bits())).collect();
-        let own = serde_json::to_value((own, self.samples)).map_err(|error| Error::Mismatch(error.to_string()))?;
+        let own: Vec<(String, u64)> = self.sums.iter().map(|(name, sum)| (name.to_string(), sum.to_bits())).collect();
         let (mut sums, mut samples): (Vec<(String, f64)>, f64) = (Vec::new(), 0.0);
-        for theirs in ranks::share(ranks, &own)? {
-            let (theirs, count): (Vec<(String, u64)>, f64) =
-                serde_json::from_value(theirs).map_err(|error| Error::Mismatch(error.to_string()))?;
+        for (theirs, count) in ranks::share(ranks, &(own, self.samples))? {
             if sums.is_empty() {
                 sums = theirs.iter().map(|(name, _)| (format!("val_{name}"), 0.0)).collect();
             }

@@ -74,14 +74,9 @@ impl FramedBatch {
     pub fn widened(mut self, width: usize, pad_id: i64) -> FramedBatch {
         let host = &mut self.host;
         if width > host.text_len {
-            let rows: Vec<Vec<i64>> = host.input_ids.chunks(host.text_len.max(1)).map(<[i64]>::to_vec).collect();
-            host.input_ids = rows
-                .into_iter()
-                .flat_map(|mut row| {
-                    row.resize(width, pad_id);
-                    row
-                })
-                .collect();
+            let rows = host.input_ids.chunks(host.text_len.max(1));
+            let wider = |row: &[i64]| [row, &vec![pad_id; width - row.len()]].concat();
+            host.input_ids = rows.flat_map(wider).collect();
             host.text_len = width;
         }
         self

@@ -11,10 +11,10 @@ use blip2_weights::{SafetensorsFile, save_safetensors};
 use tch::{Device, Kind, Tensor};
 
 use crate::batch::{Batch, Negatives, Share, TargetRule, Targets};
-use crate::config::{Precision, Stage};
+use crate::config::{GradientExchange, Precision, Stage};
 use crate::error::Error;
 use crate::model_files::ModelFiles;
-use crate::ranks::{GradientFormat, Ranks};
+use crate::ranks::Ranks;
 use crate::task::{Pass, Stage2Task, Task};
 
 /// What `blip2 replay` is asked for.
@@ -58,7 +58,7 @@ pub fn replay(options: &ReplayOptions, ranks: &dyn Ranks) -> Result<Vec<(String,
             let batch = file.stage1_batch(features, task.target_rule(), ranks)?;
             let losses = task.losses(&batch, &pass, ranks)?;
             let loss = &losses.itc + &losses.itm + &losses.itg;
-            ranks.gradients(&task.params, GradientFormat::Fp32)?.backward(&loss, true)?;
+            ranks.gradients(&task.params, GradientExchange::Fp32)?.backward(&loss, true)?;
             for (name, tensor) in [
                 ("loss", loss),
                 ("loss_itc", losses.itc),
@@ -77,7 +77,7 @@ pub fn replay(options: &ReplayOptions, ranks: &dyn Ranks) -> Result<Vec<(String,
             file.check_positions(&files.config)?;
             let batch = file.stage2_batch(features, &files, &task)?;
             let losses = task.forward(&batch, &pass, ranks)?;
-            ranks.gradients(&task.params, GradientFormat::Fp32)?.backward(&losses.total, true)?;
+            ranks.gradients(&task.params, GradientExchange::Fp32)?.backward(&losses.total, true)?;
             out.insert("loss".into(), losses.total.detach());
             task.params
         }

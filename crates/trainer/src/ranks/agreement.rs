@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::Ranks;
+use super::{Ranks, share};
 use crate::error::Error;
 
 /// What a rank was started with, by name: each must be equal on all ranks.
@@ -21,12 +21,7 @@ impl Claims {
     /// # Errors
     /// The differences from rank 0, by rank and name.
     pub(crate) fn compare(&self, ranks: &dyn Ranks) -> Result<(), Error> {
-        let own = serde_json::to_vec(self).map_err(|error| Error::Mismatch(error.to_string()))?;
-        let all = ranks.share(&own)?;
-        let read = |bytes: &Vec<u8>| serde_json::from_slice::<Claims>(bytes);
-        let all: Vec<Claims> =
-            all.iter().map(read).collect::<Result<_, _>>().map_err(|error| Error::Mismatch(error.to_string()))?;
-        let differences = differences(&all);
+        let differences = differences(&share(ranks, self)?);
         if differences.is_empty() {
             return Ok(());
         }

@@ -29,13 +29,15 @@ impl Exchange {
             asked
         };
         let to_send: Vec<Vec<u64>> = (0..world).map(|by| asked(by, rank)).collect();
-        let to_receive: Vec<u64> = (0..world).flat_map(|of| asked(rank, of)).collect();
+        let to_receive: Vec<Vec<u64>> = (0..world).map(|of| asked(rank, of)).collect();
+        let receive_counts = to_receive.iter().map(|rows| rows.len() as i64).collect();
+        let to_receive = to_receive.concat();
         // Ascending within a rank, and ranks ascend: all of it ascends.
         let place = |index: &u64| to_receive.binary_search(index).expect("an index below all rows") as i64;
         Exchange {
             send_counts: to_send.iter().map(|rows| rows.len() as i64).collect(),
             send: to_send.into_iter().flatten().map(|index| (index - rank as u64 * rows) as i64).collect(),
-            receive_counts: (0..world).map(|of| asked(rank, of).len() as i64).collect(),
+            receive_counts,
             places: wanted[rank].iter().map(place).collect(),
         }
     }

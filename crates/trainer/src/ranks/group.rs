@@ -13,6 +13,7 @@ use super::exchange::Exchange;
 use super::launch::{Launch, Meeting};
 use super::watch::Watch;
 use super::{Gradients, Ranks, Traffic};
+use crate::config::GradientExchange;
 use crate::error::Error;
 
 /// Collectives have no limit that matters: whoever is lost is found by the watch.
@@ -20,15 +21,6 @@ const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
 /// So long a store outlives what its process had to do: the others read from it why a rank failed.
 const LAST_WORDS: Duration = Duration::from_secs(5);
-
-/// How gradients travel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GradientFormat {
-    /// As they are.
-    Fp32,
-    /// Rounded to bf16, half the bytes.
-    Bf16,
-}
 
 /// This process in its group.
 #[derive(Clone)]
@@ -198,10 +190,10 @@ impl Ranks for Group {
         Ok(())
     }
 
-    fn gradients(&self, params: &ParamStore, format: GradientFormat) -> Result<Box<dyn Gradients>, Error> {
+    fn gradients(&self, params: &ParamStore, format: GradientExchange) -> Result<Box<dyn Gradients>, Error> {
         let params: Vec<Tensor> = params.entries().into_iter().map(|(_, tensor, _)| tensor).collect();
         let bytes = params.iter().map(bytes).sum();
-        let compress_bf16 = format == GradientFormat::Bf16;
+        let compress_bf16 = format == GradientExchange::Bf16;
         let options = ReducerOptions { compress_bf16, ..Default::default() };
         let bytes = if compress_bf16 { bytes / 2 } else { bytes };
         let reducer = self.0.collective("comparing parameters", |group| Reducer::new(group, &params, options))?;

@@ -16,9 +16,10 @@ use serde::de::DeserializeOwned;
 use tch::{Device, Kind, Tensor, no_grad};
 
 pub(crate) use agreement::{Claims, checksum};
-pub use group::{GradientFormat, Group};
+pub use group::Group;
 pub use launch::{Launch, Meeting};
 
+use crate::config::GradientExchange;
 use crate::error::Error;
 
 /// The ranks of a run, as each of them sees them. All call the same methods in the same order.
@@ -66,7 +67,7 @@ pub trait Ranks {
     ///
     /// # Errors
     /// When a rank is lost, or has other parameters.
-    fn gradients(&self, params: &ParamStore, format: GradientFormat) -> Result<Box<dyn Gradients>, Error>;
+    fn gradients(&self, params: &ParamStore, format: GradientExchange) -> Result<Box<dyn Gradients>, Error>;
 
     /// What was sent and how long this rank waited since the last call.
     fn take_traffic(&self) -> Traffic;
@@ -202,7 +203,7 @@ impl Ranks for Alone {
         Ok(())
     }
 
-    fn gradients(&self, _: &ParamStore, _: GradientFormat) -> Result<Box<dyn Gradients>, Error> {
+    fn gradients(&self, _: &ParamStore, _: GradientExchange) -> Result<Box<dyn Gradients>, Error> {
         Ok(Box::new(Alone))
     }
 

@@ -16,12 +16,12 @@ use super::books::Books;
 use crate::assembly::Assembly;
 use crate::blueprint::Blueprint;
 use crate::checkpoint::{Checkpoint, CheckpointStore, CheckpointWriter, RngState, TrainState};
-use crate::config::{Config, FeatureCache, GradientExchange, NegativeSamples, Precision, Stage};
+use crate::config::{Config, FeatureCache, NegativeSamples, Precision, Stage};
 use crate::data::TrainData;
 use crate::error::Error;
 use crate::evaluation::HeldOutSet;
 use crate::features::MemoryCaches;
-use crate::ranks::{Claims, GradientFormat, Ranks, checksum};
+use crate::ranks::{Claims, Ranks, checksum};
 use crate::run_folder::{Existing, RunFolder, Start};
 use crate::schedule::LearningRate;
 use crate::snapshot::restore;
@@ -303,11 +303,7 @@ fn new_stepper(config: &Config, assembly: &Assembly, ranks: &dyn Ranks) -> Resul
     let adamw = AdamWConfig { betas: (o.betas[0], o.betas[1]), eps: o.eps, weight_decay: o.weight_decay };
     let params = assembly.task.params();
     let scaler = GradScaler::new(params.device(), config.run.precision == Precision::Fp16);
-    let format = match config.run.gradient_exchange {
-        GradientExchange::Fp32 => GradientFormat::Fp32,
-        GradientExchange::Bf16 => GradientFormat::Bf16,
-    };
-    let gradients = ranks.gradients(params, format)?;
+    let gradients = ranks.gradients(params, config.run.gradient_exchange)?;
     Ok(Stepper::new(AdamW::new(params.entries(), adamw), scaler, gradients, params, o.clip_norm))
 }
 

@@ -44,6 +44,18 @@ pub struct Pass {
     pub seed: u64,
 }
 
+/// Micro-batches that know nothing of each other.
+fn one_by_one(
+    micro_batches: &mut dyn ExactSizeIterator<Item = Result<Batch, Error>>,
+    forward: &dyn Fn(&Batch) -> Result<Losses, Error>,
+    each: &mut dyn FnMut(Losses, bool) -> Result<(), Error>,
+) -> Result<(), Error> {
+    while let Some(batch) = micro_batches.next() {
+        each(forward(&batch?)?, micro_batches.len() == 0)?;
+    }
+    Ok(())
+}
+
 /// A training stage.
 pub trait Task {
     /// What is trained.
@@ -71,10 +83,7 @@ pub trait Task {
         ranks: &dyn Ranks,
         each: &mut dyn FnMut(Losses, bool) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        while let Some(batch) = micro_batches.next() {
-            each(self.forward(&batch?, pass, ranks)?, micro_batches.len() == 0)?;
-        }
-        Ok(())
+        one_by_one(micro_batches, &|batch| self.forward(batch, pass, ranks), each)
     }
 
     /// Which tokens of a text are targets.

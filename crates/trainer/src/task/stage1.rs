@@ -8,7 +8,7 @@ use blip2_torchx::autocast::autocast;
 use blip2_torchx::params::ParamStore;
 use tch::{Kind, Tensor};
 
-use super::{Evaluation, HeldOut, Losses, Pass, Reference, TargetRule, Task};
+use super::{Evaluation, HeldOut, Losses, Pass, Reference, TargetRule, Task, one_by_one};
 use crate::batch::{Batch, Negatives, Share};
 use crate::error::Error;
 use crate::evaluation::{Means, SampleText};
@@ -235,10 +235,7 @@ impl Task for Stage1Task {
         if self.options.cached {
             return self.cached_step(micro_batches.collect::<Result<_, _>>()?, pass, ranks, each);
         }
-        while let Some(batch) = micro_batches.next() {
-            each(self.forward(&batch?, pass, ranks)?, micro_batches.len() == 0)?;
-        }
-        Ok(())
+        one_by_one(micro_batches, &|batch| self.forward(batch, pass, ranks), each)
     }
 
     fn target_rule(&self) -> TargetRule {
