@@ -61,6 +61,11 @@ impl DeviceArgument {
     pub(crate) fn select(&self) -> Result<Device> {
         Ok(device::select(self.device)?)
     }
+
+    /// The same for one of several processes on this machine, counted from 0.
+    pub(crate) fn select_for(&self, process: usize) -> Result<Device> {
+        Ok(device::select_for(self.device, process)?)
+    }
 }
 
 /// A finite number above 0.

@@ -4,6 +4,7 @@
 //!                torchrun, PyTorchJob        srun
 //! rank           RANK                        SLURM_PROCID
 //! world          WORLD_SIZE                  SLURM_NTASKS
+//! local rank     LOCAL_RANK, else 0          SLURM_LOCALID, else 0
 //! host           MASTER_ADDR                 MASTER_ADDR, else the first of SLURM_STEP_NODELIST
 //! port           MASTER_PORT                 MASTER_PORT, else made of SLURM_JOB_ID
 //! ```
@@ -52,15 +53,22 @@ fn read(variables: Variables) -> Result<Option<Launch>> {
     // A shell inside an allocation has some of SLURM's variables, but no step of its own.
     let slurm =
         variables("RANK").is_none() && variables("WORLD_SIZE").is_none() && variables("SLURM_STEP_ID").is_some();
-    let names = if slurm { ["SLURM_PROCID", "SLURM_NTASKS"] } else { ["RANK", "WORLD_SIZE"] };
-    let [rank, world] = names.map(&mut number);
+    let names = if slurm {
+        ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"]
+    } else {
+        ["RANK", "WORLD_SIZE", "LOCAL_RANK"]
+    };
+    let [rank, world, local_rank] = names.map(&mut number);
     let port = number("MASTER_PORT");
     let job = if slurm { number("SLURM_JOB_ID") } else { None };
     let patience = number("BLIP2_JOIN_TIMEOUT_S").unwrap_or(PATIENCE_S);
     let hang = number("BLIP2_HANG_TIMEOUT_S").unwrap_or(HANG_S);
+    // A group of one does by itself what many do together: to try a machine's communication.
+    let alone_in_group = variables("BLIP2_GROUP_OF_ONE").as_deref() == Some("1");
     let (rank, world) = match (rank, world) {
         _ if !problems.is_empty() => bail!("{}", problems.join("\n")),
-        (None, None) | (None | Some(0), Some(1)) => return Ok(None),
+        (None, None) => return Ok(None),
+        (None | Some(0), Some(1)) if !alone_in_group => return Ok(None),
         (Some(rank), Some(world)) => (rank, world),
         (None, Some(_)) => bail!("{}: expected this process' number, as {} is set, got nothing", names[0], names[1]),
         (Some(_), None) => bail!("{}: expected the number of processes, as {} is set, got nothing", names[1], names[0]),
@@ -97,6 +105,7 @@ fn read(variables: Variables) -> Result<Option<Launch>> {
     Ok(Some(Launch {
         rank: rank as usize,
         world: world as usize,
+        local_rank: local_rank.unwrap_or(0) as usize,
         meeting: Meeting {
             host,
             port,
@@ -142,6 +151,8 @@ mod tests {
     fn one_process_is_alone_whoever_started_it() {
         assert_eq!(of(&[]).unwrap(), None);
         assert_eq!(of(&[("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "a")]).unwrap(), None);
+        let group = [("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "a"), ("MASTER_PORT", "1")];
+        assert_eq!(of(&[&group[..], &[("BLIP2_GROUP_OF_ONE", "1")]].concat()).unwrap().unwrap().world, 1);
         // A shell in an allocation.
         assert_eq!(of(&[("SLURM_JOB_ID", "7"), ("SLURM_NTASKS", "4")]).unwrap(), None);
     }
@@ -150,17 +161,18 @@ mod tests {
     fn torchrun_serves_the_store_and_a_plain_launcher_does_not() {
         let plain = [("RANK", "1"), ("WORLD_SIZE", "4"), ("MASTER_ADDR", "a"), ("MASTER_PORT", "29500")];
         let launch = of(&plain).unwrap().unwrap();
-        assert_eq!((launch.rank, launch.world), (1, 4));
+        assert_eq!((launch.rank, launch.world, launch.local_rank), (1, 4, 0));
         assert_eq!((launch.meeting.host.as_str(), launch.meeting.port, launch.meeting.served), ("a", 29500, false));
-        let agent = [("TORCHELASTIC_USE_AGENT_STORE", "True"), ("TORCHELASTIC_RESTART_COUNT", "2")];
+        let agent = [("TORCHELASTIC_USE_AGENT_STORE", "True"), ("TORCHELASTIC_RESTART_COUNT", "2"), ("LOCAL_RANK", "3")];
         let torchrun = of(&[&plain[..], &agent].concat()).unwrap().unwrap();
+        assert_eq!(torchrun.local_rank, 3);
         assert!(torchrun.meeting.served && torchrun.meeting.attempt != launch.meeting.attempt);
     }
 
     #[test]
     fn slurm_names_the_host_and_its_job_the_port() {
         let step = |nodes| {
-            let step = [("SLURM_STEP_ID", "0"), ("SLURM_PROCID", "3"), ("SLURM_NTASKS", "8")];
+            let step = [("SLURM_STEP_ID", "0"), ("SLURM_PROCID", "3"), ("SLURM_NTASKS", "8"), ("SLURM_LOCALID", "1")];
             of(&[&step[..], &[("SLURM_JOB_ID", "123456"), ("SLURM_STEP_NODELIST", nodes)]].concat()).unwrap().unwrap()
         };
         for (nodes, first) in
@@ -168,6 +180,7 @@ mod tests {
         {
             let launch = step(nodes);
             assert_eq!((launch.rank, launch.world, launch.meeting.host.as_str()), (3, 8, first), "{nodes}");
+            assert_eq!(launch.local_rank, 1);
             assert_eq!(u64::from(launch.meeting.port), 10_000 + 123_456 % 20_000);
         }
     }

@@ -33,6 +33,8 @@ pub struct OpenOptions {
     pub filter: SampleFilter,
     /// How shards are fetched and kept that lie elsewhere.
     pub remote: RemoteOptions,
+    /// A shard that cannot be read at all becomes a problem of the set instead of an error: to list all that is wrong.
+    pub tolerate_unreadable: bool,
     /// Called after each shard with the number of shards done and of all.
     pub progress: Option<Arc<dyn Fn(usize, usize) + Send + Sync>>,
 }
@@ -45,6 +47,7 @@ impl Default for OpenOptions {
             captions: CaptionRule::default(),
             filter: SampleFilter::default(),
             remote: RemoteOptions::default(),
+            tolerate_unreadable: false,
             progress: None,
         }
     }

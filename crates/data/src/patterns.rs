@@ -22,7 +22,7 @@ pub(crate) enum Named {
 }
 
 impl Named {
-    fn location(&self) -> Location {
+    pub(crate) fn location(&self) -> Location {
         match self {
             Named::Local(path) => Location::Local(path.clone()),
             Named::Remote(object) => Location::Remote(object.url.clone()),

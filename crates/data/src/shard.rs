@@ -143,11 +143,15 @@ impl Shards {
             None => run(),
         };
         let mut errors = Vec::new();
-        for result in opened {
+        for (named, result) in named.iter().zip(opened) {
             match result {
                 Ok((shards, problems)) => {
                     self.all.extend(shards);
                     self.problems.extend(problems);
+                }
+                Err(error) if options.tolerate_unreadable => {
+                    let shard = named.location().name();
+                    self.problems.push(Problem { shard, key: String::new(), reason: error.to_string() });
                 }
                 Err(error) => errors.push(error),
             }

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use blip2_data::{Clean, DataError, Dataset, Outcome, repair, verify};
+use blip2_data::{Clean, DataError, Dataset, OpenOptions, Outcome, repair, verify};
 use fixture::{open, options, png, tar, write};
 
 fn shard(folder: &Path, name: &str, bytes: &[u8]) {
@@ -67,6 +67,25 @@ fn damaged_shards_are_rewritten_and_whole_ones_linked() {
     }
     let repaired = verify(&open(&out), Clean::Blip, |_, _| {});
     assert_eq!((repaired.good, repaired.problems), (4, vec![]));
+}
+
+#[test]
+fn a_shard_that_is_no_tar_file_is_listed_and_does_not_stop_the_repair() {
+    let folder = tempfile::tempdir().unwrap();
+    shard(folder.path(), "00.tar", b"");
+    shard(folder.path(), "01.tar", &tar(&[("a.png", &png(5, 4, 1)), ("a.txt", b"good")]));
+    shard(folder.path(), "02.tar", &[7; 4096]);
+    let tolerant = OpenOptions { tolerate_unreadable: true, ..options(folder.path()) };
+    let patterns = ["*.tar".to_owned()];
+    let error = Dataset::open(&patterns, &options(folder.path())).err().unwrap().to_string();
+    assert!(error.contains("00.tar") && error.contains("02.tar"), "{error}");
+
+    let set = Dataset::open(&patterns, &tolerant).unwrap();
+    let report = repair(&set, Clean::Blip, &folder.path().join("repaired"), |_, _| {}).unwrap();
+    let problems: Vec<&str> = report.found.problems.iter().map(|problem| problem.shard.as_str()).collect();
+    assert_eq!(problems, ["00.tar", "02.tar"]);
+    assert_eq!(report.shards.len(), 1);
+    assert_eq!(verify(&open(&folder.path().join("repaired")), Clean::Blip, |_, _| {}).good, 1);
 }
 
 #[test]

@@ -69,6 +69,14 @@ int torchx_rng_set(int cuda_index, const uint8_t* bytes, size_t length) {
   });
 }
 
+int torchx_rng_seed(int cuda_index, uint64_t seed) {
+  return guarded([&] {
+    auto generator = generator_of(cuda_index);
+    std::lock_guard<std::mutex> lock(generator.mutex());
+    generator.set_current_seed(seed);
+  });
+}
+
 int torchx_memory_stats(int cuda_index, int64_t* allocated, int64_t* reserved, int64_t* peak_allocated) {
   return guarded([&] {
     const auto stats = at::accelerator::getDeviceStats(static_cast<c10::DeviceIndex>(cuda_index));

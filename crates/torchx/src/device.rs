@@ -61,26 +61,37 @@ impl fmt::Display for DeviceChoice {
     }
 }
 
-/// Resolves a choice against this machine.
+/// Resolves a choice against this machine, and makes a CUDA device the current one.
 ///
 /// # Errors
 /// [`Error::NoCuda`] and [`Error::NoSuchCudaDevice`] where CUDA was asked for by name and cannot be had.
 pub fn select(choice: DeviceChoice) -> Result<Device, Error> {
+    select_for(choice, 0)
+}
+
+/// The same for one of several processes on this machine, counted from 0: where no number is asked for, each has the CUDA
+/// device of its own number, or the only one that it sees.
+///
+/// # Errors
+/// Those of [`select`]; also for more processes than CUDA devices.
+pub fn select_for(choice: DeviceChoice, process: usize) -> Result<Device, Error> {
     load_cuda();
     let count = if Cuda::is_available() { usize::try_from(Cuda::device_count()).unwrap_or(0) } else { 0 };
-    match choice {
-        DeviceChoice::Auto if count > 0 => Ok(Device::Cuda(0)),
-        DeviceChoice::Auto | DeviceChoice::Cpu => Ok(Device::Cpu),
-        DeviceChoice::Cuda(_) if count == 0 => Err(Error::NoCuda { requested: choice }),
-        DeviceChoice::Cuda(index) => {
-            let requested = index.unwrap_or(0);
-            if requested < count {
-                Ok(Device::Cuda(requested))
-            } else {
-                Err(Error::NoSuchCudaDevice { requested, count })
-            }
-        }
-    }
+    let device = resolve(choice, process, count)?;
+    set_current(device);
+    Ok(device)
+}
+
+fn resolve(choice: DeviceChoice, process: usize, count: usize) -> Result<Device, Error> {
+    let requested = match choice {
+        DeviceChoice::Cpu => return Ok(Device::Cpu),
+        DeviceChoice::Auto if count == 0 => return Ok(Device::Cpu),
+        DeviceChoice::Cuda(_) if count == 0 => return Err(Error::NoCuda { requested: choice }),
+        DeviceChoice::Cuda(Some(index)) => index,
+        DeviceChoice::Auto | DeviceChoice::Cuda(None) if count == 1 => 0,
+        DeviceChoice::Auto | DeviceChoice::Cuda(None) => process,
+    };
+    if requested < count { Ok(Device::Cuda(requested)) } else { Err(Error::NoSuchCudaDevice { requested, count }) }
 }
 
 /// The CUDA number of a device, none for the CPU.
@@ -138,6 +149,24 @@ mod tests {
         for text in ["auto", "cpu", "cuda", "cuda:0", "cuda:12"] {
             assert_eq!(text.parse::<DeviceChoice>().unwrap().to_string(), text);
         }
+    }
+
+    #[test]
+    fn processes_share_out_the_devices_by_their_number() {
+        use DeviceChoice::{Auto, Cpu, Cuda};
+        for choice in [Auto, Cuda(None)] {
+            for process in 0..4 {
+                assert_eq!(resolve(choice, process, 4).unwrap(), Device::Cuda(process));
+                // Launchers that show each process its own device alone.
+                assert_eq!(resolve(choice, process, 1).unwrap(), Device::Cuda(0));
+            }
+            let error = resolve(choice, 4, 4).unwrap_err();
+            assert!(matches!(error, Error::NoSuchCudaDevice { requested: 4, count: 4 }), "{error}");
+        }
+        assert_eq!(resolve(Cuda(Some(2)), 1, 4).unwrap(), Device::Cuda(2));
+        assert_eq!(resolve(Cpu, 1, 4).unwrap(), Device::Cpu);
+        assert_eq!(resolve(Auto, 3, 0).unwrap(), Device::Cpu);
+        assert!(matches!(resolve(Cuda(None), 0, 0), Err(Error::NoCuda { .. })));
     }
 
     #[test]

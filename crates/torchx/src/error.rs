@@ -103,9 +103,16 @@ pub enum Error {
         /// libtorch's words.
         message: String,
     },
-    /// Groups over NCCL cannot be made by this build.
-    #[error("NCCL is not in this build: use gloo on the CPU, or train in one process on one GPU")]
-    NoNccl,
+    /// Ranks on GPUs cannot speak to each other.
+    #[error(
+        "NCCL, through which ranks on GPUs speak, cannot be used: {message}; scripts/nccl builds {library}, to be put beside the program"
+    )]
+    NoNccl {
+        /// The library that was tried.
+        library: String,
+        /// The loader's or libtorch's words.
+        message: String,
+    },
     /// A collective failed: a peer is gone, late, or was asked for something else. The group is of no use any more.
     #[error("rank {rank} of {world}: {op}: {message}")]
     Collective {

@@ -17,6 +17,7 @@ unsafe extern "C" {
     pub fn torchx_cuda_name(cuda_index: c_int, name: *mut c_char, capacity: c_int) -> c_int;
     pub fn torchx_rng_get(cuda_index: c_int, state: *mut *mut C_tensor) -> c_int;
     pub fn torchx_rng_set(cuda_index: c_int, bytes: *const u8, length: usize) -> c_int;
+    pub fn torchx_rng_seed(cuda_index: c_int, seed: u64) -> c_int;
     pub fn torchx_memory_stats(
         cuda_index: c_int,
         allocated: *mut i64,
@@ -109,6 +110,14 @@ unsafe extern "C" {
         world: c_int,
         timeout_ms: i64,
         out: *mut *mut CGroup,
+    ) -> c_int;
+    pub fn torchx_group_add_nccl(
+        group: *const CGroup,
+        store: *const CStore,
+        prefix: Text,
+        library: Text,
+        cuda_index: c_int,
+        timeout_ms: i64,
     ) -> c_int;
     pub fn torchx_group_free(group: *mut CGroup);
     pub fn torchx_group_all_reduce(group: *const CGroup, tensor: *mut C_tensor, op: c_int) -> c_int;

@@ -1,4 +1,4 @@
-//! The state of libtorch's own generators, so that a checkpoint can carry it.
+//! libtorch's own generators: their state, so that a checkpoint can carry it, and seeds.
 
 use tch::{Device, Kind, Tensor};
 
@@ -30,4 +30,14 @@ pub fn set_state(device: Device, state: &[u8]) -> Result<(), Error> {
     let index = cuda_index(device).unwrap_or(-1);
     // SAFETY: the shim copies `state.len()` bytes out of the slice.
     ffi::check("set generator state", unsafe { ffi::torchx_rng_set(index, state.as_ptr(), state.len()) })
+}
+
+/// Begins a device's default generator anew.
+///
+/// # Errors
+/// [`Error::Torch`] where the device is not there.
+pub fn seed(device: Device, seed: u64) -> Result<(), Error> {
+    let index = cuda_index(device).unwrap_or(-1);
+    // SAFETY: plain call by value; exceptions come back as a code.
+    ffi::check("seed generator", unsafe { ffi::torchx_rng_seed(index, seed) })
 }

@@ -45,6 +45,12 @@ fn a_generator_set_back_repeats_its_numbers() {
     let second = Tensor::rand([64], (Kind::Float, Device::Cpu));
     assert!(!first.equal(&second));
     rng::set_state(Device::Cpu, &before).unwrap();
+    let seeded = [3, 4, 3].map(|seed| {
+        rng::seed(Device::Cpu, seed).unwrap();
+        Tensor::rand([4], (Kind::Float, Device::Cpu))
+    });
+    assert!(seeded[0].equal(&seeded[2]) && !seeded[0].equal(&seeded[1]));
+    rng::set_state(Device::Cpu, &before).unwrap();
     assert!(first.equal(&Tensor::rand([64], (Kind::Float, Device::Cpu))));
 }
 

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use blip2_torchx::Error;
-use blip2_torchx::dist::{Backend, Group, Reduce, Store};
+use blip2_torchx::dist::{Group, NCCL_LIBRARY, Reduce, Store};
 use ranks::{HOST, LONG, ranks, serve};
 use tch::{Device, Kind, Tensor};
 
@@ -158,7 +158,7 @@ fn groups_of_one_store_do_not_mix() {
             scope.spawn(move || {
                 let store = Store::connect(HOST, port, LONG).unwrap();
                 let [a, b] =
-                    ["a", "b"].map(|name| Group::join(&store.with_prefix(name), rank, 2, Backend::Gloo, LONG).unwrap());
+                    ["a", "b"].map(|name| Group::join(&store.with_prefix(name), rank, 2, LONG).unwrap());
                 let one = Tensor::from(1i64);
                 // Each rank in another order.
                 let order = if rank == 0 { [&a, &b] } else { [&b, &a] };
@@ -186,7 +186,7 @@ fn groups_may_begin_at_the_same_time() {
                 let (server, together) = (&server, &together);
                 scope.spawn(move || {
                     let store = server.with_prefix(&name.to_string());
-                    let group = Group::join(&store, 0, 1, Backend::Gloo, LONG).unwrap();
+                    let group = Group::join(&store, 0, 1, LONG).unwrap();
                     together.wait();
                     group.all_reduce(&Tensor::from(1), Reduce::Sum).unwrap();
                 });
@@ -282,12 +282,23 @@ fn abort_ends_a_wait_of_another_thread() {
 fn a_group_that_is_not_complete_is_an_error_after_the_timeout() {
     let server = serve();
     let begun = Instant::now();
-    let error = Group::join(&server, 0, 2, Backend::Gloo, SHORT).err().unwrap();
+    let error = Group::join(&server, 0, 2, SHORT).err().unwrap();
     assert!(begun.elapsed() < LONG, "{:?}", begun.elapsed());
     assert!(matches!(error, Error::Collective { op: "join", rank: 0, world: 2, .. }), "{error}");
-    assert!(Group::join(&server, 2, 2, Backend::Gloo, SHORT).is_err());
-    assert!(matches!(Group::join(&server, 0, 1, Backend::Nccl, SHORT), Err(Error::NoNccl)));
+    assert!(Group::join(&server, 2, 2, SHORT).is_err());
     server.set("still", b"served").unwrap();
+}
+
+#[test]
+fn nccl_that_is_not_there_is_named_and_the_group_stays_of_use() {
+    let server = serve();
+    let group = Group::join(&server.with_prefix("alone"), 0, 1, SHORT).unwrap();
+    for device in [Device::Cpu, Device::Cuda(0)] {
+        let error = group.add_nccl(device, SHORT).unwrap_err();
+        assert!(matches!(error, Error::NoNccl { .. }), "{error}");
+        assert!(error.to_string().contains(NCCL_LIBRARY), "{error}");
+    }
+    group.barrier(SHORT).unwrap();
 }
 
 #[test]
@@ -314,7 +325,7 @@ fn processes_compute_together() {
     let rank: usize = rank.parse().unwrap();
     let port = env::var("TORCHX_TEST_PORT").unwrap().parse().unwrap();
     let store = Store::connect(HOST, port, LONG).unwrap();
-    let group = Group::join(&store.with_prefix("processes"), rank, 3, Backend::Gloo, LONG).unwrap();
+    let group = Group::join(&store.with_prefix("processes"), rank, 3, LONG).unwrap();
     let tensor = Tensor::from(rank as i64 + 1);
     group.all_reduce(&tensor, Reduce::Sum).unwrap();
     group.barrier(LONG).unwrap();

@@ -153,7 +153,7 @@ impl TrainData {
             TokenMean::Rank => (own_tokens * ranks.world()) as f64,
         };
         // Texts that are exchanged between ranks or micro-batches are of one width.
-        let exchanged = ranks.world() > 1 || self.contrastive == Contrastive::Cached;
+        let exchanged = !ranks.is_alone() || self.contrastive == Contrastive::Cached;
         let widest = said.iter().map(|rank| rank[1]).max().filter(|_| exchanged).unwrap_or(0) as usize;
         let (step, kind) = (self.micro_batch.min(size), self.features.kind(encoder));
         Ok((0..size).step_by(step).map(move |first| {

@@ -14,7 +14,7 @@ use crate::evaluation::{Evaluation, HeldOutSet};
 use crate::features::MemoryCaches;
 use crate::ranks::Alone;
 use crate::task::Pass;
-use crate::train::select_device;
+use crate::device;
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,7 +85,7 @@ pub fn evaluate_run(config: &Config, task: EvaluationTask) -> Result<RunReport, 
     let found = CheckpointStore::read_only(&folder.join("checkpoints"), config.checkpoint.best).preferred()?;
     let none = || Error::file(&folder, "expected a run with a whole checkpoint, found none; train it first");
     let checkpoint = found.checkpoint.ok_or_else(none)?;
-    let assembly = Assembly::build(config, Blueprint::open(config)?, select_device(config)?)?;
+    let assembly = Assembly::build(config, Blueprint::open(config)?, device::select(config.run.device)?)?;
     assembly.task.params().load(&WeightsDir::open(checkpoint.path())?, &LoadPlan::exact())?;
     let set = HeldOutSet::open(config, &assembly.encoder, &assembly.text, &mut MemoryCaches::default())?;
     let none = || Error::Mismatch("data.val: expected shards to evaluate on, got nothing; set data.val.shards".into());

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use blip2_torchx::device;
 
 use crate::blueprint::Blueprint;
-use crate::config::{Config, DeviceChoice};
+use crate::config::Config;
 use crate::error::Error;
 use crate::features::MemoryCaches;
 use crate::hub::Hub;
@@ -103,7 +103,7 @@ fn stages(request: &TrainRequest, ranks: &Rc<dyn Ranks>) -> Result<Finished, Err
         if request.dry_run {
             if config.model.qformer.init.exists() {
                 let blueprint = Blueprint::open(config)?;
-                say(&Run::try_one_batch(config, blueprint, device_of(config, &**ranks)?, &**ranks)?);
+                say(&Run::try_one_batch(config, blueprint, device_of(config, request.launch.as_ref(), &**ranks)?, &**ranks)?);
             } else {
                 let init = config.model.qformer.init.display();
                 say(&format!("{}: config is good; {init} will be made by the stage before", folder.display()));
@@ -112,7 +112,7 @@ fn stages(request: &TrainRequest, ranks: &Rc<dyn Ranks>) -> Result<Finished, Err
         }
         // Before the device is touched.
         let blueprint = Blueprint::open(config)?;
-        let device = device_of(config, &**ranks)?;
+        let device = device_of(config, request.launch.as_ref(), &**ranks)?;
         let mut run = Run::open(config, blueprint, request, Rc::clone(ranks), device, &mut caches)?;
         let step = run.train(&stop)?;
         if step < config.schedule.steps {
@@ -137,9 +137,10 @@ fn same_start(config: &Config, request: &TrainRequest, ranks: &dyn Ranks) -> Res
     claims.compare(ranks)
 }
 
-/// The device that `run.device` names, of one kind on all ranks.
-fn device_of(config: &Config, ranks: &dyn Ranks) -> Result<tch::Device, Error> {
-    let device = select_device(config);
+/// The device that `run.device` names, of one kind on all ranks, through which they exchange from now on.
+fn device_of(config: &Config, launch: Option<&Launch>, ranks: &dyn Ranks) -> Result<tch::Device, Error> {
+    let local_rank = launch.map_or(0, |launch| launch.local_rank);
+    let device = device::select_for(config.run.device, local_rank);
     let kind = match &device {
         Ok(tch::Device::Cpu) => "cpu",
         Ok(_) => "a GPU",
@@ -148,24 +149,7 @@ fn device_of(config: &Config, ranks: &dyn Ranks) -> Result<tch::Device, Error> {
     let mut claims = Claims::default();
     claims.claim("run.device", kind);
     claims.compare(ranks)?;
-    if ranks.world() > 1 && kind == "a GPU" {
-        return Err(Error::Mismatch(format!(
-            "run.device: expected cpu for {} ranks, got a GPU; NCCL, which several GPUs need, is not bound yet: train on one GPU by one process, or set run.device: cpu",
-            ranks.world()
-        )));
-    }
-    device
-}
-
-/// The device that `run.device` names.
-///
-/// # Errors
-/// CUDA that is asked for and not there.
-pub fn select_device(config: &Config) -> Result<tch::Device, Error> {
-    let choice = match config.run.device {
-        DeviceChoice::Auto => device::DeviceChoice::Auto,
-        DeviceChoice::Cpu => device::DeviceChoice::Cpu,
-        DeviceChoice::Cuda(index) => device::DeviceChoice::Cuda(index),
-    };
-    Ok(device::select(choice)?)
+    let device = device?;
+    ranks.exchange_on(device)?;
+    Ok(device)
 }

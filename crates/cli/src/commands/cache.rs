@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use blip2_trainer::config::Config;
 use blip2_trainer::feature_cache::{BuildReport, CacheStats, FeatureFormat, build, bytes_text, stats, verify};
-use blip2_trainer::train::select_device;
+use blip2_trainer::device;
 use clap::{Args, Subcommand};
 
 use crate::hub;
@@ -100,7 +100,7 @@ impl BuildArguments {
         let mut config = Config::load(&self.config, &self.sets)?;
         hub::from_environment()?.resolve(&mut config)?;
         config.data.shard_cache.settle(shard_cache::folder().as_deref());
-        let device = select_device(&config)?;
+        let device = device::select(config.run.device)?;
         let progress = Progress::new("views");
         let report = build(&config, device, &mut |done, all| progress.tell(done, all))?;
         drop(progress);

@@ -59,7 +59,7 @@ enum Stage {
 impl ReplayArguments {
     pub(crate) fn run(self) -> Result<()> {
         let launch = launch::launch()?;
-        let rank = launch.as_ref().map_or(0, |launch| launch.rank);
+        let (rank, local_rank) = launch.as_ref().map_or((0, 0), |launch| (launch.rank, launch.local_rank));
         let options = ReplayOptions {
             model: hub::from_environment()?.folder(&self.model)?,
             stage: match self.task {
@@ -69,7 +69,7 @@ impl ReplayArguments {
             batch: launch::path_of_rank(&self.batch, rank),
             out: launch::path_of_rank(&self.out, rank),
             precision: self.precision.into(),
-            device: self.device.select()?,
+            device: self.device.select_for(local_rank)?,
         };
         let losses = ranks::together(launch.as_ref(), abandon, |ranks| replay(&options, &**ranks))?;
         for (name, value) in losses {

@@ -4,6 +4,7 @@
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <torch/csrc/distributed/c10d/Store.hpp>
 
+#include <atomic>
 #include <chrono>
 #include <mutex>
 #include <string>
@@ -20,6 +21,7 @@ struct Text {
 };
 
 using StorePtr = c10::intrusive_ptr<c10d::Store>;
+using BackendPtr = c10::intrusive_ptr<c10d::Backend>;
 
 // Collectives are started one at a time in the whole process, autograd's through the Reducer included: libtorch numbers
 // those of a group without a lock, and its flight recorder puts every group into one map without a lock, too. Starting
@@ -27,6 +29,14 @@ using StorePtr = c10::intrusive_ptr<c10d::Store>;
 class Group final : public c10d::ProcessGroup {
  public:
   using ProcessGroup::ProcessGroup;
+
+  ~Group() override {
+    if (nccl && !aborted) nccl->shutdown();
+  }
+
+  // Beside Gloo, once ranks are on CUDA devices.
+  BackendPtr nccl;
+  std::atomic<bool> aborted = false;
 
   c10::intrusive_ptr<c10d::Work> allreduce(
       std::vector<at::Tensor>& tensors, const c10d::AllreduceOptions& options) override {
@@ -66,10 +76,18 @@ class Group final : public c10d::ProcessGroup {
 
 using GroupPtr = c10::intrusive_ptr<Group>;
 
-c10::intrusive_ptr<c10d::Backend> make_gloo(
-    const StorePtr& store, int rank, int world, std::chrono::milliseconds timeout);
+BackendPtr make_gloo(const StorePtr& store, int rank, int world, std::chrono::milliseconds timeout);
 
 // Ends every connection to the peers: their operations fail, and so do this process's.
 void close_gloo(c10d::Backend& backend);
+
+// NCCL on a CUDA device, out of a library that was built against CUDA's headers (csrc/nccl).
+BackendPtr make_nccl(
+    const std::string& library,
+    const StorePtr& store,
+    int rank,
+    int world,
+    int cuda_index,
+    std::chrono::milliseconds timeout);
 
 }  // namespace torchx

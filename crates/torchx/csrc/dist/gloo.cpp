@@ -13,8 +13,7 @@ struct Contexts : c10d::ProcessGroupGloo {
 
 }  // namespace
 
-c10::intrusive_ptr<c10d::Backend> make_gloo(
-    const StorePtr& store, int rank, int world, std::chrono::milliseconds timeout) {
+BackendPtr make_gloo(const StorePtr& store, int rank, int world, std::chrono::milliseconds timeout) {
   using Gloo = c10d::ProcessGroupGloo;
   // The device: GLOO_SOCKET_IFNAME, else the address of the host's name, else loopback.
   return c10::make_intrusive<Gloo>(store, rank, world, Gloo::Options::create_default(timeout));

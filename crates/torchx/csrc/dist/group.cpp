@@ -14,6 +14,7 @@ using torchx::Text;
 namespace {
 
 constexpr auto kGloo = c10d::ProcessGroup::BackendType::GLOO;
+constexpr auto kNccl = c10d::ProcessGroup::BackendType::NCCL;
 
 // Collectives are no part of the graph, and a leaf that wants gradients may be written.
 at::Tensor dense(const at::Tensor& tensor) { return tensor.detach().contiguous(); }
@@ -59,6 +60,19 @@ int torchx_group_join(
     group->setBackend(c10::DeviceType::CPU, kGloo, torchx::make_gloo(named, rank, world, timeout));
     group->setDefaultBackend(kGloo);
     *out = new GroupPtr(std::move(group));
+  });
+}
+
+// CUDA tensors go over NCCL from now on; those of the CPU still over Gloo.
+int torchx_group_add_nccl(
+    const GroupPtr* group, const StorePtr* store, Text prefix, Text library, int cuda_index, int64_t timeout_ms) {
+  return guarded([&] {
+    const std::chrono::milliseconds timeout(timeout_ms);
+    (*store)->setTimeout(timeout);
+    const StorePtr named = c10::make_intrusive<c10d::PrefixStore>(prefix.string(), *store);
+    const auto rank = (*group)->getRank(), world = (*group)->getSize();
+    (*group)->nccl = torchx::make_nccl(library.string(), named, rank, world, cuda_index, timeout);
+    (*group)->setBackend(c10::DeviceType::CUDA, kNccl, (*group)->nccl);
   });
 }
 
@@ -126,7 +140,11 @@ int torchx_group_barrier(const GroupPtr* group, int64_t timeout_ms) {
 }
 
 int torchx_group_abort(const GroupPtr* group) {
-  return guarded([&] { torchx::close_gloo(*(*group)->getBackend(kGloo)); });
+  return guarded([&] {
+    (*group)->aborted = true;
+    torchx::close_gloo(*(*group)->getBackend(kGloo));
+    if ((*group)->nccl) (*group)->nccl->abort();
+  });
 }
 
 }  // extern "C"

@@ -1,26 +1,21 @@
 //! A group of processes and its collectives.
 
 use std::ffi::c_int;
+use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::store::Store;
 use super::{milliseconds, one_line};
+use crate::device::cuda_index;
 use crate::error::Error;
 use crate::ffi::{self, CGroup, Text};
 
-/// What moves the bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Backend {
-    /// Tensors on the CPU, over TCP. The interface is `GLOO_SOCKET_IFNAME`'s, else the one of the host's name, else
-    /// loopback.
-    Gloo,
-    /// Tensors on CUDA devices. [`Group::join`] refuses it: this build does not bind it.
-    Nccl,
-}
+/// The library that holds the NCCL backend: beside the program, else where the system's loader looks.
+pub const NCCL_LIBRARY: &str = "libblip2_nccl.so";
 
 /// How [`Group::all_reduce`] makes one value of all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +29,10 @@ pub enum Reduce {
 }
 
 /// Processes that compute together: c10d's process group.
+///
+/// Tensors on the CPU go over Gloo, that is TCP: by the interface `GLOO_SOCKET_IFNAME`, else the one of the host's name,
+/// else loopback. Those of a CUDA device need [`Group::add_nccl`]; their collectives wait for their place in the current
+/// stream, not for the result.
 ///
 /// Every rank calls the same collectives in the same order, with the same shapes; each call waits until this rank's
 /// part is done. Several threads may use a group, where the program sees to that order. They take no part in autograd.
@@ -62,12 +61,8 @@ impl Group {
     /// Waits for all ranks. `timeout` is the limit of that and of every later collective.
     ///
     /// # Errors
-    /// [`Error::Collective`] where not all came in time, or ranks are wrong; [`Error::StoreUnreachable`];
-    /// [`Error::NoNccl`].
-    pub fn join(store: &Store, rank: usize, world: usize, backend: Backend, timeout: Duration) -> Result<Self, Error> {
-        if backend == Backend::Nccl {
-            return Err(Error::NoNccl);
-        }
+    /// [`Error::Collective`] where not all came in time, or ranks are wrong; [`Error::StoreUnreachable`].
+    pub fn join(store: &Store, rank: usize, world: usize, timeout: Duration) -> Result<Self, Error> {
         let failure = |message| Error::Collective { op: "join", rank, world, message };
         let (Ok(c_rank), Ok(c_world)) = (c_int::try_from(rank), c_int::try_from(world)) else {
             return Err(failure("too many ranks".to_owned()));
@@ -84,10 +79,35 @@ impl Group {
         };
         match (ffi::outcome(code), NonNull::new(out)) {
             (Ok(()), Some(group)) => {
-                Ok(Self { group, rank, world, barriers: AtomicU64::new(0), store: store.with_prefix("barrier") })
+                Ok(Self { group, rank, world, barriers: AtomicU64::new(0), store: store.clone() })
             }
             (outcome, _) => Err(failure(one_line(&outcome.err().unwrap_or_default()))),
         }
+    }
+
+    /// Has tensors on this rank's CUDA device exchanged over NCCL. All ranks call it, each with a device of its own.
+    ///
+    /// # Errors
+    /// [`Error::NoNccl`], also for a device that is none of CUDA's; [`Error::StoreUnreachable`].
+    pub fn add_nccl(&self, device: Device, timeout: Duration) -> Result<(), Error> {
+        let library = nccl_library();
+        let failure = |message| Error::NoNccl { library: library.clone(), message };
+        let index = cuda_index(device).ok_or_else(|| failure(format!("{device:?} is no CUDA device")))?;
+        let store = self.store.with_prefix("nccl");
+        let connection = store.connection()?;
+        // SAFETY: a live group, a live store that no other thread uses, and borrowed texts.
+        let code = unsafe {
+            let (prefix, library) = (Text::of(store.prefix()), Text::of(&library));
+            ffi::torchx_group_add_nccl(
+                self.as_ptr(),
+                connection.as_ptr(),
+                prefix,
+                library,
+                index,
+                milliseconds(timeout),
+            )
+        };
+        ffi::outcome(code).map_err(|text| failure(one_line(&text)))
     }
 
     /// This process's number in the group, from 0.
@@ -180,7 +200,7 @@ impl Group {
     /// [`Error::Barrier`] after `timeout`, on every rank that came, with the ranks that did not; [`Error::Store`].
     pub fn barrier(&self, timeout: Duration) -> Result<(), Error> {
         let number = self.barriers.fetch_add(1, Ordering::Relaxed) + 1;
-        self.store.set(&self.rank.to_string(), &number.to_le_bytes())?;
+        self.store.set(&barrier_key(self.rank), &number.to_le_bytes())?;
         // SAFETY: a live group.
         let code = unsafe { ffi::torchx_group_barrier(self.as_ptr(), milliseconds(timeout)) };
         ffi::outcome(code).map_err(|text| Error::Barrier {
@@ -229,7 +249,7 @@ impl Group {
     }
 
     fn came_to(&self, number: u64, rank: usize) -> bool {
-        let key = rank.to_string();
+        let key = barrier_key(rank);
         let value = || self.store.get(&key, Duration::from_secs(1)).ok()?.try_into().ok().map(u64::from_le_bytes);
         // Where the store cannot say, nobody is named.
         match self.store.has(&[&key]) {
@@ -237,6 +257,20 @@ impl Group {
             Ok(false) => false,
             Err(_) => true,
         }
+    }
+}
+
+/// Where a rank writes which barrier it came to.
+fn barrier_key(rank: usize) -> String {
+    format!("barrier/{rank}")
+}
+
+/// Where the NCCL backend is.
+fn nccl_library() -> String {
+    let beside = std::env::current_exe().ok().and_then(|program| Some(program.parent()?.join(NCCL_LIBRARY)));
+    match beside.filter(|path| path.exists()).as_deref().and_then(Path::to_str) {
+        Some(path) => path.to_owned(),
+        None => NCCL_LIBRARY.to_owned(),
     }
 }
 

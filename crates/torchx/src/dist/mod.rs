@@ -10,7 +10,7 @@ mod store;
 
 use std::time::Duration;
 
-pub use group::{Backend, Group, Reduce};
+pub use group::{Group, NCCL_LIBRARY, Reduce};
 pub use reducer::{Reducer, ReducerOptions};
 pub use store::Store;
 

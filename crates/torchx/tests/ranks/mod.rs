@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use blip2_torchx::dist::{Backend, Group, Store};
+use blip2_torchx::dist::{Group, Store};
 
 pub const HOST: &str = "127.0.0.1";
 /// The store looks up the name of every address that connects, which takes seconds where no name server answers.
@@ -24,7 +24,7 @@ pub fn ranks<T: Send>(world: usize, timeout: Duration, body: impl Fn(Group) -> T
                 let port = server.port();
                 scope.spawn(move || {
                     let store = Store::connect(HOST, port, LONG).unwrap().with_prefix("group");
-                    body(Group::join(&store, rank, world, Backend::Gloo, timeout).unwrap())
+                    body(Group::join(&store, rank, world, timeout).unwrap())
                 })
             })
             .collect();

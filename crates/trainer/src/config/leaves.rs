@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+pub use blip2_torchx::device::DeviceChoice;
+
 use super::node::Node;
 use super::value::{Leaf, choice};
 
@@ -179,28 +181,6 @@ impl Leaf for Stage {
     }
 }
 
-/// Where to train.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeviceChoice {
-    /// A CUDA device where there is one, else the CPU.
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// The process' own CUDA device (by its local rank), or the one with this index.
-    Cuda(Option<usize>),
-}
-
-impl fmt::Display for DeviceChoice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Auto => f.write_str("auto"),
-            Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(None) => f.write_str("cuda"),
-            Self::Cuda(Some(index)) => write!(f, "cuda:{index}"),
-        }
-    }
-}
-
 impl Leaf for DeviceChoice {
     fn expected() -> String {
         "auto | cpu | cuda | cuda:N".into()
@@ -208,12 +188,7 @@ impl Leaf for DeviceChoice {
 
     fn read(node: &Node) -> Option<Self> {
         let Node::Text(text) = node else { return None };
-        match text.as_str() {
-            "auto" => Some(Self::Auto),
-            "cpu" => Some(Self::Cpu),
-            "cuda" => Some(Self::Cuda(None)),
-            other => other.strip_prefix("cuda:")?.parse().ok().map(|index| Self::Cuda(Some(index))),
-        }
+        text.parse().ok()
     }
 
     fn encode(&self) -> Node {

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use blip2_torchx::dist::{self, Backend, Reduce, Reducer, ReducerOptions, Store};
+use blip2_torchx::dist::{self, Reduce, Reducer, ReducerOptions, Store};
 use blip2_torchx::params::ParamStore;
 use tch::{Device, Tensor};
 
@@ -47,7 +47,7 @@ impl Group {
         wait_for_all(launch, &store)?;
         let watch = Watch::start(launch, store.clone(), abandon)?;
         let meeting = store.with_prefix("host");
-        let group = dist::Group::join(&meeting, launch.rank, launch.world, Backend::Gloo, COLLECTIVE_TIMEOUT)?;
+        let group = dist::Group::join(&meeting, launch.rank, launch.world, COLLECTIVE_TIMEOUT)?;
         let group = Arc::new(group);
         watch.aborts(Arc::clone(&group));
         Ok(Group(Rc::new(Inner { group, watch, serves: serve, traffic: Cell::default() })))
@@ -113,14 +113,13 @@ impl Inner {
         self.traffic.set(traffic);
     }
 
-    /// Rows of all ranks, on the device of `rows`.
+    /// Rows of all ranks.
     fn all_gather(&self, name: &'static str, rows: &Tensor) -> Result<Tensor, Error> {
-        let device = rows.device();
-        let rows = rows.detach().to_device(Device::Cpu);
+        let rows = rows.detach();
         let all = self.collective(name, |group| group.all_gather(&rows))?;
         let others = self.group.world() as u64 - 1;
         self.count(|traffic| traffic.gathered += others * bytes(&rows));
-        Ok(all.to_device(device))
+        Ok(all)
     }
 }
 
@@ -143,6 +142,13 @@ impl Ranks for Group {
 
     fn enter(&self, step: u64, phase: &'static str) {
         self.0.watch.enter(step, phase);
+    }
+
+    fn exchange_on(&self, device: Device) -> Result<(), Error> {
+        if device == Device::Cpu {
+            return Ok(());
+        }
+        self.0.collective("connecting GPUs", |group| group.add_nccl(device, COLLECTIVE_TIMEOUT))
     }
 
     fn share(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
@@ -173,21 +179,17 @@ impl Ranks for Group {
         let plan = Exchange::plan(&self.share_numbers(&own)?, self.rank(), rows.size()[0] as u64);
         let device = rows.device();
         let send = rows.detach().index_select(0, &Tensor::from_slice(&plan.send).to_device(device));
-        let send = send.to_device(Device::Cpu);
         let came = self
             .0
             .collective("fetching rows", |group| group.all_to_all(&send, &plan.send_counts, &plan.receive_counts))?;
         let from_others = came.size()[0] - plan.receive_counts[self.rank()];
         let row = bytes(&came) / came.size()[0].max(1) as u64;
         self.0.count(|traffic| traffic.fetched += from_others as u64 * row);
-        Ok(came.to_device(device).index_select(0, &Tensor::from_slice(&plan.places).to_device(device)))
+        Ok(came.index_select(0, &Tensor::from_slice(&plan.places).to_device(device)))
     }
 
     fn add_up(&self, tensor: &Tensor) -> Result<(), Error> {
-        let sum = tensor.detach().to_device(Device::Cpu);
-        self.0.collective("adding up", |group| group.all_reduce(&sum, Reduce::Sum))?;
-        tch::no_grad(|| tensor.shallow_clone().copy_(&sum));
-        Ok(())
+        self.0.collective("adding up", |group| group.all_reduce(tensor, Reduce::Sum))
     }
 
     fn gradients(&self, params: &ParamStore, format: GradientExchange) -> Result<Box<dyn Gradients>, Error> {

@@ -22,8 +22,10 @@ pub struct Meeting {
 pub struct Launch {
     /// Its number, from 0.
     pub rank: usize,
-    /// How many there are; at least 2.
+    /// How many there are.
     pub world: usize,
+    /// Its number among those of its host, from 0.
+    pub local_rank: usize,
     /// Where they meet.
     pub meeting: Meeting,
     /// A rank for which another has waited this long hangs.

@@ -33,6 +33,12 @@ pub trait Ranks {
     /// What this rank does from now on, for those who find it missing.
     fn enter(&self, step: u64, phase: &'static str);
 
+    /// Has tensors on this device exchanged without a detour over the host. All ranks say so, each with a device of its own.
+    ///
+    /// # Errors
+    /// GPUs that cannot speak to each other.
+    fn exchange_on(&self, device: Device) -> Result<(), Error>;
+
     /// What every rank says, in the order of ranks.
     ///
     /// # Errors
@@ -71,6 +77,11 @@ pub trait Ranks {
 
     /// What was sent and how long this rank waited since the last call.
     fn take_traffic(&self) -> Traffic;
+
+    /// Whether there is nobody to exchange anything with, and nothing to do it with.
+    fn is_alone(&self) -> bool {
+        false
+    }
 
     /// Whether this rank keeps the run's folder and speaks for all.
     fn is_first(&self) -> bool {
@@ -181,7 +192,15 @@ impl Ranks for Alone {
         1
     }
 
+    fn is_alone(&self) -> bool {
+        true
+    }
+
     fn enter(&self, _: u64, _: &'static str) {}
+
+    fn exchange_on(&self, _: Device) -> Result<(), Error> {
+        Ok(())
+    }
 
     fn share(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
         Ok(vec![bytes.to_vec()])

@@ -302,7 +302,7 @@ mod tests {
         let patience = Duration::from_secs(10);
         let (host, port, attempt) = ("127.0.0.1".to_owned(), store.port(), String::new());
         let meeting = Meeting { host, port, served: false, attempt, patience };
-        let launch = Launch { rank, world: 2, meeting, hang: Duration::from_secs(1) };
+        let launch = Launch { rank, world: 2, local_rank: rank, meeting, hang: Duration::from_secs(1) };
         Watch::start(&launch, store.clone(), |reason| panic!("abandoned: {reason}")).unwrap()
     }
 

@@ -180,7 +180,7 @@ impl Stage1Task {
     fn match_pairs(&self, packed: &Packed, contrast: &Contrast, ranks: &dyn Ranks) -> Result<Tensor, Error> {
         let Packed { trunk, batch, dropout } = packed;
         let Contrast { negative_image, negative_text, .. } = contrast;
-        if ranks.world() == 1 {
+        if ranks.is_alone() {
             let negatives = self.model.negatives_within(trunk, &batch.text, negative_image, negative_text);
             return Ok(self.model.match_pairs(trunk, &batch.text, &negatives, dropout));
         }

@@ -68,6 +68,12 @@ impl SetArguments {
         }
     }
 
+    /// The set without the shards that cannot be read at all, which are among its problems.
+    pub(super) fn open_what_can_be_read(&self) -> Result<Dataset> {
+        let options = OpenOptions { tolerate_unreadable: true, ..self.options() };
+        Ok(Dataset::open(&self.patterns, &options)?)
+    }
+
     fn open(&self) -> Result<Dataset> {
         Ok(Dataset::open(&self.patterns, &self.options())?)
     }
