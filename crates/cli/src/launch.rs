@@ -53,11 +53,8 @@ fn read(variables: Variables) -> Result<Option<Launch>> {
     // A shell inside an allocation has some of SLURM's variables, but no step of its own.
     let slurm =
         variables("RANK").is_none() && variables("WORLD_SIZE").is_none() && variables("SLURM_STEP_ID").is_some();
-    let names = if slurm {
-        ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"]
-    } else {
-        ["RANK", "WORLD_SIZE", "LOCAL_RANK"]
-    };
+    let names =
+        if slurm { ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"] } else { ["RANK", "WORLD_SIZE", "LOCAL_RANK"] };
     let [rank, world, local_rank] = names.map(&mut number);
     let port = number("MASTER_PORT");
     let job = if slurm { number("SLURM_JOB_ID") } else { None };
@@ -163,7 +160,8 @@ mod tests {
         let launch = of(&plain).unwrap().unwrap();
         assert_eq!((launch.rank, launch.world, launch.local_rank), (1, 4, 0));
         assert_eq!((launch.meeting.host.as_str(), launch.meeting.port, launch.meeting.served), ("a", 29500, false));
-        let agent = [("TORCHELASTIC_USE_AGENT_STORE", "True"), ("TORCHELASTIC_RESTART_COUNT", "2"), ("LOCAL_RANK", "3")];
+        let agent =
+            [("TORCHELASTIC_USE_AGENT_STORE", "True"), ("TORCHELASTIC_RESTART_COUNT", "2"), ("LOCAL_RANK", "3")];
         let torchrun = of(&[&plain[..], &agent].concat()).unwrap().unwrap();
         assert_eq!(torchrun.local_rank, 3);
         assert!(torchrun.meeting.served && torchrun.meeting.attempt != launch.meeting.attempt);

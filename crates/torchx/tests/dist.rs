@@ -157,8 +157,7 @@ fn groups_of_one_store_do_not_mix() {
             let port = server.port();
             scope.spawn(move || {
                 let store = Store::connect(HOST, port, LONG).unwrap();
-                let [a, b] =
-                    ["a", "b"].map(|name| Group::join(&store.with_prefix(name), rank, 2, LONG).unwrap());
+                let [a, b] = ["a", "b"].map(|name| Group::join(&store.with_prefix(name), rank, 2, LONG).unwrap());
                 let one = Tensor::from(1i64);
                 // Each rank in another order.
                 let order = if rank == 0 { [&a, &b] } else { [&b, &a] };

@@ -9,12 +9,12 @@ use crate::assembly::Assembly;
 use crate::blueprint::Blueprint;
 use crate::checkpoint::{CheckpointStore, Rejected};
 use crate::config::{Config, Stage};
+use crate::device;
 use crate::error::Error;
 use crate::evaluation::{Evaluation, HeldOutSet};
 use crate::features::MemoryCaches;
 use crate::ranks::Alone;
 use crate::task::Pass;
-use crate::device;
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

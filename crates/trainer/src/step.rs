@@ -109,7 +109,8 @@ fn key_masks(device: Device, seed: u64, step: u64, rank: usize) -> Result<(), Er
     if device == Device::Cpu {
         return Ok(());
     }
-    let key = [step, rank as u64].iter().fold(seed, |key, part| key.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(*part));
+    let key =
+        [step, rank as u64].iter().fold(seed, |key, part| key.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(*part));
     Ok(rng::seed(device, key)?)
 }
 

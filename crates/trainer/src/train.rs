@@ -103,7 +103,12 @@ fn stages(request: &TrainRequest, ranks: &Rc<dyn Ranks>) -> Result<Finished, Err
         if request.dry_run {
             if config.model.qformer.init.exists() {
                 let blueprint = Blueprint::open(config)?;
-                say(&Run::try_one_batch(config, blueprint, device_of(config, request.launch.as_ref(), &**ranks)?, &**ranks)?);
+                say(&Run::try_one_batch(
+                    config,
+                    blueprint,
+                    device_of(config, request.launch.as_ref(), &**ranks)?,
+                    &**ranks,
+                )?);
             } else {
                 let init = config.model.qformer.init.display();
                 say(&format!("{}: config is good; {init} will be made by the stage before", folder.display()));

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use blip2_trainer::config::Config;
-use blip2_trainer::feature_cache::{BuildReport, CacheStats, FeatureFormat, build, bytes_text, stats, verify};
 use blip2_trainer::device;
+use blip2_trainer::feature_cache::{BuildReport, CacheStats, FeatureFormat, build, bytes_text, stats, verify};
 use clap::{Args, Subcommand};
 
 use crate::hub;

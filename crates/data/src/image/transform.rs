@@ -2,8 +2,9 @@
 //! resized crop and a horizontal flip, `blip_image_eval` squeezes the image into the square. Both resize with the image
 //! encoder's filter (BLIP-2's is bicubic), its kernel widened for shrinking, as PIL does.
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 
 use super::RgbImage;
 use crate::keyed::{KeyedRng, key};
@@ -145,17 +146,21 @@ fn random_crop(width: usize, height: usize, rng: &mut KeyedRng) -> Crop {
 
 /// `[height, width, 3]`
 fn resize(image: &RgbImage, crop: Crop, (width, height): (usize, usize), filter: Filter) -> Vec<u8> {
-    let mut resized = Image::new(width as u32, height as u32, PixelType::U8x3);
     let options = ResizeOptions::new().resize_alg(filter.algorithm()).crop(
         crop.left as f64,
         crop.top as f64,
         crop.width as f64,
         crop.height as f64,
     );
-    let source = ImageRef::new(image.width as u32, image.height as u32, &image.data, PixelType::U8x3);
+    // Typed: the general call would bring code for every pixel format into this crate.
+    let mut resized = vec![0; 3 * width * height];
+    let size = |side: usize| side as u32;
+    let source = TypedImageRef::<U8x3>::from_buffer(size(image.width), size(image.height), &image.data);
     let source = source.expect("an RgbImage holds three bytes a pixel");
-    Resizer::new().resize(&source, &mut resized, &options).expect("both images are U8x3 and the crop lies inside");
-    resized.into_vec()
+    let target = TypedImage::<U8x3>::from_buffer(size(width), size(height), &mut resized);
+    let mut target = target.expect("three bytes were made for each pixel");
+    Resizer::new().resize_typed(&source, &mut target, &options).expect("the crop lies inside");
+    resized
 }
 
 /// `[size, size, 3]` to `[3, size, size]`, each row reversed when `flip`.

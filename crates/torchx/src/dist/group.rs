@@ -78,9 +78,7 @@ impl Group {
             ffi::torchx_group_join(connection.as_ptr(), prefix, c_rank, c_world, milliseconds(timeout), &mut out)
         };
         match (ffi::outcome(code), NonNull::new(out)) {
-            (Ok(()), Some(group)) => {
-                Ok(Self { group, rank, world, barriers: AtomicU64::new(0), store: store.clone() })
-            }
+            (Ok(()), Some(group)) => Ok(Self { group, rank, world, barriers: AtomicU64::new(0), store: store.clone() }),
             (outcome, _) => Err(failure(one_line(&outcome.err().unwrap_or_default()))),
         }
     }
