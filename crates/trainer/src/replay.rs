@@ -58,15 +58,15 @@ pub fn replay(options: &ReplayOptions, ranks: &dyn Ranks) -> Result<Vec<(String,
             let task = files.stage1_task(options.device, Default::default())?;
             let batch = file.stage1_batch(features, task.target_rule(), ranks)?;
             let losses = task.losses(&batch, &pass, ranks)?;
-            let loss = &losses.itc + &losses.itm + &losses.itg;
+            let loss = &losses.contrast.loss + &losses.itm + &losses.itg;
             ranks.gradients(&task.params, GradientExchange::Fp32)?.backward(&loss, true)?;
             for (name, tensor) in [
                 ("loss", loss),
-                ("loss_itc", losses.itc),
+                ("loss_itc", losses.contrast.loss),
                 ("loss_itm", losses.itm),
                 ("loss_itg", losses.itg),
-                ("sim_i2t", losses.similarities.i2t),
-                ("sim_t2i", losses.similarities.t2i),
+                ("sim_i2t", losses.contrast.similarities.i2t),
+                ("sim_t2i", losses.contrast.similarities.t2i),
                 ("itm_logits", losses.itm_logits),
             ] {
                 out.insert(name.into(), tensor.detach());

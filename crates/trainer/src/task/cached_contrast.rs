@@ -9,7 +9,7 @@
 //!
 //! Dropout is keyed by sample and site, so that both forward passes drop the same.
 
-use blip2_losses::itm;
+use blip2_losses::{itc, itm};
 use blip2_model::qformer::TextBatch;
 use blip2_torchx::autocast::autocast;
 use tch::{Kind, Tensor, no_grad};
@@ -115,12 +115,15 @@ impl Stage1Task {
             let total = self.total([&(&stand_in * of_slice), &itm, &itg], batch.share);
             let itc = survey.contrast.loss.detach();
             let shown = no_grad(|| self.total([&itc, &itm, &itg], batch.share));
-            let similarities = blip2_losses::itc::Similarities {
-                i2t: own(&survey.contrast.similarities.i2t),
-                t2i: own(&survey.contrast.similarities.t2i),
+            let similarities = &survey.contrast.similarities;
+            let contrast = Contrast {
+                loss: itc,
+                accuracy: survey.contrast.accuracy.shallow_clone(),
+                similarities: itc::Similarities { i2t: own(&similarities.i2t), t2i: own(&similarities.t2i) },
+                negative_image: own(negative_image),
+                negative_text: own(negative_text),
             };
-            let itc_accuracy = survey.contrast.accuracy.shallow_clone();
-            let out = Stage1Output { itc, itm, itg, similarities, itm_logits, itg_accuracy, itc_accuracy };
+            let out = Stage1Output { contrast, itm, itg, itm_logits, itg_accuracy };
             Ok(Losses { metrics: self.metrics(&out, &shown, batch.share), total })
         })
     }

@@ -64,20 +64,16 @@ pub struct Stage1Task {
 
 /// Everything that stage 1 computes of a batch.
 pub struct Stage1Output {
-    /// Contrastive loss, 0-d.
-    pub itc: Tensor,
+    /// ITC and the negatives that were drawn by it.
+    pub contrast: Contrast,
     /// Matching loss, 0-d.
     pub itm: Tensor,
     /// Generation loss, 0-d.
     pub itg: Tensor,
-    /// After the temperature, `[B, N]` both; columns are the samples of all ranks.
-    pub similarities: itc::Similarities,
     /// f32 `[3B, 2]`: positive, negative image, negative text.
     pub itm_logits: Tensor,
     /// Share of labelled tokens ranked first, 0-d.
     pub itg_accuracy: Tensor,
-    /// Share of rows whose own column is the most similar, 0-d.
-    pub itc_accuracy: Tensor,
 }
 
 /// Embeddings of the own samples, and which image each has.
@@ -91,14 +87,14 @@ pub(super) struct Rows<'a> {
 }
 
 /// What comes of comparing the own samples with those of all ranks.
-pub(super) struct Contrast {
-    /// ITC, 0-d.
+pub struct Contrast {
+    /// Contrastive loss, 0-d.
     pub loss: Tensor,
     /// Share of rows whose own column is the most similar, 0-d.
     pub accuracy: Tensor,
-    /// After the temperature, `[B, N]` both.
+    /// After the temperature, `[B, N]` both; columns are the samples of all ranks.
     pub similarities: itc::Similarities,
-    /// Among the samples of all ranks, `i64 [B]`.
+    /// The rows' negative images among the samples of all ranks, `i64 [B]`.
     pub negative_image: Tensor,
     /// The same of texts.
     pub negative_text: Tensor,
@@ -129,8 +125,7 @@ impl Stage1Task {
             // Behind the generation head: other ranks' images make the host wait.
             let itm_logits = self.match_pairs(&Packed { trunk: &trunk, batch, dropout: &dropout }, &contrast, ranks)?;
             let itm = autocast(device, None, || itm::loss(&itm_logits));
-            let Contrast { loss: itc, accuracy: itc_accuracy, similarities, .. } = contrast;
-            Ok(Stage1Output { itc, itm, itg, similarities, itm_logits, itg_accuracy, itc_accuracy })
+            Ok(Stage1Output { contrast, itm, itg, itm_logits, itg_accuracy })
         })
     }
 
@@ -202,10 +197,10 @@ impl Stage1Task {
         tch::no_grad(|| {
             vec![
                 ("loss", total.detach()),
-                ("loss_itc", out.itc.detach() * share.samples),
+                ("loss_itc", out.contrast.loss.detach() * share.samples),
                 ("loss_itm", out.itm.detach() * share.samples),
                 ("loss_itg", out.itg.detach() * share.tokens),
-                ("itc_accuracy", &out.itc_accuracy * share.samples),
+                ("itc_accuracy", &out.contrast.accuracy * share.samples),
                 ("itm_accuracy", itm::accuracy(&out.itm_logits) * share.samples),
                 ("itg_accuracy", &out.itg_accuracy * share.tokens),
                 ("temperature", self.model.temp.detach() * share.samples),
@@ -221,7 +216,7 @@ impl Task for Stage1Task {
 
     fn forward(&self, batch: &Batch, pass: &Pass, ranks: &dyn Ranks) -> Result<Losses, Error> {
         let out = self.losses(batch, pass, ranks)?;
-        let total = self.total([&out.itc, &out.itm, &out.itg], batch.share);
+        let total = self.total([&out.contrast.loss, &out.itm, &out.itg], batch.share);
         Ok(Losses { metrics: self.metrics(&out, &total, batch.share), total })
     }
 
