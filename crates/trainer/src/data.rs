@@ -12,8 +12,9 @@ use crate::data_sets::open_training_sets;
 use crate::disk_features::{self, DiskFeatures};
 use crate::encoder::ImageEncoder;
 use crate::error::Error;
-use crate::features::{Features, FillOptions, MemoryCaches};
+use crate::features::Features;
 use crate::framed::FramedBatch;
+use crate::memory_features::{FillOptions, MemoryCaches};
 use crate::ranks::Ranks;
 use crate::step::StepMetrics;
 use crate::task::TargetRule;
@@ -59,7 +60,7 @@ impl TrainData {
             FeatureCache::Off => Features::Encode,
             FeatureCache::Memory => {
                 let options = FillOptions { threads, clean };
-                Features::Memory(caches.get_or_fill(&corpus, &text.encoder, encoder, &options, progress)?)
+                Features::Memory(caches.get_or_fill(&corpus, &text.encoder, encoder, &options, ranks, progress)?)
             }
             FeatureCache::Directory(folder) => {
                 Features::Disk(DiskFeatures::open(folder, config, encoder, &corpus, writer(config, &corpus))?)

@@ -12,7 +12,7 @@ use crate::config::{Config, Stage};
 use crate::device;
 use crate::error::Error;
 use crate::evaluation::{Evaluation, HeldOutSet};
-use crate::features::MemoryCaches;
+use crate::memory_features::MemoryCaches;
 use crate::ranks::Alone;
 use crate::task::Pass;
 
@@ -87,7 +87,7 @@ pub fn evaluate_run(config: &Config, task: EvaluationTask) -> Result<RunReport, 
     let checkpoint = found.checkpoint.ok_or_else(none)?;
     let assembly = Assembly::build(config, Blueprint::open(config)?, device::select(config.run.device)?)?;
     assembly.task.params().load(&WeightsDir::open(checkpoint.path())?, &LoadPlan::exact())?;
-    let set = HeldOutSet::open(config, &assembly.encoder, &assembly.text, &mut MemoryCaches::default())?;
+    let set = HeldOutSet::open(config, &assembly.encoder, &assembly.text, &Alone, &mut MemoryCaches::default())?;
     let none = || Error::Mismatch("data.val: expected shards to evaluate on, got nothing; set data.val.shards".into());
     let mut set = set.ok_or_else(none)?;
     (set.captions, set.retrieval) = (usize::MAX, true);

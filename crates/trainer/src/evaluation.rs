@@ -12,7 +12,8 @@ use crate::config::{Config, FeatureCache};
 use crate::data_sets::open_held_out_set;
 use crate::encoder::ImageEncoder;
 use crate::error::Error;
-use crate::features::{Features, FillOptions, MemoryCaches};
+use crate::features::Features;
+use crate::memory_features::{FillOptions, MemoryCaches};
 use crate::preprocessing::Preprocessing;
 use crate::ranks::{self, Ranks};
 use crate::task::TargetRule;
@@ -80,6 +81,7 @@ impl HeldOutSet {
         config: &Config,
         encoder: &ImageEncoder,
         text: &TextFrame,
+        ranks: &dyn Ranks,
         caches: &mut MemoryCaches,
     ) -> Result<Option<HeldOutSet>, Error> {
         let Some(corpus) = open_held_out_set(config)? else { return Ok(None) };
@@ -89,7 +91,14 @@ impl HeldOutSet {
         let features = match config.data.feature_cache {
             FeatureCache::Memory => {
                 let options = FillOptions { threads, clean };
-                Features::Memory(caches.get_or_fill(&corpus, &text.encoder, encoder, &options, &mut |_, _| {})?)
+                Features::Memory(caches.get_or_fill(
+                    &corpus,
+                    &text.encoder,
+                    encoder,
+                    &options,
+                    ranks,
+                    &mut |_, _| {},
+                )?)
             }
             FeatureCache::Off | FeatureCache::Directory(_) => Features::Encode,
         };

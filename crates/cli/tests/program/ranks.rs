@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -163,6 +163,19 @@ fn on_any_number_of_ranks_it_is_the_same_run() {
 }
 
 #[test]
+fn image_features_in_memory_are_shared_out_and_the_same() {
+    let tiny = TinyRun::new();
+    let memory = [("/data/feature_cache", json!("memory")), ("/data/image/augment", json!("none"))];
+    let memory = [&changes()[..], &memory].concat();
+    for world in [1, 2, 4] {
+        train_on(&tiny.stage1(&format!("memory_{world}"), &memory), world);
+    }
+    for world in [2, 4] {
+        assert_same_run(&tiny.run(&format!("memory_{world}")), &tiny.run("memory_1"), 1e-3);
+    }
+}
+
+#[test]
 fn accumulation_sends_gradients_once_a_step() {
     let tiny = TinyRun::new();
     let parts = [&changes()[..], &[("/schedule/micro_batch", json!(2)), ("/task/negatives", json!("local"))]].concat();
@@ -224,6 +237,35 @@ fn a_run_goes_on_on_another_number_of_ranks() {
     assert_eq!(moved.len(), STEPS as usize);
     for (step, (a, b)) in moved.iter().zip(&still).enumerate() {
         assert!((a - b).abs() < 1e-3 * b.abs(), "step {step}: {a}, expected {b}");
+    }
+}
+
+#[test]
+fn a_run_folder_that_hosts_do_not_share_is_told() {
+    let tiny = TinyRun::new();
+    // Of hosts with a disk of their own: the same path, and another folder.
+    let hosts = [tiny.path("here"), tiny.path("there")];
+    hosts.iter().for_each(|host| fs::create_dir(host).unwrap());
+    let config = |steps: u64| {
+        tiny.stage1(
+            "apart",
+            &[("/run/dir", json!("runs")), ("/schedule/steps", json!(steps)), ("/optimizer/min_lr", json!(1e-3))],
+        )
+    };
+    let start = |config: &Path, world: usize| {
+        let port = free_port();
+        let start = |(rank, host): (usize, &PathBuf)| {
+            let mut command = rank_command(env!("CARGO_BIN_EXE_train"), rank, world, port);
+            command.current_dir(host).arg("--config").arg(config).spawn().unwrap()
+        };
+        ends(hosts.iter().take(world).enumerate().map(start).collect())
+    };
+    start(&config(4), 1).pop().unwrap().success();
+    let told = errors(start(&config(8), 2));
+    for error in told {
+        for part in ["rank 1", "cannot read the checkpoint that rank 0 goes on from", "a folder that all hosts share"] {
+            assert!(error.contains(part), "{error}");
+        }
     }
 }
 

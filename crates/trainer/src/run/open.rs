@@ -20,7 +20,7 @@ use crate::config::{Config, FeatureCache, NegativeSamples, Precision, Stage};
 use crate::data::TrainData;
 use crate::error::Error;
 use crate::evaluation::HeldOutSet;
-use crate::features::MemoryCaches;
+use crate::memory_features::MemoryCaches;
 use crate::ranks::{Claims, Ranks, checksum};
 use crate::run_folder::{Existing, RunFolder, Start};
 use crate::schedule::LearningRate;
@@ -74,7 +74,7 @@ impl Run {
             fill.tell(done, all);
         };
         let data = TrainData::open(config, &assembly.encoder, &assembly.text, rule, &*ranks, caches, &mut tell)?;
-        let held_out = HeldOutSet::open(config, &assembly.encoder, &assembly.text, caches)?;
+        let held_out = HeldOutSet::open(config, &assembly.encoder, &assembly.text, &*ranks, caches)?;
 
         let mut stepper = new_stepper(config, &assembly, &*ranks)?;
         let mut state = TrainState::new(config.digest(), data.digest());
