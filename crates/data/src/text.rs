@@ -1,14 +1,14 @@
 //! Captions: BLIP's cleaning, and a Hugging Face tokenizer that truncates as `transformers` does.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
-use tokenizers::{Tokenizer, TruncationParams};
+use tokenizers::{AddedToken, Decoder, Tokenizer, TruncationParams};
 
-use crate::gpt2_files;
 use crate::scan::LFS_POINTER;
-use crate::tokenizer_folder::tokenizer_json;
+use crate::tokenizer_folder::{converted_tokenizer, tokenizer_json};
 
 /// Words of a caption that are kept.
 const MAX_WORDS: usize = 50;
@@ -93,11 +93,13 @@ pub struct TextEncoder {
     path: PathBuf,
     tokenizer: Tokenizer,
     add_special_tokens: bool,
+    /// Tokens beside the model's, by id.
+    added: HashMap<u32, AddedToken>,
 }
 
 impl TextEncoder {
-    /// The tokenizer of a `tokenizer.json`, or of GPT-2's files beside where it would be, giving at most `max_tokens` ids a text, special tokens included when
-    /// `add_special_tokens`.
+    /// The tokenizer of a `tokenizer.json`, or of GPT-2's files or a SentencePiece model beside where it would be, giving at most `max_tokens` ids a text,
+    /// special tokens included when `add_special_tokens`.
     ///
     /// # Errors
     /// When the file cannot be read or parsed, or `max_tokens` leaves no room beside the special tokens.
@@ -107,12 +109,16 @@ impl TextEncoder {
         add_special_tokens: bool,
     ) -> Result<TextEncoder, TextError> {
         let path = path.as_ref();
-        let load = |reason: String| TextError::Load { path: path.to_owned(), reason };
-        let file = read_tokenizer(path).map_err(load)?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let converted = if path.exists() { None } else { converted_tokenizer(folder)? };
+        let read =
+            || fs::read(path).map_err(|error| TextError::Load { path: path.to_owned(), reason: error.to_string() });
+        let file = converted.map_or_else(read, Ok)?;
         TextEncoder::from_bytes(&file, path, max_tokens, add_special_tokens)
     }
 
-    /// The tokenizer of a folder: its `tokenizer.json`, GPT-2's `vocab.json` and `merges.txt`, or a BERT's `vocab.txt` with the options of `tokenizer_config.json`.
+    /// The tokenizer of a folder: its `tokenizer.json`, GPT-2's `vocab.json` and `merges.txt`, a SentencePiece model, or a BERT's `vocab.txt` with the options of
+    /// `tokenizer_config.json`.
     ///
     /// # Errors
     /// As [`TextEncoder::from_file`]; neither file; a vocabulary without the special tokens that the files name.
@@ -133,7 +139,8 @@ impl TextEncoder {
         }
         let mut tokenizer = Tokenizer::from_bytes(file).map_err(|error| load(one_line(&error)))?;
         tokenizer.with_padding(None);
-        TextEncoder { path: path.to_owned(), tokenizer, add_special_tokens }.of_length(max_tokens)
+        let added = tokenizer.get_added_tokens_decoder().into_iter().collect();
+        TextEncoder { path: path.to_owned(), tokenizer, add_special_tokens, added }.of_length(max_tokens)
     }
 
     /// The same tokenizer, giving at most `max_tokens` ids a text.
@@ -170,9 +177,18 @@ impl TextEncoder {
     /// # Errors
     /// When the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TextError> {
-        self.tokenizer
-            .decode(ids, true)
-            .map_err(|error| TextError::Encode { text: format!("{ids:?}"), reason: one_line(&error) })
+        // The library's own way gives an added token its normalised name (Llama's `</s>` a space in front), and then does not know it for special.
+        let name = |id: &u32| match self.added.get(id) {
+            Some(token) => Some(token.content.clone()).filter(|_| !token.special),
+            None => self.tokenizer.id_to_token(*id),
+        };
+        let tokens: Vec<String> = ids.iter().filter_map(name).collect();
+        match self.tokenizer.get_decoder() {
+            None => Ok(tokens.join(" ")),
+            Some(decoder) => decoder
+                .decode(tokens)
+                .map_err(|error| TextError::Encode { text: format!("{ids:?}"), reason: one_line(&error) }),
+        }
     }
 
     /// The id of a token, as `[SEP]`.
@@ -184,9 +200,8 @@ impl TextEncoder {
     /// are spelled out where a text has their names. `None` where other tokens lie beyond it.
     pub fn within(mut self, vocabulary: usize) -> Option<TextEncoder> {
         if self.vocab_size() > vocabulary {
-            let added = self.tokenizer.get_added_tokens_decoder();
             let beyond = |id: u32| id as usize >= vocabulary;
-            let special = |id: &u32| added.get(id).is_some_and(|token| token.special);
+            let special = |id: &u32| self.added.get(id).is_some_and(|token| token.special);
             if !self.tokenizer.get_vocab(true).into_values().filter(|&id| beyond(id)).all(|id| special(&id)) {
                 return None;
             }
@@ -199,26 +214,6 @@ impl TextEncoder {
     pub fn vocab_size(&self) -> usize {
         self.tokenizer.get_vocab_size(true)
     }
-}
-
-/// The `tokenizer.json` of a folder that has none but GPT-2's files; `None` where nothing is to be made.
-///
-/// # Errors
-/// Files that cannot be read or do not fit each other.
-pub fn converted_tokenizer(folder: &Path) -> Result<Option<Vec<u8>>, TextError> {
-    let path = folder.join("tokenizer.json");
-    if path.exists() || !gpt2_files::present(folder) {
-        return Ok(None);
-    }
-    read_tokenizer(&path).map(Some).map_err(|reason| TextError::Load { path, reason })
-}
-
-fn read_tokenizer(path: &Path) -> Result<Vec<u8>, String> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    if !path.exists() && gpt2_files::present(folder) {
-        return Ok(gpt2_files::tokenizer_json(folder)?.to_string().into_bytes());
-    }
-    fs::read(path).map_err(|error| error.to_string())
 }
 
 fn one_line(error: &impl ToString) -> String {

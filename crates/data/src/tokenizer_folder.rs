@@ -1,4 +1,4 @@
-//! The files of a tokenizer's folder beside `tokenizer.json`: names of special tokens, and BERT's older `vocab.txt`.
+//! The files of a tokenizer's folder beside `tokenizer.json`: names of special tokens, BERT's older `vocab.txt`, and what else stands in for it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,9 +6,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::gpt2_files;
 use crate::scan::LFS_POINTER;
 use crate::text::TextError;
+use crate::{gpt2_files, sentencepiece};
 
 /// The special tokens by which a BERT's tokenizer frames and fills texts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,17 +63,35 @@ impl SpecialTokens {
     }
 }
 
-/// The bytes of `tokenizer.json`; of a folder that has only GPT-2's files or a BERT's `vocab.txt`, what `transformers` would write for it.
+/// The `tokenizer.json` of a folder that has none but GPT-2's files or a SentencePiece model; `None` where nothing is to be made.
+///
+/// # Errors
+/// Files that cannot be read or do not fit each other; a model of another kind than is converted.
+pub fn converted_tokenizer(folder: &Path) -> Result<Option<Vec<u8>>, TextError> {
+    let path = folder.join("tokenizer.json");
+    let json = if path.exists() {
+        return Ok(None);
+    } else if gpt2_files::present(folder) {
+        gpt2_files::tokenizer_json(folder).map_err(|reason| TextError::Load { path, reason })?
+    } else if sentencepiece::present(folder) {
+        sentencepiece::tokenizer_json(folder)?
+    } else {
+        return Ok(None);
+    };
+    Ok(Some(json.to_string().into_bytes()))
+}
+
+/// The bytes of `tokenizer.json`; of a folder that has only other files, or a BERT's `vocab.txt`, what `transformers` would write for it.
 ///
 /// # Errors
 /// Neither file, files that cannot be read, a vocabulary without one of the special tokens.
 pub(crate) fn tokenizer_json(folder: &Path) -> Result<Vec<u8>, TextError> {
+    if let Some(json) = converted_tokenizer(folder)? {
+        return Ok(json);
+    }
     let path = folder.join("tokenizer.json");
     let load = |reason: String| TextError::Load { path: path.clone(), reason };
     let vocabulary_path = folder.join("vocab.txt");
-    if !path.exists() && gpt2_files::present(folder) {
-        return Ok(gpt2_files::tokenizer_json(folder).map_err(load)?.to_string().into_bytes());
-    }
     if path.exists() || !vocabulary_path.exists() {
         return fs::read(&path).map_err(|error| {
             let missing = error.kind() == std::io::ErrorKind::NotFound;
@@ -129,7 +147,7 @@ pub(crate) fn tokenizer_json(folder: &Path) -> Result<Vec<u8>, TextError> {
 }
 
 /// A JSON object of the folder; empty where the file is not there.
-fn read_object(folder: &Path, name: &str) -> Result<Map<String, Value>, TextError> {
+pub(crate) fn read_object(folder: &Path, name: &str) -> Result<Map<String, Value>, TextError> {
     let path = folder.join(name);
     let bytes = match fs::read(&path) {
         Ok(bytes) => bytes,

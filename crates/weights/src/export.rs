@@ -27,10 +27,11 @@ use crate::weights_dir::{HEADS_FILE, INDEX_FILE, WEIGHTS_FILE};
 pub const DEFAULT_MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
 /// The files that a tokenizer may consist of.
-pub const TOKENIZER_FILES: [&str; 8] = [
+pub const TOKENIZER_FILES: [&str; 9] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
+    "spiece.model",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.txt",
