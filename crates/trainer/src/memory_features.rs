@@ -110,7 +110,7 @@ impl MemoryCache {
     }
 
     /// Features of samples by index, `f32 [B, N, width]`.
-    fn rows(&self, indices: &[u64]) -> Result<Tensor, Error> {
+    pub(crate) fn rows(&self, indices: &[u64]) -> Result<Tensor, Error> {
         let rows: Option<Vec<i64>> = indices.iter().map(|i| self.rows.get(i).copied()).collect();
         let rows = rows.ok_or_else(|| Error::Mismatch("a sample without cached features".into()))?;
         Ok(self.features.index_select(0, &Tensor::from_slice(&rows)).to_kind(Kind::Float))

@@ -1,14 +1,14 @@
 //! What happened since the last record: sums of the steps' metrics, samples and waiting time.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use blip2_data::HostBatch;
 use serde::{Deserialize, Serialize};
 use tch::no_grad;
 
 use crate::error::Error;
-use crate::ranks::Ranks;
+use crate::ranks::{Ranks, Traffic};
 use crate::step::StepMetrics;
 
 /// The part of a meter that a checkpoint between two records keeps, so that the next record is that of an uninterrupted run.
@@ -27,6 +27,8 @@ pub(crate) struct Meter {
     steps: u64,
     samples: usize,
     data_wait_s: f64,
+    /// What ranks exchanged and was taken from them already.
+    traffic: Traffic,
     since: Instant,
 }
 
@@ -36,7 +38,15 @@ const TRAFFIC: [&str; 3] = ["gathered_mib", "fetched_mib", "gradients_mib"];
 impl Meter {
     /// Goes on from what the run before had collected.
     pub(crate) fn resume(carried: Unrecorded) -> Meter {
-        Meter { carried, metrics: Vec::new(), steps: 0, samples: 0, data_wait_s: 0.0, since: Instant::now() }
+        Meter {
+            carried,
+            metrics: Vec::new(),
+            steps: 0,
+            samples: 0,
+            data_wait_s: 0.0,
+            traffic: Traffic::default(),
+            since: Instant::now(),
+        }
     }
 
     /// Begins with nothing.
@@ -72,9 +82,14 @@ impl Meter {
         });
     }
 
-    /// Leaves out time that was not spent on steps.
-    pub(crate) fn pause(&mut self, time: Duration) {
-        self.since += time;
+    /// Does something that is no part of a step: its time and what it exchanges are left out.
+    pub(crate) fn leave_out<T>(&mut self, ranks: &dyn Ranks, work: impl FnOnce() -> T) -> T {
+        let begun = Instant::now();
+        self.traffic += ranks.take_traffic();
+        let result = work();
+        ranks.take_traffic();
+        self.since += begun.elapsed();
+        result
     }
 
     /// What a checkpoint keeps. Waits for the device.
@@ -101,7 +116,8 @@ impl Meter {
         scalars.push(("samples_per_s".into(), (self.samples * ranks.world()) as f64 / seconds.max(1e-9)));
         scalars.push(("data_wait_s".into(), self.data_wait_s / steps));
         if ranks.world() > 1 {
-            scalars.extend(of_ranks(seconds / steps, steps, ranks)?);
+            self.traffic += ranks.take_traffic();
+            scalars.extend(of_ranks(seconds / steps, steps, self.traffic, ranks)?);
         }
         *self = Meter::start();
         Ok(scalars)
@@ -109,8 +125,7 @@ impl Meter {
 }
 
 /// What each rank got from the others in a step, and who made them wait: the rank that itself waited least.
-fn of_ranks(step_s: f64, steps: f64, ranks: &dyn Ranks) -> Result<Vec<(String, f64)>, Error> {
-    let traffic = ranks.take_traffic();
+fn of_ranks(step_s: f64, steps: f64, traffic: Traffic, ranks: &dyn Ranks) -> Result<Vec<(String, f64)>, Error> {
     let busy_s = step_s - traffic.wait_s / steps;
     let busy: Vec<f64> = ranks.share_numbers(&[busy_s.to_bits()])?.iter().map(|rank| f64::from_bits(rank[0])).collect();
     let (slowest, slowest_s) =

@@ -8,9 +8,10 @@ mod group;
 mod launch;
 mod watch;
 
-use blip2_torchx::params::ParamStore;
+use std::ops::AddAssign;
 use std::rc::Rc;
 
+use blip2_torchx::params::ParamStore;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tch::{Device, Kind, Tensor, no_grad};
@@ -177,6 +178,15 @@ pub struct Traffic {
     pub gradients: u64,
     /// Seconds inside collectives, those of the gradients left out, which overlap with the backward pass.
     pub wait_s: f64,
+}
+
+impl AddAssign for Traffic {
+    fn add_assign(&mut self, more: Traffic) {
+        self.gathered += more.gathered;
+        self.fetched += more.fetched;
+        self.gradients += more.gradients;
+        self.wait_s += more.wait_s;
+    }
 }
 
 /// One process by itself.

@@ -4,7 +4,6 @@ mod books;
 mod open;
 
 use std::rc::Rc;
-use std::time::Instant;
 
 use blip2_data::{BadSamples, Loader, Quarantined};
 use blip2_torchx::memory;
@@ -56,8 +55,9 @@ impl Run {
     /// Whatever stops the run; the last checkpoint stays valid.
     pub fn train(&mut self, stop: &StopSignal) -> Result<u64, Error> {
         let (steps, ranks) = (self.config.schedule.steps, Rc::clone(&self.ranks));
-        let mut meter = Meter::resume(self.state.unrecorded.clone());
         let mut stopping = ranks.any(stop.is_set())?;
+        ranks.take_traffic(); // what was exchanged so far belongs to no step
+        let mut meter = Meter::resume(self.state.unrecorded.clone());
         while self.state.step < steps && !stopping {
             let step = self.state.step;
             let lr = self.schedule.at(step);
@@ -89,9 +89,7 @@ impl Run {
             if let Some(books) = &mut self.books {
                 books.telemetry.step(self.state.step);
             }
-            let begun = Instant::now();
-            let best = if evaluate { self.evaluate()? } else { None };
-            meter.pause(begun.elapsed());
+            let best = if evaluate { meter.leave_out(&*ranks, || self.evaluate())? } else { None };
             if save {
                 self.save(best, &meter)?;
             }
