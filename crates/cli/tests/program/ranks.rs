@@ -103,17 +103,27 @@ fn assert_same_run(run: &Path, whole: &Path, tolerance: f64) {
 
 #[test]
 fn replay_on_two_ranks_equals_lavis_on_two() {
-    let (folder, case, port) = (tempfile::tempdir().unwrap(), golden("stage1_2rank"), free_port());
+    replay_equals("stage1_2rank", 2, "batch.rank{rank}", "expected.rank{rank}");
+}
+
+#[test]
+fn a_group_of_one_exchanges_with_itself_and_changes_nothing() {
+    replay_equals("stage1", 1, "batch", "expected");
+}
+
+/// The losses and gradients of a golden case, computed by a group of ranks; `{rank}` in the files' names is the rank.
+fn replay_equals(case: &str, world: usize, batch: &str, expected: &str) {
+    let (folder, case, port) = (tempfile::tempdir().unwrap(), golden(case), free_port());
     let start = |rank| {
-        let mut command = rank_command(env!("CARGO_BIN_EXE_blip2"), rank, 2, port);
-        command.args(["replay", "--task", "stage1", "--model"]).arg(&case);
-        command.arg("--batch").arg(case.join("batch.rank{rank}.safetensors"));
+        let mut command = rank_command(env!("CARGO_BIN_EXE_blip2"), rank, world, port);
+        command.env("BLIP2_GROUP_OF_ONE", "1").args(["replay", "--task", "stage1", "--model"]).arg(&case);
+        command.arg("--batch").arg(case.join(format!("{batch}.safetensors")));
         command.arg("--out").arg(folder.path().join("out.rank{rank}.safetensors")).spawn().unwrap()
     };
-    ends((0..2).map(start).collect()).into_iter().for_each(|ended| drop(ended.success()));
-    for rank in 0..2 {
+    ends((0..world).map(start).collect()).into_iter().for_each(|ended| drop(ended.success()));
+    for rank in 0..world {
         let ours = tensors(&folder.path().join(format!("out.rank{rank}.safetensors")));
-        let theirs = tensors(&case.join(format!("expected.rank{rank}.safetensors")));
+        let theirs = tensors(&case.join(format!("{}.safetensors", expected.replace("{rank}", &rank.to_string()))));
         assert!(theirs.keys().filter(|key| key.starts_with("grad/")).count() > 50);
         for (key, expected) in &theirs {
             let got = &ours[key];
