@@ -87,7 +87,8 @@ class Parts(torch.nn.Module):
         heads = ("vision_projection.", "text_projection.", "itm_head.", "embeddings.")
         left = [name for name in weights if not name.startswith(heads)]
         require(not left, f"tensors that no part of transformers has: {left}")
-        self.eval()
+        # Whatever dtype a part's configuration names: ids are compared in fp32.
+        self.float().eval()
 
     def filled(self, part, weights, module, may_lack):
         missing, unexpected = module.load_state_dict(weights, strict=False)
