@@ -185,7 +185,7 @@ impl Run {
         let bad = self.bad_samples()?;
         self.state.bad_samples = serde_json::to_value(bad).map_err(|e| Error::Mismatch(e.to_string()))?;
         let Some(books) = &mut self.books else { return Ok(()) };
-        self.state.rng = open::generators(self.assembly.encoder.device())?;
+        self.state.rng = open::generators()?;
         let Stepper { adamw, scaler, .. } = &self.stepper;
         let shot = snapshot(self.assembly.task.params(), adamw, scaler, &self.state, &self.assembly.model_json);
         books.writer.submit(self.state.step, metric, shot)?;

@@ -81,7 +81,7 @@ impl Run {
         if let Some(checkpoint) = &checkpoint {
             let Stepper { adamw, scaler, .. } = &mut stepper;
             state = restore(checkpoint, assembly.task.params(), adamw, scaler)?;
-            set_generators(&state, device)?;
+            set_generators(&state)?;
             if state.dataset_digest != data.digest() {
                 return Err(Error::Mismatch(format!(
                     "data.train: other shards than the run began with; give the same shards, or begin a new run under another run.name ({name})"
@@ -311,24 +311,18 @@ fn pass(config: &Config) -> Pass {
     Pass { autocast: config.run.precision.autocast(), dropout: config.model.qformer.dropout, seed: config.run.seed }
 }
 
-/// States of the generators that a run draws from: the CPU's, and the GPU's, which dropout uses there.
-pub(super) fn generators(device: Device) -> Result<BTreeMap<String, RngState>, Error> {
-    let devices = if device == Device::Cpu { vec![Device::Cpu] } else { vec![Device::Cpu, device] };
-    let state = |d: Device| Ok((generator_name(d).to_string(), RngState(rng::state(d)?)));
-    devices.into_iter().map(state).collect()
+/// The generator whose state a checkpoint keeps. A GPU's is begun anew at each step, so it has none to keep.
+const GENERATOR: &str = "cpu";
+
+pub(super) fn generators() -> Result<BTreeMap<String, RngState>, Error> {
+    Ok(BTreeMap::from([(GENERATOR.to_string(), RngState(rng::state(Device::Cpu)?))]))
 }
 
-fn set_generators(state: &TrainState, device: Device) -> Result<(), Error> {
-    for d in [Device::Cpu, device] {
-        if let Some(RngState(bytes)) = state.rng.get(generator_name(d)) {
-            rng::set_state(d, bytes)?;
-        }
+fn set_generators(state: &TrainState) -> Result<(), Error> {
+    match state.rng.get(GENERATOR) {
+        Some(RngState(bytes)) => Ok(rng::set_state(Device::Cpu, bytes)?),
+        None => Ok(()),
     }
-    Ok(())
-}
-
-fn generator_name(device: Device) -> &'static str {
-    if device == Device::Cpu { "cpu" } else { "cuda" }
 }
 
 /// What the progress line shows, with chance and floor.

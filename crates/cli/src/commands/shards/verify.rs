@@ -18,7 +18,8 @@ Examples:
 
 Reads and decodes every sample. The exit code is 1 where a sample cannot be used. With --repair the folder gets the same shards: those
 that are whole as hard links (as copies on another file system), damaged ones written anew without the samples that cannot be used, the
-others byte for byte and in their order; one that is no tar file is left out. What was dropped is listed, the exit code is 0, and the originals are only read.";
+others byte for byte and in their order; one that is no tar file is left out. What was dropped is listed, the exit code is 0, and the
+originals are only read.";
 
 /// Read and decode every sample, and list what cannot be used
 #[derive(Args)]
