@@ -14,7 +14,7 @@ use blip2_model::language::{
 use blip2_model::{Dropout, Frozen};
 use blip2_torchx::params::TensorSource;
 use blip2_trainer::model_files::load_language_model;
-use blip2_weights::{ModelDir, Part, SafetensorsFile, plans};
+use blip2_weights::{ModelDir, Part, SafetensorsFile, plans, save_safetensors};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
@@ -126,6 +126,40 @@ fn hidden_states_logits_and_gradients_equal_transformers() {
     }
     let worst: Vec<String> = worst.iter().map(|(name, error)| format!("{name} {error:.1e}")).collect();
     println!("worst         {}", worst.join("  "));
+}
+
+/// The language model of a chat model that sees, under the names that its files have on the hub and under those of the classes.
+#[test]
+fn a_chat_model_s_language_model_is_the_one_alone() {
+    let of_files = |name: &str| format!("language_model.{name}");
+    let of_classes = |name: &str| match name.strip_prefix("model.") {
+        Some(base) => format!("model.language_model.{base}"),
+        None => name.to_string(),
+    };
+    let spellings: [&dyn Fn(&str) -> String; 2] = [&of_files, &of_classes];
+    for (family, whole) in [("gemma3", "gemma3"), ("llama_linear", "llava"), ("mistral", "mistral3")] {
+        let alone = Case::open(family, Kind::Float);
+        let hidden = alone.decoder().forward(&alone.tensor("embeds"), &Dropout::off());
+        let weights = SafetensorsFile::open(&alone.folder.join("model.safetensors")).unwrap();
+        for spelled in spellings {
+            let mut tensors: Vec<(String, Tensor)> = (weights.entries().into_iter())
+                .map(|(name, _)| (spelled(&name), weights.read(&name).unwrap()))
+                .collect();
+            tensors.push((
+                "vision_tower.vision_model.embeddings.patch_embedding.bias".into(),
+                Tensor::zeros([2], (Kind::Float, Device::Cpu)),
+            ));
+            let folder = tempfile::tempdir().unwrap();
+            let config = json!({"model_type": whole, "text_config": alone.json("config.json"), "vision_config": {}});
+            fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+            save_safetensors(&tensors, &BTreeMap::new(), &folder.path().join("model.safetensors")).unwrap();
+            let dir = ModelDir::open(folder.path()).unwrap();
+            let config = LanguageConfig::from_json(dir.part(Part::Language).unwrap().config).unwrap();
+            let (model, _) = load_language_model(&dir, &config, Device::Cpu, Kind::Float).unwrap();
+            let LanguageModel::Decoder(decoder) = &*model else { panic!("{whole} is no decoder") };
+            assert!(decoder.forward(&alone.tensor("embeds"), &Dropout::off()).equal(&hidden), "{whole}");
+        }
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ use crate::error::WeightsError;
 use crate::frozen_elsewhere::{FROZEN_KEY, FrozenElsewhere, frozen_elsewhere};
 use crate::json_file::{describe, read_object};
 use crate::lavis;
+use crate::layouts::{Layout, has_section, in_language_model, name_sections};
 use crate::part_view::{PartView, Recipe};
 use crate::weights_dir::WeightsDir;
 use crate::weights_file::WeightsFile;
@@ -85,7 +86,9 @@ impl ModelDir {
                 });
             }
         };
-        name_vision_section(&mut config, &kind);
+        if let ModelKind::Tower(model_type) = &kind {
+            name_sections(&mut config, model_type);
+        }
         let frozen = frozen_elsewhere(path, &config)?.into_iter().map(|named| (named, OnceCell::new())).collect();
         Ok(ModelDir { weights: WeightsDir::open(path)?, path: path.to_path_buf(), config, kind, frozen })
     }
@@ -107,8 +110,8 @@ impl ModelDir {
         &self.path
     }
 
-    /// The whole `config.json`. In the directory of an image-text model (CLIP, SigLIP, AIMv2) `vision_config` has its `model_type` even
-    /// where the file leaves it to the class.
+    /// The whole `config.json`. In the directory of a model of several parts (CLIP, SigLIP, AIMv2; LLaVA, Gemma 3) the section that is used has
+    /// its `model_type` even where the file leaves it to the class.
     pub fn config(&self) -> &Value {
         &self.config
     }
@@ -168,7 +171,8 @@ impl ModelDir {
     /// to [`Part::QFormer`]. A tower's tensors get our prefix (`vision_model.`, `language_model.`), those of a BERT none; prefixes
     /// that some classes put in front (`dinov2.`, `bert.`) are taken off, and BERT's old `LayerNorm.gamma`, `LayerNorm.beta` become
     /// `weight`, `bias`. The vision part of an image-text model is its `vision_config` with all of its tensors; those of its text half keep
-    /// their names. A `vision_model.post_layernorm` in a tower's vision part is that tower's final norm and never ln_vision.
+    /// their names; the language part of a chat model that sees (LLaVA, Gemma 3, Mistral 3) is its `text_config` with what lies below
+    /// `language_model.` alone. A `vision_model.post_layernorm` in a tower's vision part is that tower's final norm and never ln_vision.
     ///
     /// Of LAVIS' checkpoint, [`Part::QFormer`] is all of it, and what has no name of ours keeps its own; [`Part::Vision`] its
     /// `visual_encoder.`, where it has one.
@@ -186,15 +190,17 @@ impl ModelDir {
                 (config, self.renamed(names.filter(|name| part.owns(name)).map(|name| (name.to_string(), name)))?)
             }
             (ModelKind::Tower(model_type), _) => {
+                let within = has_section(model_type, part);
+                let config = if within { self.section(part)? } else { &self.config };
+                let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or(model_type);
                 let layout = Layout::of(part, model_type).ok_or_else(|| WeightsError::NoPart {
                     path: self.path.clone(),
                     part: part.label(),
-                    model_type: model_type.clone(),
+                    model_type: model_type.to_string(),
                     supported: Layout::supported(part),
                 })?;
-                let of_parts = part == Part::Vision && image_text_vision(model_type).is_some();
-                let config = if of_parts { self.section(part)? } else { &self.config };
-                (config, self.renamed(names.map(|name| (layout.our_name(name), name)))?)
+                let alone = |name| if within && part == Part::Language { in_language_model(name) } else { Some(name) };
+                (config, self.renamed(names.filter_map(|name| Some((layout.our_name(alone(name)?), name))))?)
             }
             (ModelKind::LavisCheckpoint, Part::QFormer) => {
                 let ours = |name: &str| lavis::our_name(name).unwrap_or_else(|| name.to_string());
@@ -229,11 +235,7 @@ impl ModelDir {
     }
 
     fn section(&self, part: Part) -> Result<&Value, WeightsError> {
-        let key = match part {
-            Part::Vision => "vision_config",
-            Part::Language => "text_config",
-            Part::QFormer => "qformer_config",
-        };
+        let key = part.section();
         match self.config.get(key) {
             Some(section @ Value::Object(_)) => Ok(section),
             other => Err(WeightsError::Key {
@@ -247,6 +249,15 @@ impl ModelDir {
 }
 
 impl Part {
+    /// The section of a whole model's `config.json` that describes it.
+    pub(crate) fn section(self) -> &'static str {
+        match self {
+            Part::Vision => "vision_config",
+            Part::Language => "text_config",
+            Part::QFormer => "qformer_config",
+        }
+    }
+
     /// Its key in `frozen_weights`.
     pub(crate) fn key(self) -> &'static str {
         match self {
@@ -276,133 +287,5 @@ impl Part {
             Part::QFormer
         };
         self == owner
-    }
-}
-
-/// How a family of models names its tensors when it stands alone. A new tower is a new row of [`LAYOUTS`].
-struct Layout {
-    model_type: &'static str,
-    part: Part,
-    /// What stands in front of the base model's names in files of classes with a head; a base model's own file lacks it.
-    base_prefix: &'static str,
-    /// Top-level names of those heads.
-    heads: &'static [&'static str],
-    /// What our store puts in front of the base model's names.
-    our_base: &'static str,
-    /// What it puts in front of the heads' names.
-    our_head: &'static str,
-}
-
-/// What the text half of an image-text model and what joins the halves are called.
-const TEXT_HALF: &[&str] = &["text_model.", "visual_projection.", "text_projection.", "logit_scale", "logit_bias"];
-
-/// Image-text models, by what their image encoder is called.
-const IMAGE_TEXT: [(&str, &str); 3] =
-    [("aimv2", "aimv2_vision_model"), ("clip", "clip_vision_model"), ("siglip", "siglip_vision_model")];
-
-/// The row of [`LAYOUTS`] of a tower whose classes put `base_prefix` in front.
-const fn vision_tower(
-    model_type: &'static str,
-    base_prefix: &'static str,
-    heads: &'static [&'static str],
-    our_head: &'static str,
-) -> Layout {
-    Layout { model_type, part: Part::Vision, base_prefix, heads, our_base: "vision_model.", our_head }
-}
-
-const LAYOUTS: &[Layout] = &[
-    vision_tower("aimv2_vision_model", "vision_model.", TEXT_HALF, ""),
-    vision_tower("blip_2_vision_model", "vision_model.", &[], "vision_model."),
-    vision_tower("clip_vision_model", "vision_model.", TEXT_HALF, ""),
-    vision_tower("dinov2", "dinov2.", &["classifier."], "vision_model."),
-    vision_tower("dinov2_with_registers", "dinov2_with_registers.", &["classifier."], "vision_model."),
-    vision_tower("dinov3_vit", "dinov3_vit.", &[], "vision_model."),
-    vision_tower("siglip_vision_model", "vision_model.", TEXT_HALF, ""),
-    vision_tower("vit", "vit.", &["classifier.", "decoder."], "vision_model."),
-    Layout {
-        model_type: "bert",
-        part: Part::QFormer,
-        base_prefix: "bert.",
-        heads: &["cls."],
-        our_base: "",
-        our_head: "",
-    },
-    decoder("llama"),
-    decoder("mistral"),
-    decoder("qwen2"),
-    decoder("qwen3"),
-    decoder("smollm3"),
-    decoder("phi3"),
-    decoder("gemma"),
-    decoder("gemma2"),
-    decoder("gemma3_text"),
-    // OPT's base model lies below `decoder.`, which is part of its names.
-    decoder("opt"),
-    Layout { base_prefix: "transformer.", our_base: "language_model.transformer.", ..decoder("gpt2") },
-    Layout { base_prefix: "", heads: &[], our_base: "language_model.", ..decoder("t5") },
-];
-
-/// Most decoders: the base model below `model.`, the head beside it.
-const fn decoder(model_type: &'static str) -> Layout {
-    Layout {
-        model_type,
-        part: Part::Language,
-        base_prefix: "model.",
-        heads: &["lm_head."],
-        our_base: "language_model.model.",
-        our_head: "language_model.",
-    }
-}
-
-/// What an image-text model's image encoder is called.
-fn image_text_vision(model_type: &str) -> Option<&'static str> {
-    IMAGE_TEXT.iter().find(|(whole, _)| *whole == model_type).map(|(_, vision)| *vision)
-}
-
-/// Writes into an image-text model's `vision_config` what its class takes for granted.
-fn name_vision_section(config: &mut Value, kind: &ModelKind) {
-    let ModelKind::Tower(model_type) = kind else { return };
-    let section = config.get_mut("vision_config").and_then(Value::as_object_mut);
-    if let (Some(vision), Some(section)) = (image_text_vision(model_type), section) {
-        section.entry("model_type").or_insert_with(|| vision.into());
-    }
-}
-
-impl Layout {
-    fn of(part: Part, model_type: &str) -> Option<&'static Layout> {
-        let model_type = match part {
-            Part::Vision => image_text_vision(model_type).unwrap_or(model_type),
-            Part::Language | Part::QFormer => model_type,
-        };
-        LAYOUTS.iter().find(|layout| layout.part == part && layout.model_type == model_type)
-    }
-
-    fn supported(part: Part) -> String {
-        let towers = LAYOUTS.iter().filter(|layout| layout.part == part).map(|layout| layout.model_type);
-        let whole = IMAGE_TEXT.iter().map(|(whole, _)| *whole).filter(|_| part == Part::Vision);
-        let supported = towers.chain(whole).chain(["blip-2"]).collect::<Vec<_>>().join(", ");
-        match part {
-            Part::Vision => {
-                format!("{supported} (SigLIP 2 by its checkpoints of fixed resolution, whose model_type is siglip)")
-            }
-            Part::Language | Part::QFormer => supported,
-        }
-    }
-
-    fn our_name(&self, theirs: &str) -> String {
-        if self.heads.iter().any(|head| theirs.starts_with(head)) {
-            return self.spelled(format!("{}{theirs}", self.our_head));
-        }
-        let base = theirs.strip_prefix(self.base_prefix).unwrap_or(theirs);
-        self.spelled(format!("{}{base}", self.our_base))
-    }
-
-    /// BERT files that were converted from TensorFlow call the LayerNorms' parameters gamma and beta.
-    fn spelled(&self, name: String) -> String {
-        match (name.strip_suffix("LayerNorm.gamma"), name.strip_suffix("LayerNorm.beta")) {
-            (Some(module), _) if self.part == Part::QFormer => format!("{module}LayerNorm.weight"),
-            (_, Some(module)) if self.part == Part::QFormer => format!("{module}LayerNorm.bias"),
-            _ => name,
-        }
     }
 }

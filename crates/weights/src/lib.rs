@@ -18,6 +18,7 @@ mod header;
 mod inspect;
 mod json_file;
 mod lavis;
+mod layouts;
 mod load_report;
 mod names;
 mod part_view;

@@ -88,6 +88,30 @@ fn an_image_text_model_gives_its_image_encoder() {
 }
 
 #[test]
+fn a_chat_model_gives_its_language_model() {
+    let ours = ["language_model.lm_head.weight", "language_model.model.norm.weight"];
+    let files = ["language_model.lm_head.weight", "language_model.model.norm.weight", "vision_tower.a.weight"];
+    let classes = ["lm_head.weight", "model.language_model.norm.weight", "model.vision_tower.a.weight"];
+    for (whole, language) in [("gemma3", "gemma3_text"), ("llava", "llama"), ("mistral3", "mistral")] {
+        for theirs in [files, classes] {
+            let directory = tempfile::tempdir().unwrap();
+            let config = json!({"model_type": whole, "text_config": {"hidden_size": 8}, "vision_config": {}});
+            write_model(directory.path(), &config, &theirs.map(|name| (name, &[1i64][..])));
+            let model = ModelDir::open(directory.path()).unwrap();
+            let part = model.part(Part::Language).unwrap();
+            assert_eq!(part.config, &json!({"model_type": language, "hidden_size": 8}));
+            assert_eq!(names(&part.weights), ours, "{whole}");
+            assert!(line(model.part(Part::Vision)).contains(&format!("model_type \"{whole}\" has no image encoder")));
+        }
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let config = json!({"model_type": "llava", "text_config": {"model_type": "rwkv"}});
+    write_model(directory.path(), &config, &[("language_model.model.norm.weight", &[1])]);
+    let message = line(ModelDir::open(directory.path()).unwrap().part(Part::Language));
+    assert!(message.contains("model_type \"rwkv\" has no language model; supported: llama, mistral,"), "{message}");
+}
+
+#[test]
 fn a_t5_with_its_shared_embedding_once_or_thrice() {
     let names = ["shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"];
     let ours = tower_names("t5", Part::Language, &names);
