@@ -47,7 +47,7 @@ pub enum DataError {
         path: PathBuf,
     },
     /// A file cannot be read or written.
-    #[error("{}: {source}", .path.display())]
+    #[error("{}: {source}{}", .path.display(), way_out(.source))]
     Io {
         /// The file.
         path: PathBuf,
@@ -289,6 +289,14 @@ impl DataError {
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> DataError {
         let path = path.into();
         move |source| DataError::Io { path, source }
+    }
+}
+
+/// What to do about an error of the operating system, where it says enough.
+fn way_out(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "; free some space",
+        _ => "",
     }
 }
 

@@ -58,6 +58,7 @@ mod tokenizer_folder;
 mod verify;
 mod workers;
 
+pub use atomic::write_file;
 pub use caption::{CaptionRule, CaptionSource, JsonPath, Pick};
 pub use collate::HostBatch;
 pub use corpus::Corpus;

@@ -33,4 +33,10 @@ int torchx_autocast_exit(int cuda, int previous_enabled, int previous_kind) {
   });
 }
 
+// A negative number where autocast is off.
+int torchx_autocast_kind(int cuda) {
+  const auto device = device_type(cuda);
+  return at::autocast::is_autocast_enabled(device) ? static_cast<int>(at::autocast::get_autocast_dtype(device)) : -1;
+}
+
 }  // extern "C"

@@ -42,7 +42,7 @@ struct DropoutAddLayerNorm : torch::autograd::Function<DropoutAddLayerNorm> {
     const auto rows = rows_in.value_or(at::Tensor());
     const auto x = x_in.contiguous(), residual = residual_in.contiguous();
     const Shape shape(x);
-    auto y = at::empty_like(x);
+    auto y = at::empty_like(residual);
     auto mean = at::empty({shape.total_lines}, at::kFloat), rstd = at::empty_like(mean);
     const torchx::LayerNormArgs args{
         x.const_data_ptr(),

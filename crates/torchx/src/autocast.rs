@@ -1,6 +1,6 @@
 //! Mixed precision by device and dtype. tch's own `autocast` does nothing without CUDA and knows no bf16.
 
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 use crate::device::cuda_index;
 use crate::ffi;
@@ -18,6 +18,20 @@ pub fn autocast<T>(device: Device, kind: Option<Kind>, f: impl FnOnce() -> T) ->
     f()
 }
 
+/// `x` as autocast hands it to a linear layer: cast once where several layers read it. `x` itself where autocast is off.
+pub fn cast(x: &Tensor) -> Tensor {
+    // SAFETY: plain call by value.
+    match unsafe { ffi::torchx_autocast_kind(i32::from(cuda_index(x.device()).is_some())) } {
+        HALF => x.to_kind(Kind::Half),
+        BFLOAT16 => x.to_kind(Kind::BFloat16),
+        _ => x.shallow_clone(),
+    }
+}
+
+/// c10::ScalarType's numbers.
+const HALF: i32 = 5;
+const BFLOAT16: i32 = 15;
+
 struct Scope {
     cuda: i32,
     previous_enabled: i32,
@@ -26,11 +40,10 @@ struct Scope {
 
 impl Scope {
     fn enter(device: Device, kind: Option<Kind>) -> Self {
-        // c10::ScalarType's numbers.
         let kind = match kind {
             None => -1,
-            Some(Kind::Half) => 5,
-            Some(Kind::BFloat16) => 15,
+            Some(Kind::Half) => HALF,
+            Some(Kind::BFloat16) => BFLOAT16,
             Some(other) => panic!("autocast to {other:?}; only Half and BFloat16 are reduced precisions"),
         };
         let mut scope = Scope { cuda: i32::from(cuda_index(device).is_some()), previous_enabled: 0, previous_kind: 0 };

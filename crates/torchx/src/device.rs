@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
-use tch::{Cuda, Device};
+use tch::{Cuda, Device, Kind};
 
 use crate::error::Error;
 use crate::ffi;
@@ -116,6 +116,29 @@ pub fn synchronize(device: Device) {
         // SAFETY: plain call by value; exceptions come back as a code.
         ffi::expect(ffi::check("synchronize", unsafe { ffi::torchx_device_synchronize(index) }));
     }
+}
+
+/// Whether the device multiplies matrices of this dtype at full speed.
+///
+/// On a CPU libtorch multiplies bf16 through oneDNN where there is AVX-512 (BW, VL, DQ), fp16 where there is AVX512-FP16; without, element by
+/// element, tens of times slower than fp32.
+pub fn multiplies_fast(device: Device, kind: Kind) -> bool {
+    if device != Device::Cpu {
+        return true;
+    }
+    match kind {
+        Kind::BFloat16 => avx512(),
+        Kind::Half => avx512() && fp16_instructions(),
+        _ => true,
+    }
+}
+
+fn avx512() -> bool {
+    is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512dq")
+}
+
+fn fp16_instructions() -> bool {
+    is_x86_feature_detected!("avx512fp16")
 }
 
 /// The device's product name, as `NVIDIA H100` or the processor's model; `cpu` or `cuda:N` where the system does not say.

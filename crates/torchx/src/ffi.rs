@@ -38,6 +38,7 @@ unsafe extern "C" {
         previous_kind: *mut c_int,
     ) -> c_int;
     pub fn torchx_autocast_exit(cuda: c_int, previous_enabled: c_int, previous_kind: c_int) -> c_int;
+    pub fn torchx_autocast_kind(cuda: c_int) -> c_int;
 
     pub fn torchx_foreach_norm(tensors: *const *const C_tensor, count: usize, out: *mut *mut C_tensor) -> c_int;
     pub fn torchx_foreach_mul_(tensors: *const *const C_tensor, count: usize, factor: *const C_tensor) -> c_int;

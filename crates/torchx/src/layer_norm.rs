@@ -7,8 +7,8 @@ use crate::ffi;
 
 /// `LN(dropout(x) + residual)`, differentiable once.
 ///
-/// The sum, the statistics and the normalisation are fp32 whatever the inputs; the result has `x`'s dtype, so that a
-/// bf16 linear layer is followed by bf16 activations. The mask is that of `dropout(x, p, key)`. On the CPU fp32 and bf16
+/// The sum, the statistics and the normalisation are fp32 whatever the inputs; the result has the residual's dtype, so
+/// that a residual stream in fp32 stays one between linear layers that answer in bf16. The mask is that of `dropout(x, p, key)`. On the CPU fp32 and bf16
 /// are fused, one pass forward and one backward, which draws the mask again from the key; elsewhere the operators are
 /// composed.
 ///
@@ -38,7 +38,7 @@ pub fn dropout_add_layer_norm(
         None => x.shallow_clone(),
     };
     let sum = dropped.to_kind(Kind::Float) + residual.to_kind(Kind::Float);
-    sum.layer_norm(weight.size(), Some(&weight), Some(&bias), eps, true).to_kind(x.kind())
+    sum.layer_norm(weight.size(), Some(&weight), Some(&bias), eps, true).to_kind(residual.kind())
 }
 
 fn fused(

@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use blip2_torchx::autocast;
+use blip2_torchx::autocast::cast;
 use tch::{Device, Kind, Tensor, no_grad};
 
 fn product_kind(a: &Tensor) -> Kind {
@@ -21,6 +22,18 @@ fn matrix_products_take_the_dtype_and_calls_nest() {
         assert_eq!(product_kind(&a), Kind::BFloat16);
     });
     assert_eq!(product_kind(&a), Kind::Float);
+}
+
+#[test]
+fn cast_follows_what_is_set() {
+    let a = Tensor::rand([8, 8], (Kind::Float, Device::Cpu));
+    assert_eq!(cast(&a).data_ptr(), a.data_ptr());
+    for kind in [Kind::BFloat16, Kind::Half] {
+        assert!(autocast(Device::Cpu, Some(kind), || cast(&a)).equal(&a.to_kind(kind)));
+    }
+    autocast(Device::Cpu, Some(Kind::BFloat16), || {
+        assert_eq!(autocast(Device::Cpu, None, || cast(&a)).kind(), Kind::Float);
+    });
 }
 
 #[test]

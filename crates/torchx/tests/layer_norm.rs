@@ -79,7 +79,7 @@ fn fp32_agrees_with_the_composed_operators_to_rounding() {
 }
 
 #[test]
-fn the_result_has_the_dtype_of_x_and_gradients_those_of_their_inputs() {
+fn the_result_has_the_dtype_of_the_residual_and_gradients_those_of_their_inputs() {
     let case = Case::new(&[20, 96]);
     let (exact, exact_grads) = case.run([Kind::Float; 2], |i, key| composed(i, 0.1, key));
     for kinds in [
@@ -89,7 +89,7 @@ fn the_result_has_the_dtype_of_x_and_gradients_those_of_their_inputs() {
         [Kind::Half, Kind::Float],
     ] {
         let (y, grads) = case.fused(kinds, 0.1);
-        assert_eq!(y.kind(), kinds[0]);
+        assert_eq!(y.kind(), kinds[1]);
         assert_eq!([grads[0].kind(), grads[1].kind()], kinds);
         // bf16 carries 8 bits.
         assert!(relative(&y, &exact) < 2e-2, "{kinds:?}");

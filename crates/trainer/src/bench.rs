@@ -64,6 +64,8 @@ pub struct StepReport {
     pub samples_per_s: f64,
     /// Median of the optimizer's update, in seconds; not part of `median_s`.
     pub optimizer_s: f64,
+    /// Whether the device has instructions for bf16; without, bf16 is tens of times slower than fp32.
+    pub bf16_instructions: bool,
     /// Most memory in use on the device, in MiB, where it can be told.
     pub peak_memory_mib: Option<f64>,
 }
@@ -117,6 +119,7 @@ pub fn stage1_step(options: &BenchOptions) -> Result<StepReport, Error> {
         forward_s: median(forwards),
         samples_per_s: options.batch as f64 / median_s,
         optimizer_s: median(updates),
+        bf16_instructions: device::multiplies_fast(device, Kind::BFloat16),
         peak_memory_mib: memory::stats(device).map(|m| m.peak_allocated_bytes as f64 / (1u64 << 20) as f64),
     })
 }

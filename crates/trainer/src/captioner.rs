@@ -15,6 +15,7 @@ use crate::config::Precision;
 use crate::encoder::{ImageEncoder, check_image_size};
 use crate::error::Error;
 use crate::model_files::ModelFiles;
+use crate::precision::soonest;
 use crate::preprocessing::Preprocessing;
 use crate::task::Stage2Task;
 
@@ -61,7 +62,8 @@ pub struct Caption {
 impl Captioner {
     /// Loads a Hugging Face directory of a whole stage-2 model.
     ///
-    /// The frozen towers are stored in `precision`, else in the dtype that `config.json` names (fp32 where it names none).
+    /// The frozen towers are stored in `precision`, else in the dtype that `config.json` names (fp32 where it names none), or in fp32 on a processor
+    /// that has no instructions for that.
     ///
     /// # Errors
     /// Files that are missing or damaged, a stage-1 model, token ids outside the vocabulary.
@@ -70,7 +72,7 @@ impl Captioner {
         check_image_size(&files.config.vision, files.preprocessing.size)?;
         let kind = match precision {
             Some(precision) => precision.kind(),
-            None => stored_kind(&dir.join("config.json"))?,
+            None => soonest(stored_kind(&dir.join("config.json"))?, device),
         };
         let task = files.stage2_task(device, kind)?;
         let language = files.config.language.as_ref().ok_or_else(|| Error::file(dir, "text_config: missing"))?;

@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::hub::Hub;
 use crate::memory_features::MemoryCaches;
+use crate::precision::slow_formats;
 use crate::ranks::{Claims, Launch, Ranks, together};
 use crate::run::Run;
 use crate::run_folder::RunFolder;
@@ -103,12 +104,9 @@ fn stages(request: &TrainRequest, ranks: &Rc<dyn Ranks>) -> Result<Finished, Err
         if request.dry_run {
             if config.model.qformer.init.exists() {
                 let blueprint = Blueprint::open(config)?;
-                say(&Run::try_one_batch(
-                    config,
-                    blueprint,
-                    device_of(config, request.launch.as_ref(), &**ranks)?,
-                    &**ranks,
-                )?);
+                let device = device_of(config, request.launch.as_ref(), &**ranks)?;
+                slow_formats(config, device).iter().for_each(|line| say(line));
+                say(&Run::try_one_batch(config, blueprint, device, &**ranks)?);
             } else {
                 let init = config.model.qformer.init.display();
                 say(&format!("{}: config is good; {init} will be made by the stage before", folder.display()));
@@ -118,6 +116,7 @@ fn stages(request: &TrainRequest, ranks: &Rc<dyn Ranks>) -> Result<Finished, Err
         // Before the device is touched.
         let blueprint = Blueprint::open(config)?;
         let device = device_of(config, request.launch.as_ref(), &**ranks)?;
+        slow_formats(config, device).iter().for_each(|line| say(line));
         let mut run = Run::open(config, blueprint, request, Rc::clone(ranks), device, &mut caches)?;
         let step = run.train(&stop)?;
         if step < config.schedule.steps {

@@ -57,7 +57,7 @@ pub(crate) struct GenerateArguments {
     /// Decides what is sampled [default when sampling: 0]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Storage of the frozen weights; left out, the model's own
+    /// Storage of the frozen weights; left out, the model's own, or fp32 on a processor without instructions for that
     #[arg(long, value_name = "FORMAT")]
     precision: Option<Precision>,
     #[command(flatten)]

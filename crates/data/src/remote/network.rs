@@ -51,6 +51,8 @@ pub(crate) struct Body {
 
 impl Network {
     pub(crate) fn start(options: &RemoteOptions) -> io::Result<Network> {
+        // reqwest asks for the process' TLS arithmetic; one that is chosen already is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("stores").enable_all().build()?;
         Ok(Network {
             handle: runtime.handle().clone(),

@@ -1,5 +1,6 @@
 //! One layer: shared self-attention, cross-attention of the query rows, and a feed-forward network for each kind of row.
 
+use blip2_torchx::autocast::cast;
 use blip2_torchx::params::Scope;
 use tch::Tensor;
 
@@ -63,7 +64,8 @@ impl Layer {
         let (query_rows, text_rows) = pass.query_and_text_rows();
         let residual = if queries_only { x.narrow(0, 0, query_rows) } else { x.shallow_clone() };
         let row_keys = if queries_only { pass.query_keys() } else { pass.row_keys() };
-        let attended = self.attention.self_attention(x, pass, queries_only);
+        // The stream stays fp32 under autocast, as in the reference; queries, keys and values read one narrow copy of it.
+        let attended = self.attention.self_attention(&cast(x), pass, queries_only);
         let x = self.attention_output.forward(&attended, &residual, pass, row_keys);
         if query_rows == 0 {
             return self.text_rows(&x, pass);

@@ -253,3 +253,36 @@ impl Segment {
         matches!(self, Segment::Queries)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use blip2_torchx::autocast;
+    use blip2_torchx::params::ParamStore;
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    /// As in the reference, whose LayerNorms answer in fp32.
+    #[test]
+    fn the_residual_stream_stays_fp32_under_autocast() {
+        let config = QFormerConfig {
+            vocab_size: 11,
+            hidden_size: 16,
+            num_hidden_layers: 4,
+            num_attention_heads: 2,
+            intermediate_size: 24,
+            encoder_hidden_size: 12,
+            ..QFormerConfig::default()
+        };
+        let params = ParamStore::trainable(Device::Cpu);
+        let qformer = QFormer::new(&params.root(), &config, 3, false);
+        let ln_vision = LayerNorm::new(&params.root().pp("ln_vision"), 12, 1e-6);
+        let features = Tensor::rand([2, 5, 12], (Kind::Float, Device::Cpu));
+        let encode = || qformer.encode_images(&qformer.image_keys(&features, &ln_vision), &Dropout::off());
+        let wide = encode();
+        let narrow = autocast(Device::Cpu, Some(Kind::BFloat16), encode);
+        assert_eq!(narrow.kind(), Kind::Float);
+        let error = (&narrow - &wide).abs().max().double_value(&[]);
+        assert!(error > 0.0 && error < 0.05, "{error}");
+    }
+}

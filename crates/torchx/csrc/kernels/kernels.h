@@ -34,7 +34,7 @@ struct DropoutArgs {
   DropoutMask mask;
 };
 
-// y = LN(dropout(x) + residual); x, residual, y: [samples, lines, columns]; mean, rstd: [samples * lines].
+// y = LN(dropout(x) + residual); x, residual, y: [samples, lines, columns], y of the dtype of residual; mean, rstd: [samples * lines].
 struct LayerNormArgs {
   const void* x;
   const void* residual;

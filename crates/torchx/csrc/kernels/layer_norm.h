@@ -41,7 +41,7 @@ void layer_norm(const LayerNormArgs& a, float* scratch, int64_t begin, int64_t e
   for (int64_t line = begin; line < end; ++line) {
     const X* x = static_cast<const X*>(a.x) + line * a.columns;
     const R* residual = static_cast<const R*>(a.residual) + line * a.columns;
-    X* y = static_cast<X*>(a.y) + line * a.columns;
+    R* y = static_cast<R*>(a.y) + line * a.columns;
     if (drops) draw_factors(a.mask, line / a.lines, static_cast<uint32_t>(line % a.lines), a.columns, factors);
 
     F total = splat(0.0f);
@@ -80,7 +80,7 @@ void layer_norm_backward(
   const bool drops = a.mask.threshold > 0;
   const float per_column = 1.0f / static_cast<float>(a.columns);
   for (int64_t line = begin; line < end; ++line) {
-    const X* grad_y = static_cast<const X*>(a.grad_y) + line * a.columns;
+    const R* grad_y = static_cast<const R*>(a.grad_y) + line * a.columns;
     const X* x = static_cast<const X*>(a.x) + line * a.columns;
     const R* residual = static_cast<const R*>(a.residual) + line * a.columns;
     X* grad_x = static_cast<X*>(a.grad_x) + line * a.columns;

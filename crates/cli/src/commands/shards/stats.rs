@@ -1,10 +1,11 @@
 //! `shards stats`.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use blip2_trainer::shards::{Dataset, Layout, Stats, Summary, contact_sheet, encode_png, keyed_samples, stats};
+use anyhow::Result;
+use blip2_trainer::shards::{
+    Dataset, Layout, Stats, Summary, contact_sheet, encode_png, keyed_samples, stats, write_file,
+};
 use clap::Args;
 
 use super::SetArguments;
@@ -58,7 +59,7 @@ impl StatsArguments {
     fn draw(&self, set: &Dataset, path: &Path) -> Result<()> {
         let cells = keyed_samples(set, self.samples as usize, self.seed)?;
         let png = encode_png(&contact_sheet(&cells, SHEET))?;
-        fs::write(path, png).with_context(|| path.display().to_string())?;
+        write_file(path, &png)?;
         say(&format!("contact sheet of {} samples: {}", cells.len(), path.display()));
         Ok(())
     }
