@@ -11,10 +11,7 @@ fn main() {
     let lib_dir = libtorch_lib_dir();
     let include = lib_dir.parent().unwrap_or(Path::new("/")).join("include");
 
-    let mut shim = cpp();
-    shim.files(sources("csrc")).flag("-fopenmp").flag("-isystem").flag(&include);
-    shim.compile("torchx_shim");
-    compile_dist(&include);
+    compile_shim(&include);
 
     cpp().file("csrc/kernels/dispatch.cpp").compile("torchx_kernels");
     compile_kernels("baseline", &[]);
@@ -59,17 +56,22 @@ fn cpp() -> cc::Build {
     build
 }
 
-/// The binding of c10d. Its Gloo backend's header names types of gloo, whose own headers no wheel has.
-fn compile_dist(include: &Path) {
-    let dist = |files: &[PathBuf]| {
+/// Everything that sees libtorch, as one file: its headers take far longer to read than all of this to compile. The Gloo backend's header
+/// names types of gloo, whose own headers no wheel has, and stands alone with ours.
+fn compile_shim(include: &Path) {
+    let (gloo, others): (Vec<_>, Vec<_>) =
+        [sources("csrc"), sources("csrc/dist")].concat().into_iter().partition(|file| file.ends_with("gloo.cpp"));
+    let root = env::current_dir().expect("cargo runs this in the crate's folder");
+    let lines: String = others.iter().map(|file| format!("#include \"{}\"\n", root.join(file).display())).collect();
+    let all = Path::new(&env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("shim.cpp");
+    std::fs::write(&all, lines).expect("OUT_DIR can be written");
+    let with_torch = |files: &[PathBuf]| {
         let mut build = cpp();
         build.files(files).flag("-isystem").flag(include).flag("-isystem").flag(include.join("torch/csrc/api/include"));
         build
     };
-    let (gloo, others): (Vec<_>, Vec<_>) =
-        sources("csrc/dist").into_iter().partition(|file| file.ends_with("gloo.cpp"));
-    dist(&others).compile("torchx_dist");
-    dist(&gloo).include("csrc/dist/gloo_headers").define("USE_C10D_GLOO", None).compile("torchx_dist_gloo");
+    with_torch(&[all]).flag("-fopenmp").compile("torchx_shim");
+    with_torch(&gloo).include("csrc/dist/gloo_headers").define("USE_C10D_GLOO", None).compile("torchx_gloo");
 }
 
 /// One instruction set's kernels; `csrc/kernels/kernels.h` says why they are compiled apart and without contraction.
