@@ -33,7 +33,7 @@ def main() -> None:
 def captions(path: Path) -> list:
     """(picture, caption, truth) of each generated line; the truth lies beside the picture."""
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [(Path(line["image"]), line["text"].strip(), Path(line["image"]).with_suffix(".txt").read_text(encoding="utf-8"))
+    return [(Path(line["image"]), " ".join(line["text"].split()), Path(line["image"]).with_suffix(".txt").read_text(encoding="utf-8"))
             for line in lines]
 
 
