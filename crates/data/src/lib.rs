@@ -71,7 +71,7 @@ pub use image::{
 };
 pub use index::{Digest, Extension, Index, IndexHeader, IndexedSample, IndexedShard, Member};
 pub use interleave::Interleave;
-pub use loader::{ImageViews, Loader, LoaderOptions};
+pub use loader::{BAD_WINDOW, ImageViews, Loader, LoaderOptions};
 pub use location::{Location, RemoteUrl};
 pub use manifest::write_manifest;
 pub use mixture::{Drawn, Mixture, MixtureSet};

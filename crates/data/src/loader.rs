@@ -22,7 +22,7 @@ use crate::workers::{Queue, Workers};
 use crate::{Clean, Corpus, DataError, Drawn, Mixture, SampleError, TextEncoder};
 
 /// `max_bad_fraction` is of this many samples of a rank.
-const BAD_WINDOW: u64 = 10_000;
+pub const BAD_WINDOW: u64 = 10_000;
 
 /// Views that belong to the images, so that epochs, stages and runs share them.
 #[derive(Debug, Clone)]

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use blip2_data::{
-    Augment, BadSamples, Clean, Corpus, HostBatch, ImageViews, Loader, LoaderOptions, Problem, Quarantined,
+    Augment, BAD_WINDOW, BadSamples, Clean, Corpus, HostBatch, ImageViews, Loader, LoaderOptions, Problem, Quarantined,
 };
 
 use crate::batch::{Batch, Share};
-use crate::config::{self, AutoOr, Config, Contrastive, FeatureCache, TokenMean};
+use crate::config::{self, AutoOr, Config, Contrastive, FeatureCache, NegativeSamples, Stage, TokenMean};
 use crate::data_sets::open_training_sets;
 use crate::disk_features::{self, DiskFeatures};
 use crate::encoder::ImageEncoder;
@@ -72,9 +72,10 @@ impl TrainData {
         });
         let cuda = matches!(encoder.device(), tch::Device::Cuda(_));
         let bad = features.bad();
-        if bad.len() as f64 > loader.max_bad_fraction * corpus.len() as f64 {
+        // As the loader counts: a share of the last 10,000, so that one bad picture does not stop a small set.
+        if bad.len() as f64 > loader.max_bad_fraction * corpus.len().max(BAD_WINDOW) as f64 {
             return Err(Error::Mismatch(format!(
-                "data.train: {} of {} images cannot be used, more than data.loader.max_bad_fraction ({}); the first: {}",
+                "data.train: {} of {} images cannot be used, more than data.loader.max_bad_fraction ({}) allows; the first: {}",
                 bad.len(),
                 corpus.len(),
                 loader.max_bad_fraction,
@@ -234,6 +235,14 @@ fn check_shares(config: &Config, world: usize) -> Result<(), Error> {
         return Err(Error::Mismatch(format!(
             "schedule.micro_batch: expected a divisor of a rank's share of the global batch, {global} / {world} = {}, got {micro}",
             global / world
+        )));
+    }
+    let losses = &config.task.losses;
+    let alone = micro.min(global / world) < 2;
+    let matched = config.task.stage == Stage::One && losses.itm > 0.0;
+    if config.task.negatives == NegativeSamples::Local && matched && alone {
+        return Err(Error::Mismatch(format!(
+            "task.negatives: local: expected at least 2 samples in a forward pass of a rank, got 1 (schedule.global_batch {global} over {world} ranks); set global, or a larger batch"
         )));
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! `blip2 evaluate`: a run's model on its held-out set.
 
+use blip2_data::Quarantined;
 use blip2_metrics::{Recall, summarize_captions};
 use blip2_torchx::params::LoadPlan;
 use blip2_weights::WeightsDir;
@@ -8,12 +9,13 @@ use serde::Serialize;
 use crate::assembly::Assembly;
 use crate::blueprint::Blueprint;
 use crate::checkpoint::{CheckpointStore, Rejected};
-use crate::config::{Config, Stage};
+use crate::config::{Change, Config, Difference, Stage};
 use crate::device;
 use crate::error::Error;
 use crate::evaluation::{Evaluation, HeldOutSet};
 use crate::memory_features::MemoryCaches;
 use crate::ranks::Alone;
+use crate::run_folder::RunFolder;
 use crate::task::Pass;
 
 /// What is measured.
@@ -32,6 +34,10 @@ pub struct RunReport {
     pub step: u64,
     /// Better or newer checkpoints that are damaged.
     pub rejected: Vec<Rejected>,
+    /// Keys that `config` sets otherwise than the run, and that what is measured may depend on.
+    pub differences: Vec<Difference>,
+    /// What the set holds and cannot be used.
+    pub left_out: Vec<String>,
     /// The figures.
     pub report: Report,
 }
@@ -83,8 +89,8 @@ pub fn evaluate_run(config: &Config, task: EvaluationTask) -> Result<RunReport, 
     check_stage(config, task)?;
     let folder = config.run_folder();
     let found = CheckpointStore::read_only(&folder.join("checkpoints"), config.checkpoint.best).preferred()?;
-    let none = || Error::file(&folder, "expected a run with a whole checkpoint, found none; train it first");
-    let checkpoint = found.checkpoint.ok_or_else(none)?;
+    let (checkpoint, rejected) = found.or_none_of(&folder)?;
+    let differences = measured_otherwise(config)?;
     let assembly = Assembly::build(config, Blueprint::open(config)?, device::select(config.run.device)?)?;
     assembly.task.params().load(&WeightsDir::open(checkpoint.path())?, &LoadPlan::exact())?;
     let set = HeldOutSet::open(config, &assembly.encoder, &assembly.text, &Alone, &mut MemoryCaches::default())?;
@@ -94,7 +100,19 @@ pub fn evaluate_run(config: &Config, task: EvaluationTask) -> Result<RunReport, 
     let pass = Pass { autocast: config.run.precision.autocast(), dropout: 0.0, seed: config.run.seed };
     let mut held_out = set.pass(&assembly.encoder, &assembly.text, assembly.task.target_rule(), &Alone)?;
     let evaluation = assembly.task.evaluate(&mut held_out, &pass)?;
-    Ok(RunReport { step: checkpoint.step(), rejected: found.rejected, report: report(task, evaluation)? })
+    let (problems, unread) = (set.problems(), held_out.take_quarantined()?);
+    let names = |found: &[Quarantined]| found.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let left_out =
+        [problems.iter().map(ToString::to_string).collect(), names(set.quarantined()), names(&unread)].concat();
+    Ok(RunReport { step: checkpoint.step(), rejected, differences, left_out, report: report(task, evaluation)? })
+}
+
+/// The differences from the run's own configuration that are not only about how it was trained.
+fn measured_otherwise(config: &Config) -> Result<Vec<Difference>, Error> {
+    let about_training = ["optimizer.", "schedule.", "task.losses.", "model.qformer.dropout", "data.train."];
+    let matters =
+        |d: &Difference| d.change == Change::Refused && !about_training.iter().any(|key| d.key.starts_with(key));
+    Ok(RunFolder::differences(config)?.into_iter().filter(matters).collect())
 }
 
 fn check_stage(config: &Config, task: EvaluationTask) -> Result<(), Error> {

@@ -1,9 +1,13 @@
 //! Held-out measurements: the stream of batches that a task's evaluation reads, and what it reports.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use blip2_data::{Cell, Clean, Corpus, EvalOptions, EvalReader, Filter, HostBatch, Layout, Pick, encode_png};
+use blip2_data::{
+    Cell, Clean, Corpus, EvalOptions, EvalReader, Filter, HostBatch, Layout, Pick, Problem, Quarantined, encode_png,
+};
 use blip2_metrics::{Recall, recall_at};
 use tch::{Kind, Tensor};
 
@@ -32,6 +36,8 @@ pub struct HeldOutSet {
     filter: Filter,
     clean: Clean,
     seed: u64,
+    /// Samples that a pass has named as unreadable.
+    named: RefCell<BTreeSet<u64>>,
     /// How many sample captions are wanted.
     pub captions: usize,
     /// Whether retrieval is measured.
@@ -111,6 +117,7 @@ impl HeldOutSet {
             filter,
             clean,
             seed: config.run.seed,
+            named: RefCell::default(),
             captions: config.eval.captions,
             retrieval: config.eval.retrieval,
         };
@@ -124,6 +131,21 @@ impl HeldOutSet {
             )));
         }
         Ok(Some(set))
+    }
+
+    /// Names the shards' contents, wherever they lie.
+    pub fn digest(&self) -> String {
+        self.corpus.digest()
+    }
+
+    /// What the shards' indices say cannot be used.
+    pub fn problems(&self) -> Vec<Problem> {
+        self.corpus.problems().cloned().collect()
+    }
+
+    /// What the memory cache could not read.
+    pub fn quarantined(&self) -> &[Quarantined] {
+        self.features.quarantined()
     }
 
     /// Samples in order, those that cannot be used left out.
@@ -198,6 +220,16 @@ impl<'a> HeldOut<'a> {
             Batch::new(&framed, features, self.rule, Share::WHOLE, self.set.seed)
         };
         Some(make().map(|batch| (batch, host)))
+    }
+
+    /// What this pass could not read on any rank, and no pass before it.
+    ///
+    /// # Errors
+    /// When a rank is lost.
+    pub fn take_quarantined(&mut self) -> Result<Vec<Quarantined>, Error> {
+        let mut found = ranks::share(self.ranks, &self.reader.take_quarantined())?.concat();
+        found.retain(|sample| self.set.named.borrow_mut().insert(sample.index));
+        Ok(found)
     }
 
     /// How many sample captions are wanted.

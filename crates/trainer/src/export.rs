@@ -88,14 +88,7 @@ fn choose(source: &Path) -> Result<Chosen, Error> {
         Some(path) => (Checkpoint::open(&path)?, Vec::new()),
         None => {
             let found = CheckpointStore::read_only(&run.join("checkpoints"), config.checkpoint.best).preferred()?;
-            let none = || match found.rejected.first() {
-                None => Error::file(source, "this run has no checkpoint yet"),
-                Some(first) => Error::file(
-                    source,
-                    format!("every checkpoint of this run is damaged; the newest: {}", first.reason),
-                ),
-            };
-            (found.checkpoint.ok_or_else(none)?, found.rejected)
+            found.or_none_of(source)?
         }
     };
     Ok(Chosen { run, config, checkpoint, rejected })

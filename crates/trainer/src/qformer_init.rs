@@ -8,7 +8,7 @@ use blip2_torchx::params::LoadPlan;
 use blip2_weights::plans::{self, QFormerSource};
 use blip2_weights::{ModelDir, ModelKind, Part, PartView};
 
-use crate::checkpoint::CheckpointStore;
+use crate::checkpoint::{Checkpoint, CheckpointStore, Rejected};
 use crate::config::{Config, QFormerConfig as QFormerKeys, Stage};
 use crate::error::Error;
 
@@ -25,6 +25,8 @@ pub struct QFormerInit {
     pub kind: QFormerSource,
     /// The folder of the tokenizer's files.
     pub tokenizer: PathBuf,
+    /// Newer checkpoints of the run that are damaged.
+    pub rejected: Vec<Rejected>,
 }
 
 impl QFormerInit {
@@ -34,26 +36,26 @@ impl QFormerInit {
     /// Files that are missing or damaged, a run without a checkpoint, tensors of something else.
     pub fn open(config: &QFormerKeys) -> Result<QFormerInit, Error> {
         let path: &Path = &config.init;
-        let (folder, tokenizer) = if path.join("config.yaml").exists() {
+        let parent = path.parent().unwrap_or(path).to_path_buf();
+        let (folder, tokenizer, rejected) = if path.join("config.yaml").exists() {
             let newest = CheckpointStore::read_only(&path.join("checkpoints"), None).newest()?;
-            let checkpoint = newest.checkpoint.ok_or_else(|| {
-                Error::file(path, "this run has no checkpoint yet; train it first, or name a BERT directory, a checkpoint or an export")
-            })?;
-            (checkpoint.path().to_path_buf(), path.join("tokenizer"))
+            let (checkpoint, rejected) = newest.or_none_of(path)?;
+            (checkpoint.path().to_path_buf(), path.join("tokenizer"), rejected)
         } else if path.join("MANIFEST.json").exists() {
-            // runs/NAME/checkpoints/step_N
-            let run = path.ancestors().nth(2).unwrap_or(path);
-            (path.to_path_buf(), run.join("tokenizer"))
+            Checkpoint::open(path)?;
+            // runs/NAME/checkpoints/step_N; `.` and `..` hide the folders above.
+            let whole = path.canonicalize().map_err(|error| Error::file(path, error))?;
+            (path.to_path_buf(), whole.ancestors().nth(2).unwrap_or(path).join("tokenizer"), Vec::new())
         } else if path.is_file() {
-            (path.to_path_buf(), path.parent().unwrap_or(path).to_path_buf())
+            (path.to_path_buf(), parent, Vec::new())
         } else {
-            (path.to_path_buf(), path.to_path_buf())
+            (path.to_path_buf(), path.to_path_buf(), Vec::new())
         };
         let tokenizer = config.tokenizer.clone().unwrap_or(tokenizer);
         let dir = ModelDir::open(&folder)?;
         let kind = QFormerSource::detect(&dir.part(Part::QFormer)?.weights)
             .ok_or_else(|| Error::file(&folder, "expected a BERT's or a Q-Former's tensors; found neither"))?;
-        Ok(QFormerInit { path: folder, dir, kind, tokenizer })
+        Ok(QFormerInit { path: folder, dir, kind, tokenizer, rejected })
     }
 
     /// What `stage` takes of the source.

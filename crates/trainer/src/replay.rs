@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use blip2_model::Blip2Config;
 use blip2_model::language::{LanguageConfig, LanguageModel};
-use blip2_model::qformer::TextBatch;
+use blip2_model::qformer::{QFormerConfig, TextBatch};
 use blip2_torchx::params::TensorSource;
 use blip2_weights::{SafetensorsFile, save_safetensors};
 use tch::{Device, Kind, Tensor};
@@ -56,7 +56,7 @@ pub fn replay(options: &ReplayOptions, ranks: &dyn Ranks) -> Result<Vec<(String,
     let params = match options.stage {
         Stage::One => {
             let task = files.stage1_task(options.device, Default::default())?;
-            let batch = file.stage1_batch(features, task.target_rule(), ranks)?;
+            let batch = file.stage1_batch(features, &files.config.qformer, task.target_rule(), ranks)?;
             let losses = task.losses(&batch, &pass, ranks)?;
             let loss = &losses.contrast.loss + &losses.itm + &losses.itg;
             ranks.gradients(&task.params, GradientExchange::Fp32)?.backward(&loss, true)?;
@@ -93,6 +93,11 @@ pub fn replay(options: &ReplayOptions, ranks: &dyn Ranks) -> Result<Vec<(String,
         out.into_iter().map(|(n, t)| (n, t.detach().to_kind(Kind::Float).to_device(Device::Cpu))).collect();
     save_safetensors(&entries, &BTreeMap::new(), &options.out)?;
     Ok(scalars)
+}
+
+/// Whether every element holds; an empty tensor's do.
+fn all(holds: &Tensor) -> bool {
+    bool::try_from(holds.all()).unwrap_or(false)
 }
 
 /// A recorded batch.
@@ -133,14 +138,19 @@ impl BatchFile {
         expect("input_ids", matrix("input_ids"), &format!("i64 [{rows}, L]"))?;
         let like_ids = shape("input_ids");
         expect("attention_mask", shape("attention_mask") == like_ids, "the shape of input_ids, i64")?;
+        let mask = &self.tensors["attention_mask"];
+        expect("attention_mask", all(&mask.eq(0).logical_or(&mask.eq(1))), "0 and 1")?;
         if self.tensors.contains_key("labels") {
             expect("labels", matrix("labels"), &format!("i64 [{rows}, L]"))?;
         }
         for name in ["negative_image_index", "negative_text_index"] {
+            let other = if name == "negative_text_index" { "negative_image_index" } else { "negative_text_index" };
+            if !self.tensors.contains_key(name) && self.tensors.contains_key(other) {
+                return Err(Error::file(&self.path, format!("{name}: missing beside {other}; give both, or none")));
+            }
             if let Some(t) = self.tensors.get(name) {
-                let fits = t.kind() == Kind::Int64
-                    && t.size() == [rows]
-                    && bool::try_from(t.ge(0).logical_and(&t.lt(rows * world)).all()).unwrap_or(false);
+                let fits =
+                    t.kind() == Kind::Int64 && t.size() == [rows] && all(&t.ge(0).logical_and(&t.lt(rows * world)));
                 expect(name, fits, &format!("i64 [{rows}], each from 0 to {}", rows * world - 1))?;
             }
         }
@@ -166,13 +176,44 @@ impl BatchFile {
         self.tensors.get(name).map(Tensor::shallow_clone).ok_or_else(|| {
             Error::file(
                 &self.path,
-                format!("{name}: missing; a batch file has pixel_values, input_ids, attention_mask"),
+                format!(
+                    "{name}: missing; a batch file has pixel_values, input_ids, attention_mask, and labels for stage 2"
+                ),
             )
         })
     }
 
-    fn stage1_batch(&self, features: Tensor, rule: TargetRule, ranks: &dyn Ranks) -> Result<Batch, Error> {
+    /// The ids that a model has embeddings for.
+    fn check_ids(&self, name: &str, ids: &Tensor, vocabulary: i64) -> Result<(), Error> {
+        if all(&ids.ge(0).logical_and(&ids.lt(vocabulary))) {
+            return Ok(());
+        }
+        Err(Error::file(&self.path, format!("{name}: expected ids from 0 to {}, got others", vocabulary - 1)))
+    }
+
+    fn stage1_batch(
+        &self,
+        features: Tensor,
+        qformer: &QFormerConfig,
+        rule: TargetRule,
+        ranks: &dyn Ranks,
+    ) -> Result<Batch, Error> {
         let mask = self.tensor("attention_mask")?;
+        self.check_ids("input_ids", &self.tensor("input_ids")?, qformer.vocab_size)?;
+        if mask.size()[0] * (ranks.world() as i64) < 2 {
+            return Err(Error::file(
+                &self.path,
+                "pixel_values: expected at least 2 samples, since ITC and ITM take negatives from the batch, got 1",
+            ));
+        }
+        // Real tokens first: `[CLS]` is the first one, and what follows the longest text is cut off.
+        let columns = mask.size()[1];
+        if columns > 1 && !all(&mask.narrow(1, 0, columns - 1).ge_tensor(&mask.narrow(1, 1, columns - 1))) {
+            return Err(Error::file(
+                &self.path,
+                "attention_mask: expected padding behind the text, got some in front of it",
+            ));
+        }
         if mask.size()[1] == 0 {
             return Err(Error::file(&self.path, "input_ids: expected at least one token a text, got none"));
         }
@@ -189,6 +230,15 @@ impl BatchFile {
             return Err(Error::file(&self.path, message));
         }
         let widest = said.iter().map(|rank| rank[0] as i64).max().unwrap_or(longest);
+        if widest > qformer.max_position_embeddings {
+            let longest = qformer.max_position_embeddings;
+            return Err(Error::file(
+                &self.path,
+                format!(
+                    "input_ids: expected at most {longest} tokens, got {widest}; the Q-Former has {longest} positions"
+                ),
+            ));
+        }
         let text = TextBatch::new(self.tensor("input_ids")?, &mask);
         let text = text.truncated(longest.min(text.tokens())).widened(widest, 0);
         let labels = text.ids.masked_fill(&text.mask.logical_not(), -100);
@@ -217,11 +267,7 @@ impl BatchFile {
         }
         let targets = labels.masked_select(&labels.not_equal(-100));
         for (name, ids) in [("input_ids", &ids), ("labels", &targets)] {
-            let outside = ids.lt(0).logical_or(&ids.ge(task.vocabulary as i64));
-            if bool::try_from(outside.any()).unwrap_or(true) {
-                let message = format!("{name}: expected ids from 0 to {}, got others", task.vocabulary - 1);
-                return Err(Error::file(&self.path, message));
-            }
+            self.check_ids(name, ids, task.vocabulary as i64)?;
         }
         let text = TextBatch::new(ids, &self.tensor("attention_mask")?);
         let none = || Tensor::zeros([0], (Kind::Float, features.device()));

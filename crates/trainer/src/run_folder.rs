@@ -141,8 +141,16 @@ impl RunFolder {
         if existing == Existing::Refuse && config_path(&path).exists() {
             return Err(RunFolderError::Exists { folder: path });
         }
-        let changed = allowed_changes(config, &path)?;
+        let changed = allowed_changes(config, &path)?.iter().map(Difference::to_string).collect();
         Ok(Self { path, _lock: lock, changed })
+    }
+
+    /// The keys in which `config` differs from the run's own; none where no run has begun.
+    ///
+    /// # Errors
+    /// The run's own record of its configuration is not readable.
+    pub fn differences(config: &Config) -> Result<Vec<Difference>, RunFolderError> {
+        differences(config, &config.run_folder())
     }
 
     /// Writes down this start and its configuration: from now on the folder is that of `config`, and not finished.
@@ -234,10 +242,8 @@ impl RunFolder {
         // Without a readable marker the run goes on from its last checkpoint, which costs nothing where it was done.
         let marker = fs::read_to_string(finished_path(&folder)).unwrap_or_default();
         let finished = marker.trim().parse::<u64>().is_ok_and(|steps| steps >= config.schedule.steps);
-        if finished {
-            allowed_changes(config, &folder)?;
-        }
-        Ok(finished)
+        // Other shards are compared by their digests, which takes opening them.
+        Ok(finished && allowed_changes(config, &folder)?.iter().all(|d| d.change != Change::ShardsMoved))
     }
 
     fn record_start(&self, start: Start) -> Result<(), RunFolderError> {
@@ -274,20 +280,23 @@ fn config_path(folder: &Path) -> PathBuf {
     folder.join("config.yaml")
 }
 
-/// The keys in which `config` differs from the run's own, as sentences; none where no run has begun.
-fn allowed_changes(config: &Config, folder: &Path) -> Result<Vec<String>, RunFolderError> {
+fn differences(config: &Config, folder: &Path) -> Result<Vec<Difference>, RunFolderError> {
     let path = config_path(folder);
     if !path.exists() {
         return Ok(Vec::new());
     }
     let run = Config::load_resolved(&path).map_err(|source| RunFolderError::BadConfig { path, source })?;
-    let differences = config.differences(&run);
-    let changed = differences.iter().map(Difference::to_string).collect();
-    let refused: Vec<_> = differences.into_iter().filter(|d| d.change == Change::Refused).collect();
+    Ok(config.differences(&run))
+}
+
+/// The keys in which `config` differs from the run's own, where the run may go on with all of them.
+fn allowed_changes(config: &Config, folder: &Path) -> Result<Vec<Difference>, RunFolderError> {
+    let (refused, allowed): (Vec<_>, Vec<_>) =
+        differences(config, folder)?.into_iter().partition(|difference| difference.change == Change::Refused);
     if !refused.is_empty() {
         return Err(RunFolderError::OtherConfig { folder: folder.to_path_buf(), differences: refused });
     }
-    Ok(changed)
+    Ok(allowed)
 }
 
 fn finished_path(folder: &Path) -> PathBuf {

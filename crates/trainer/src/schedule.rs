@@ -1,6 +1,6 @@
 //! The learning rate as a function of the step.
 
-use crate::config::{OptimizerConfig, ScheduleConfig, Shape};
+use crate::config::{Config, OptimizerConfig, ScheduleConfig, Shape};
 
 /// Linear warmup, then half a cosine, both per step (BLIP-2, section 3.4).
 #[derive(Debug, Clone, PartialEq)]
@@ -41,12 +41,37 @@ impl LearningRate {
     }
 }
 
+/// A warning where a run ends before its warmup does, as with the default warmup and few steps.
+pub fn never_warm(config: &Config) -> Option<String> {
+    let (warmup, steps) = (config.optimizer.warmup_steps, config.schedule.steps);
+    (warmup > steps).then(|| {
+        format!(
+            "warning: optimizer.warmup_steps: {warmup}, but schedule.steps is {steps}: the learning rate never reaches optimizer.lr; lower it"
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn course(warmup_steps: u64, steps: u64) -> LearningRate {
         LearningRate { warmup_start: 1e-6, peak: 1e-4, min: 1e-5, warmup_steps, steps, shape: Shape::Cosine }
+    }
+
+    #[test]
+    fn a_warmup_that_does_not_end_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.yaml");
+        let config = |schedule: &str| {
+            let model = "model: {vision: {weights: v}, qformer: {init: q}}\ndata: {train: [{shards: s.tar}]}";
+            std::fs::write(&path, format!("run: {{name: a}}\ntask: {{stage: 1}}\n{model}\nschedule: {{{schedule}}}\n"))
+                .unwrap();
+            Config::load_resolved(&path).unwrap()
+        };
+        assert_eq!(never_warm(&config("steps: 2000")), None);
+        let line = never_warm(&config("steps: 20")).unwrap();
+        assert!(line.starts_with("warning: optimizer.warmup_steps: 2000, but schedule.steps is 20"), "{line}");
     }
 
     fn close(got: f64, expected: f64) {

@@ -1,4 +1,5 @@
-//! SIGINT and SIGTERM: the first asks the loop to end after its step, the second ends the process at once.
+//! SIGINT and SIGTERM: while steps are done, the first asks the loop to end after its step and the second ends the process at once;
+//! while there is no step to lose, the first ends it.
 
 use std::io;
 use std::sync::Arc;
@@ -9,28 +10,41 @@ use signal_hook::flag;
 
 /// Whether the process was asked to stop.
 #[derive(Debug, Clone)]
-pub struct StopSignal(Arc<AtomicBool>);
+pub struct StopSignal {
+    stop: Arc<AtomicBool>,
+    /// The next signal ends the process.
+    at_once: Arc<AtomicBool>,
+}
 
 impl StopSignal {
     /// Listens from now on; the process keeps these handlers until it ends.
     ///
-    /// After the first SIGINT or SIGTERM, the next one exits with 130 (SIGINT) or 143 (SIGTERM).
+    /// A signal exits with 130 (SIGINT) or 143 (SIGTERM), but for the first one while [`StopSignal::holding`].
     ///
     /// # Errors
     /// The system refuses a handler.
     pub fn listen() -> io::Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, at_once) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(true)));
         for signal in [SIGINT, SIGTERM] {
-            // Handlers run in the order of registration: this one finds the flag set from the second signal on.
-            flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop))?;
+            // Handlers run in the order of registration: this one finds `at_once` set from the second signal on.
+            flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&at_once))?;
             flag::register(signal, Arc::clone(&stop))?;
+            flag::register(signal, Arc::clone(&at_once))?;
         }
-        Ok(Self(stop))
+        Ok(Self { stop, at_once })
+    }
+
+    /// Does `work` during which the first signal is only noted, since there is something to lose.
+    pub fn holding<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.at_once.store(self.is_set(), Ordering::SeqCst);
+        let result = work();
+        self.at_once.store(true, Ordering::SeqCst);
+        result
     }
 
     /// Whether a signal came: finish the step, write a checkpoint, end.
     pub fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.stop.load(Ordering::Relaxed)
     }
 }
 
@@ -49,6 +63,8 @@ mod tests {
 
     #[test]
     fn the_first_signal_sets_the_flag_and_the_second_ends_at_once() {
+        assert_eq!(child("before_there_is_something_to_lose"), Some(143));
+        assert_eq!(child("behind_it"), Some(130));
         assert_eq!(child("one_signal"), Some(0));
         assert_eq!(child("two_interrupts"), Some(130));
         assert_eq!(child("interrupt_then_terminate"), Some(143));
@@ -56,26 +72,44 @@ mod tests {
 
     #[test]
     #[ignore = "run as a child process by the test above"]
+    fn before_there_is_something_to_lose() {
+        let _stop = StopSignal::listen().unwrap();
+        raise(SIGTERM).unwrap();
+    }
+
+    #[test]
+    #[ignore = "run as a child process by the test above"]
+    fn behind_it() {
+        StopSignal::listen().unwrap().holding(|| ());
+        raise(SIGINT).unwrap();
+    }
+
+    #[test]
+    #[ignore = "run as a child process by the test above"]
     fn one_signal() {
         let stop = StopSignal::listen().unwrap();
-        assert!(!stop.is_set());
-        raise(SIGTERM).unwrap();
-        assert!(stop.is_set());
+        stop.holding(|| {
+            assert!(!stop.is_set());
+            raise(SIGTERM).unwrap();
+            assert!(stop.is_set());
+        });
     }
 
     #[test]
     #[ignore = "run as a child process by the test above"]
     fn two_interrupts() {
-        let _stop = StopSignal::listen().unwrap();
-        raise(SIGINT).unwrap();
-        raise(SIGINT).unwrap();
+        StopSignal::listen().unwrap().holding(|| {
+            raise(SIGINT).unwrap();
+            raise(SIGINT).unwrap();
+        });
     }
 
     #[test]
     #[ignore = "run as a child process by the test above"]
     fn interrupt_then_terminate() {
-        let _stop = StopSignal::listen().unwrap();
-        raise(SIGINT).unwrap();
-        raise(SIGTERM).unwrap();
+        StopSignal::listen().unwrap().holding(|| {
+            raise(SIGINT).unwrap();
+            raise(SIGTERM).unwrap();
+        });
     }
 }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use blip2_torchx::device;
 
 use crate::blueprint::Blueprint;
-use crate::config::Config;
+use crate::config::{Config, Precision};
 use crate::error::Error;
 use crate::hub::Hub;
 use crate::memory_features::MemoryCaches;
@@ -14,6 +14,7 @@ use crate::precision::slow_formats;
 use crate::ranks::{Claims, Launch, Ranks, together};
 use crate::run::Run;
 use crate::run_folder::RunFolder;
+use crate::schedule::never_warm;
 use crate::signals::StopSignal;
 use crate::telemetry::Output;
 
@@ -90,7 +91,8 @@ fn stages(request: &TrainRequest, ranks: &Rc<dyn Ranks>) -> Result<Finished, Err
             (request.say)(line);
         }
     };
-    for config in &mut configs {
+    let stages = configs.len();
+    for (place, config) in configs.iter_mut().enumerate() {
         same_start(config, request, &**ranks)?;
         let folder = config.run_folder();
         request.hub.keep_commits(config);
@@ -103,9 +105,7 @@ fn stages(request: &TrainRequest, ranks: &Rc<dyn Ranks>) -> Result<Finished, Err
         request.hub.resolve(config)?;
         if request.dry_run {
             if config.model.qformer.init.exists() {
-                let blueprint = Blueprint::open(config)?;
-                let device = device_of(config, request.launch.as_ref(), &**ranks)?;
-                slow_formats(config, device).iter().for_each(|line| say(line));
+                let (blueprint, device) = checked(config, request, &**ranks, &say)?;
                 say(&Run::try_one_batch(config, blueprint, device, &**ranks)?);
             } else {
                 let init = config.model.qformer.init.display();
@@ -113,17 +113,37 @@ fn stages(request: &TrainRequest, ranks: &Rc<dyn Ranks>) -> Result<Finished, Err
             }
             continue;
         }
-        // Before the device is touched.
-        let blueprint = Blueprint::open(config)?;
-        let device = device_of(config, request.launch.as_ref(), &**ranks)?;
-        slow_formats(config, device).iter().for_each(|line| say(line));
+        let (blueprint, device) = checked(config, request, &**ranks, &say)?;
         let mut run = Run::open(config, blueprint, request, Rc::clone(ranks), device, &mut caches)?;
-        let step = run.train(&stop)?;
-        if step < config.schedule.steps {
+        let step = stop.holding(|| run.train(&stop))?;
+        // A signal in a stage's last step: the next one is not begun.
+        if step < config.schedule.steps || (place + 1 < stages && ranks.any(stop.is_set())?) {
             return Ok(Finished::Interrupted { folder, step });
         }
     }
     Ok(Finished::Done)
+}
+
+/// The stage's parts, compared with their files before a device is touched, and its device; `say` hears what is worth a warning.
+fn checked(
+    config: &Config,
+    request: &TrainRequest,
+    ranks: &dyn Ranks,
+    say: &dyn Fn(&str),
+) -> Result<(Blueprint, tch::Device), Error> {
+    let blueprint = Blueprint::open(config)?;
+    for rejected in &blueprint.init.rejected {
+        let path = rejected.path.display();
+        say(&format!("warning: model.qformer.init: {path} is damaged, an older one is taken: {}", rejected.reason));
+    }
+    let device = device_of(config, request.launch.as_ref(), ranks)?;
+    slow_formats(config, device).into_iter().chain(never_warm(config)).for_each(|line| say(&line));
+    if config.run.precision == Precision::Fp16 && device == tch::Device::Cpu {
+        return Err(Error::Mismatch(
+            "run.precision: expected fp32 | bf16 on the processor, which run.device: auto came to, got fp16; name a GPU in run.device, or set bf16".into(),
+        ));
+    }
+    Ok((blueprint, device))
 }
 
 /// Every rank was started with the same program and the same configuration.

@@ -239,5 +239,5 @@ fn a_run_without_a_checkpoint_is_told() {
     fs::create_dir(run.path().join("checkpoints")).unwrap();
     let message =
         export_checkpoint(&run.path(), &run.out(), FrozenTowers::Copied, &Hub::local()).unwrap_err().to_string();
-    assert!(message.ends_with("this run has no checkpoint yet"), "{message}");
+    assert!(message.ends_with("expected a run with a checkpoint, found none; train it first"), "{message}");
 }

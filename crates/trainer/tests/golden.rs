@@ -2,13 +2,14 @@
 //!
 //! Losses within 1e-5 relative, each gradient within 1e-4 (2-norm of the difference over that of the reference), fp32.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use blip2_torchx::params::TensorSource;
 use blip2_trainer::config::{Precision, Stage};
 use blip2_trainer::ranks::Alone;
 use blip2_trainer::replay::{ReplayOptions, replay};
-use blip2_weights::SafetensorsFile;
+use blip2_weights::{SafetensorsFile, save_safetensors};
 use tch::{Device, Kind, Tensor};
 
 fn case(name: &str) -> PathBuf {
@@ -66,4 +67,45 @@ fn stage2_equals_transformers_with_opt() {
 #[test]
 fn stage2_equals_transformers_with_t5() {
     check("stage2_t5", Stage::Two);
+}
+
+/// What `replay` says of the case's batch after a change.
+fn refused(name: &str, stage: Stage, change: impl Fn(&mut BTreeMap<String, Tensor>)) -> String {
+    let (folder, dir) = (tempfile::tempdir().unwrap(), case(name));
+    let file = SafetensorsFile::open(&dir.join("batch.safetensors")).unwrap();
+    let mut tensors: BTreeMap<String, Tensor> =
+        file.entries().into_iter().map(|(key, _)| (key.clone(), file.read(&key).unwrap())).collect();
+    change(&mut tensors);
+    let (batch, out) = (folder.path().join("batch.safetensors"), folder.path().join("out.safetensors"));
+    let entries: Vec<(String, Tensor)> = tensors.into_iter().collect();
+    save_safetensors(&entries, &BTreeMap::new(), &batch).unwrap();
+    let options = ReplayOptions { model: dir, stage, batch, out, precision: Precision::Fp32, device: Device::Cpu };
+    replay(&options, &Alone).unwrap_err().to_string()
+}
+
+#[test]
+fn a_batch_that_no_step_can_be_made_of_is_refused() {
+    let stage1 = |change: fn(&mut BTreeMap<String, Tensor>)| refused("stage1", Stage::One, change);
+    let message = stage1(|batch| drop(batch.get_mut("input_ids").unwrap().get(0).get(0).fill_(1 << 40)));
+    assert!(message.contains("input_ids: expected ids from 0 to "), "{message}");
+    let message = stage1(|batch| drop(batch.get_mut("attention_mask").unwrap().get(0).get(0).fill_(0)));
+    assert!(message.contains("attention_mask: expected padding behind the text"), "{message}");
+    let message = stage1(|batch| drop(batch.get_mut("attention_mask").unwrap().get(0).get(0).fill_(2)));
+    assert!(message.contains("attention_mask: expected 0 and 1"), "{message}");
+    let message = stage1(|batch| drop(batch.remove("negative_text_index").unwrap()));
+    assert!(message.contains("negative_text_index: missing beside negative_image_index"), "{message}");
+    let message = stage1(|batch| {
+        batch.retain(|name, _| !name.starts_with("negative_"));
+        batch.values_mut().for_each(|tensor| *tensor = tensor.narrow(0, 0, 1).contiguous());
+    });
+    assert!(message.contains("expected at least 2 samples"), "{message}");
+    let message = stage1(|batch| {
+        for name in ["input_ids", "attention_mask"] {
+            let tensor = batch.get_mut(name).unwrap();
+            *tensor = tensor.narrow(1, 0, 1).repeat([1, 4000]);
+        }
+    });
+    assert!(message.contains("input_ids: expected at most ") && message.contains(", got 4000"), "{message}");
+    let message = refused("stage2_llama", Stage::Two, |batch| drop(batch.remove("labels").unwrap()));
+    assert!(message.contains("labels: missing"), "{message}");
 }

@@ -27,8 +27,14 @@ Examples:
 The model is the paper's: a bert-base Q-Former with 32 queries behind ViT-g's features, dropout on; weights and features are random.
 Forward and backward are measured together, the optimizer apart.";
 
+const BOTH_EXAMPLES: &str = "\
+Examples:
+  blip2 bench loader 'shards/*.tar'
+  blip2 bench step --stage 1 --batch 8";
+
 /// Measure the throughput of the parts on this machine
 #[derive(Subcommand)]
+#[command(after_help = BOTH_EXAMPLES)]
 pub(crate) enum BenchCommand {
     Loader(LoaderArguments),
     Step(StepArguments),

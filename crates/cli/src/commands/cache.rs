@@ -35,8 +35,15 @@ Examples:
 Reads every row and compares its checksum; the exit code is 1 where one is damaged and not cleared. A damaged row is no danger to a run, which
 computes it again. Repair while no run writes to the cache.";
 
+const ALL_EXAMPLES: &str = "\
+Examples:
+  blip2 cache build --config stage1.yaml
+  blip2 cache stats features
+  blip2 cache verify features --repair";
+
 /// Fill, describe and check a cache of image features on disk
 #[derive(Subcommand)]
+#[command(after_help = ALL_EXAMPLES)]
 pub(crate) enum CacheCommand {
     Build(BuildArguments),
     Stats(StatsArguments),

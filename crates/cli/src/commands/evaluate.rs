@@ -54,6 +54,16 @@ impl EvaluateArguments {
         for rejected in &found.rejected {
             say(&format!("warning: not taken: {}", rejected.reason));
         }
+        if !found.differences.is_empty() {
+            let keys = found.differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            say(&format!("warning: measured otherwise than the run was trained: {keys}"));
+        }
+        if let [first, ..] = found.left_out.as_slice() {
+            say(&format!(
+                "warning: data.val: {} samples cannot be used and are left out, the first: {first}",
+                found.left_out.len()
+            ));
+        }
         if self.json {
             return print_json(&found.report);
         }

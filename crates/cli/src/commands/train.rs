@@ -73,6 +73,7 @@ impl TrainArguments {
             Finished::Done => Ok(()),
             // The first rank says it for all.
             Finished::Interrupted { .. } if rank > 0 => Ok(()),
+            Finished::Interrupted { step: 0, .. } => print(format_args!("stopped before the first step")),
             Finished::Interrupted { folder, step } => {
                 let folder = folder.display();
                 print(format_args!(

@@ -43,7 +43,7 @@ fn of_a_damaged_newest_checkpoint_the_one_before_is_taken() {
         fs::remove_file(run.join("finished")).unwrap();
         damage(&checkpoint(&run, STEPS).join(name));
         let ended = train(&damaged, &[]);
-        for said in ["step_00000004: damaged, the one before is taken: ", name, "going on from step 2"] {
+        for said in ["step_00000004: damaged, passed over: ", name, "going on from step 2"] {
             assert!(ended.stderr.contains(said), "{said} is not in {}", ended.stderr);
         }
         ended.success();
@@ -57,8 +57,74 @@ fn of_a_damaged_newest_checkpoint_the_one_before_is_taken() {
     }
     let ended = train(&damaged, &[]);
     assert_eq!(ended.stderr.matches(": damaged, ").count(), 2, "{}", ended.stderr);
+    assert!(ended.stderr.contains("no whole checkpoint is left: the run begins anew"), "{}", ended.stderr);
     ended.success();
     assert_same_end(&run, &tiny.run("whole"), STEPS);
+}
+
+#[test]
+fn a_damaged_checkpoint_does_not_take_the_place_of_new_ones() {
+    let tiny = TinyRun::new();
+    let config = tiny.stage1("a", &[("/checkpoint/keep", json!(1))]);
+    train(&config, &[]).success();
+    let run = tiny.run("a");
+    fs::remove_file(run.join("finished")).unwrap();
+    truncate(&checkpoint(&run, STEPS).join("model.safetensors"));
+    // It ends before the step of the damaged one.
+    train(&config, &["--set", "schedule.steps=2"]).success();
+    assert!(checkpoint(&run, 2).exists(), "the newest one that is whole");
+    let ended = train(&config, &[]);
+    assert!(ended.stderr.contains("going on from step 2"), "{}", ended.stderr);
+    ended.success();
+}
+
+#[test]
+fn damage_in_what_the_q_former_begins_from_is_told() {
+    let tiny = TinyRun::new();
+    train(&tiny.stage1("stage1", &[]), &[]).success();
+    let newest = checkpoint(&tiny.run("stage1"), STEPS);
+    let stage2 = |name: &str, init: &Path| tiny.stage2(name, "stage1", &[("/model/qformer/init", json!(init))]);
+    flip_a_byte(&newest.join("model.safetensors"));
+    let message = refused(train(&stage2("from_damaged", &newest), &[]));
+    assert!(message.contains("model.safetensors: expected blake3"), "{message}");
+    let ended = train(&tiny.stage2("from_older", "stage1", &[]), &[]);
+    let warning = "warning: model.qformer.init: ";
+    assert!(ended.stderr.contains(warning) && ended.stderr.contains("step_00000004 is damaged"), "{}", ended.stderr);
+    ended.success();
+    flip_a_byte(&checkpoint(&tiny.run("stage1"), 2).join("model.safetensors"));
+    let message = refused(train(&tiny.stage2("from_none", "stage1", &[]), &[]));
+    assert!(message.contains("every checkpoint of this run is damaged; the newest: "), "{message}");
+}
+
+#[test]
+fn shards_may_move_but_not_change() {
+    let tiny = TinyRun::new();
+    let config = tiny.stage1("a", &[]);
+    train(&config, &[]).success();
+    let (moved, other) = (tiny.path("moved"), tiny.path("other"));
+    for folder in [&moved, &other] {
+        fs::create_dir(folder).unwrap();
+        fs::copy(tiny.path("shards/00000.tar"), folder.join("00000.tar")).unwrap();
+    }
+    // The name in the first header: another key, so another set.
+    let mut shard = fs::read(other.join("00000.tar")).unwrap();
+    let name = shard.iter().position(|&byte| byte == b'.').unwrap();
+    shard[name - 1] = b'x';
+    let sum: u32 = (0..512).map(|i| if (148..156).contains(&i) { 32 } else { u32::from(shard[i]) }).sum();
+    shard[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    fs::write(other.join("00000.tar"), shard).unwrap();
+    for (key, said) in
+        [("data.train.0.shards", "data.train: other shards"), ("data.val.shards", "data.val: other shards")]
+    {
+        let at = |folder: &Path| format!("{key}={}/*.tar", folder.display());
+        // Whether the run is finished or not.
+        let message = refused(train(&config, &["--set", &at(&other)]));
+        assert!(message.contains(said), "{message}");
+        let ended = train(&config, &["--set", &at(&moved)]);
+        assert!(ended.stderr.contains("going on from step 4"), "{}", ended.stderr);
+        ended.success();
+    }
+    train(&config, &[]).success();
 }
 
 #[test]

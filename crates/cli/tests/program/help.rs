@@ -2,7 +2,7 @@
 
 use crate::{blip2, run_program};
 
-const COMMANDS: [&[&str]; 16] = [
+const COMMANDS: [&[&str]; 19] = [
     &["train"],
     &["export"],
     &["generate"],
@@ -18,6 +18,9 @@ const COMMANDS: [&[&str]; 16] = [
     &["replay"],
     &["bench", "loader"],
     &["bench", "step"],
+    &["shards"],
+    &["cache"],
+    &["bench"],
     &[],
 ];
 

@@ -46,6 +46,14 @@ fn from_pictures_to_captions() {
             (&json!(1.0), &json!(1.0))
         );
     }
+    let text = fs::read_to_string(&configs[0]).unwrap();
+    let otherwise = tiny.path("otherwise.yaml");
+    fs::write(&otherwise, text.replace("\"max_text_tokens\":12", "\"max_text_tokens\":6").replace("0.001", "0.002"))
+        .unwrap();
+    let warned = evaluate(&otherwise, "retrieval").stderr;
+    let expected =
+        "warning: measured otherwise than the run was trained: task.max_text_tokens: 12 in the run, 6 here\n";
+    assert!(warned.contains(expected), "{warned}");
     let captions: Value = serde_json::from_str(&evaluate(&configs[1], "caption").success()).unwrap();
     assert_eq!(captions["captions"].as_array().unwrap().len(), 6);
     assert_eq!(captions["captions"][5]["truth"], "t15 t25 t35");

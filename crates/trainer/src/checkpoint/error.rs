@@ -62,6 +62,20 @@ pub enum CheckpointError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A run without a checkpoint.
+    #[error("{}: expected a run with a checkpoint, found none; train it first", run.display())]
+    NoneYet {
+        /// The run's folder.
+        run: PathBuf,
+    },
+    /// A run of whose checkpoints none is whole.
+    #[error("{}: every checkpoint of this run is damaged; the newest: {newest}", run.display())]
+    AllDamaged {
+        /// The run's folder.
+        run: PathBuf,
+        /// What is wrong with the newest one.
+        newest: Box<CheckpointError>,
+    },
     /// The writer thread ended without a result.
     #[error("the checkpoint of step {step} was not written: its thread panicked")]
     WriterLost {

@@ -32,6 +32,9 @@ pub struct TrainState {
     pub config_digest: String,
     /// Digest of the training data's manifests.
     pub dataset_digest: String,
+    /// Digest of the held-out data's manifests, where there is such data.
+    #[serde(default)]
+    pub held_out_digest: Option<String>,
     /// The best held-out metric so far.
     pub best: Option<Best>,
     /// Metrics of the steps behind the last record.
@@ -64,6 +67,7 @@ impl TrainState {
             rng: BTreeMap::new(),
             config_digest,
             dataset_digest,
+            held_out_digest: None,
             best: None,
             unrecorded: Unrecorded::default(),
         }

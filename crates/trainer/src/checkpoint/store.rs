@@ -44,6 +44,23 @@ pub struct Newest {
     pub rejected: Vec<Rejected>,
 }
 
+impl Newest {
+    /// The checkpoint, for those who cannot do without one.
+    ///
+    /// # Errors
+    /// There is none, or each is damaged; `run` is the folder that was asked for.
+    pub fn or_none_of(self, run: &Path) -> Result<(Checkpoint, Vec<Rejected>), CheckpointError> {
+        let run = run.to_path_buf();
+        match (self.checkpoint, self.rejected.into_iter()) {
+            (Some(checkpoint), rejected) => Ok((checkpoint, rejected.collect())),
+            (None, mut rejected) => Err(match rejected.next() {
+                None => CheckpointError::NoneYet { run },
+                Some(newest) => CheckpointError::AllDamaged { run, newest: Box::new(newest.reason) },
+            }),
+        }
+    }
+}
+
 impl CheckpointStore {
     /// Opens or makes the folder, and cleans up what a crash left behind.
     ///
@@ -76,7 +93,12 @@ impl CheckpointStore {
     /// # Errors
     /// The folder cannot be read.
     pub fn steps(&self) -> Result<Vec<u64>, CheckpointError> {
-        let mut steps: Vec<u64> = names(&self.folder)?.iter().filter_map(|name| step_of(name)).collect();
+        let names = match names(&self.folder) {
+            // A run that was stopped before it came to one, seen by a reader.
+            Err(CheckpointError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Vec::new(),
+            names => names?,
+        };
+        let mut steps: Vec<u64> = names.iter().filter_map(|name| step_of(name)).collect();
         steps.sort_unstable();
         Ok(steps)
     }

@@ -295,6 +295,9 @@ section! {
     }
 }
 
+/// Of the paper's recipe.
+pub(super) const WARMUP_STEPS: u64 = 2000;
+
 section! {
     /// AdamW; all parameters but vectors decay.
     pub struct OptimizerConfig {
@@ -303,7 +306,7 @@ section! {
         /// Learning rate at the end.
         pub min_lr: f64 = 1e-5 => not_negative(),
         /// Steps of linear warmup.
-        pub warmup_steps: u64 = 2000,
+        pub warmup_steps: u64 = WARMUP_STEPS,
         /// Decay rates of the two moments.
         pub betas: [f64; 2] = [0.9, 0.98] => rule("two numbers from 0 to below 1", |betas: &[f64; 2]| {
             betas.iter().all(|beta| (0.0..1.0).contains(beta))
@@ -326,7 +329,7 @@ section! {
         pub steps: u64 = 250_000 => at_least(1),
         /// Samples of one step over all processes.
         pub global_batch: usize = 1680 => at_least(1),
-        /// Samples of one forward pass over all processes; null: the global batch, no accumulation.
+        /// Samples of one forward pass of one process; null: its share of the global batch, no accumulation.
         pub micro_batch: Option<usize> => rule("null or a whole number of at least 1", |batch| *batch != Some(0)),
         /// Course of the learning rate after warmup.
         pub shape: Shape = Shape::Cosine,
@@ -385,7 +388,7 @@ impl Config {
         self.run.dir.join(&self.run.name)
     }
 
-    /// Samples of one forward pass over all processes.
+    /// Samples of one forward pass of one process; at most its share of the global batch is there.
     pub fn micro_batch(&self) -> usize {
         self.schedule.micro_batch.unwrap_or(self.schedule.global_batch)
     }

@@ -7,7 +7,7 @@ use blip2_data::{DataError, Interleave};
 use super::reader::Reader;
 use super::types::{
     Augment, BoundsConfig, Config, DeviceChoice, FeatureCache, FeatureFormat, Precision, Stage, TextField,
-    WeightsSource,
+    WARMUP_STEPS, WeightsSource,
 };
 use super::value::Leaf;
 
@@ -119,10 +119,12 @@ pub(super) fn check_keys(config: &Config, reader: &mut Reader) {
         check(key, &["data.feature_cache"], on_disk || default, expected, got, hint);
     }
 
+    // The default alone is no contradiction: a short run is told of it when it starts.
+    let chosen = optimizer.warmup_steps != WARMUP_STEPS;
     check(
         "optimizer.warmup_steps",
         &["schedule.steps"],
-        optimizer.warmup_steps <= schedule.steps,
+        !chosen || optimizer.warmup_steps <= schedule.steps,
         format!("at most schedule.steps ({})", schedule.steps),
         optimizer.warmup_steps.to_string(),
         "",

@@ -11,7 +11,7 @@ use tch::Device;
 
 use crate::assembly::Assembly;
 use crate::checkpoint::{Best, Metric, TrainState};
-use crate::config::Config;
+use crate::config::{BestMetric, Config};
 use crate::data::TrainData;
 use crate::error::Error;
 use crate::evaluation::{Evaluation, HeldOutSet};
@@ -157,7 +157,9 @@ impl Run {
         let task = &self.assembly.task;
         let mut pass = set.pass(&self.assembly.encoder, &self.assembly.text, task.target_rule(), &*self.ranks)?;
         let evaluation: Evaluation = task.evaluate(&mut pass, &self.pass)?;
+        let unreadable = pass.take_quarantined()?;
         let Some(books) = &mut self.books else { return Ok(None) };
+        books.quarantine(&unreadable)?;
         books.telemetry.record(&Record::new(step, evaluation.scalars.clone()))?;
         if !evaluation.texts.is_empty() {
             books.telemetry.text(step, "val/samples", &evaluation.markdown())?;
@@ -167,7 +169,9 @@ impl Run {
         }
         books.telemetry.note(&summary(step, &evaluation));
         let best = self.config.checkpoint.best;
-        let metric = best.and_then(|b| Some(Metric { name: b.as_str().into(), value: evaluation.get(b.as_str())? }));
+        // What is not finite is no best, and JSON has no such numbers.
+        let value = |best: BestMetric| evaluation.get(best.as_str()).filter(|value| value.is_finite());
+        let metric = best.and_then(|best| Some(Metric { name: best.as_str().into(), value: value(best)? }));
         if let (Some(metric), Some(best)) = (&metric, best)
             && self.state.best.as_ref().is_none_or(|b| best.prefers(metric.value, b.metric.value))
         {

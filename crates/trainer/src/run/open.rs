@@ -82,10 +82,17 @@ impl Run {
             let Stepper { adamw, scaler, .. } = &mut stepper;
             state = restore(checkpoint, assembly.task.params(), adamw, scaler)?;
             set_generators(&state)?;
-            if state.dataset_digest != data.digest() {
-                return Err(Error::Mismatch(format!(
-                    "data.train: other shards than the run began with; give the same shards, or begin a new run under another run.name ({name})"
-                )));
+            // Without a digest: a checkpoint of before there was one, or of a run without a held-out set.
+            let held_out = held_out.as_ref().map(HeldOutSet::digest).or_else(|| state.held_out_digest.clone());
+            for (key, same) in [
+                ("data.train", state.dataset_digest == data.digest()),
+                ("data.val", state.held_out_digest.is_none() || state.held_out_digest == held_out),
+            ] {
+                if !same {
+                    return Err(Error::Mismatch(format!(
+                        "{key}: other shards than the run began with; give the same shards, or begin a new run under another run.name ({name})"
+                    )));
+                }
             }
             if matches!(request.resume, Resume::Path(_)) && state.config_digest != config.digest() {
                 return Err(Error::Mismatch(format!(
@@ -95,6 +102,7 @@ impl Run {
             }
         }
         compare(&assembly, &data, &state, &*ranks)?;
+        state.held_out_digest = held_out.as_ref().map(HeldOutSet::digest);
         let bad = match &state.bad_samples {
             serde_json::Value::Null => BadSamples::default(),
             list => serde_json::from_value(list.clone())
@@ -103,8 +111,9 @@ impl Run {
         let loader = data.loader(state.stream_position, &bad)?;
         let mut books = None;
         if let Some((store, folder)) = kept {
+            // Also where none is whole: a damaged one of a later step would be kept in the place of those to come.
+            store.set_aside_after(state.step)?;
             if checkpoint.is_some() {
-                store.set_aside_after(state.step)?;
                 say(&format!("{name}: going on from step {}", state.step));
             }
             books = Some(begin(config, request, &assembly, (store, folder), state.step, &*ranks)?);
@@ -163,6 +172,10 @@ impl Run {
         let Some(books) = &mut self.books else { return Ok(()) };
         books.quarantine(&self.data.problems())?;
         books.quarantine(self.data.quarantined())?;
+        if let Some(held_out) = &self.held_out {
+            books.quarantine(&held_out.problems())?;
+            books.quarantine(held_out.quarantined())?;
+        }
         self.data.filters().iter().for_each(|line| books.telemetry.note(line));
         self.data.cache_introduction().iter().for_each(|line| books.telemetry.note(line));
         let ranks = match self.ranks.world() {
@@ -291,7 +304,10 @@ fn find_checkpoint(store: &CheckpointStore, resume: &Resume, say: &dyn Fn(&str))
         Resume::Auto => {
             let newest = store.newest()?;
             for rejected in &newest.rejected {
-                say(&format!("{}: damaged, the one before is taken: {}", rejected.path.display(), rejected.reason));
+                say(&format!("{}: damaged, passed over: {}", rejected.path.display(), rejected.reason));
+            }
+            if newest.checkpoint.is_none() && !newest.rejected.is_empty() {
+                say("no whole checkpoint is left: the run begins anew, and the damaged ones are set aside");
             }
             Ok(newest.checkpoint)
         }

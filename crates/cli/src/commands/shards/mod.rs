@@ -15,8 +15,16 @@ use clap::{Args, Subcommand};
 use crate::progress::Progress;
 use crate::shard_cache;
 
+const EXAMPLES: &str = "\
+Examples:
+  blip2 shards pack --captions pairs.jsonl --out shards
+  blip2 shards index 'shards/*.tar'
+  blip2 shards verify 'shards/*.tar'
+  blip2 shards stats 'shards/*.tar' --sheet sheet.png";
+
 /// Make, index and check tar shards of image-text pairs (WebDataset naming)
 #[derive(Subcommand)]
+#[command(after_help = EXAMPLES)]
 pub(crate) enum ShardsCommand {
     Pack(pack::PackArguments),
     Index(index::IndexArguments),
