@@ -44,6 +44,11 @@ impl Extension {
         Self::ALL.into_iter().find(|extension| extension.name() == name)
     }
 
+    /// The extension of that name, in any case.
+    pub(crate) fn of(name: &str) -> Option<Extension> {
+        Self::from_lower_case(&name.to_lowercase())
+    }
+
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {

@@ -39,6 +39,7 @@ mod lanes;
 mod loader;
 mod location;
 mod manifest;
+mod members;
 mod mixture;
 mod order;
 mod pack;
