@@ -5,9 +5,11 @@ mod fixture;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use blip2_data::{
-    CaptionRule, CaptionSource, Clean, DataError, Dataset, JsonPath, Pick, SampleError, reindex, stats, verify,
+    Bounds, CaptionRule, CaptionSource, Clean, Corpus, DataError, Dataset, JsonPath, Loader, OpenOptions, Pick,
+    SampleError, SampleFilter, Shard, reindex, stats, verify,
 };
 use fixture::{options, png, tar, write};
 
@@ -420,6 +422,90 @@ fn a_set_opens_from_its_manifest_without_a_look_at_the_shards() {
     let both = ["manifest.jsonl".to_owned(), "00.tar".to_owned()];
     let error = Dataset::open(&both, &options(folder.path())).err().unwrap();
     assert!(matches!(error, DataError::DuplicateShard { .. }), "{error}");
+}
+
+/// A manifest of 00.tar that says of `samples`, with digests that fit.
+fn forged_manifest(folder: &Path, name: &str, samples: u64) {
+    let shards = reindex(&["00.tar".to_owned()], &options(folder)).unwrap();
+    let shards: Vec<Shard> = shards.into_iter().map(|shard| Shard { samples, ..shard }).collect();
+    blip2_data::write_manifest(&shards, name, &options(folder)).unwrap();
+}
+
+#[test]
+fn a_manifest_with_a_wrong_count_is_an_error_of_its_samples() {
+    let folder = fixture::shards(&[3], |_| false);
+    for samples in [2, 8] {
+        forged_manifest(folder.path(), "manifest.jsonl", samples);
+        let dataset = Dataset::open(&["manifest.jsonl".to_owned()], &options(folder.path())).unwrap();
+        let reason = format!("it has 3 samples, its manifest says {samples}");
+        for index in 0..samples {
+            let error = dataset.read(index, Pick::First).unwrap_err().to_string();
+            assert!(error.contains(&reason), "{error}");
+            assert!(dataset.key(index).unwrap_err().to_string().contains(&reason));
+            assert_eq!(dataset.place(index).unwrap().1, index);
+        }
+        let corpus = Arc::new(dataset.into());
+        let mut loader = Loader::new(corpus, fixture::text(), fixture::loader_options()).unwrap();
+        let error = loader.next_batch().unwrap_err().to_string();
+        assert!(error.contains(&reason) && !error.contains('\n'), "{error}");
+        let quarantined = loader.take_quarantined();
+        assert_eq!(quarantined.len() as u64, samples);
+        assert!(quarantined.iter().all(|entry| entry.shard == "00.tar" && entry.reason.contains(&reason)));
+    }
+    // Places of a filter are no more than there are samples either.
+    let filter = SampleFilter { width: Bounds { min: Some(1.0), max: None }, ..SampleFilter::default() };
+    let filtered = OpenOptions { filter, ..options(folder.path()) };
+    let error = Dataset::open(&["manifest.jsonl".to_owned()], &filtered).err().unwrap().to_string();
+    assert!(error.contains("its manifest says 8"), "{error}");
+}
+
+#[test]
+fn more_samples_than_can_be_counted_are_an_error() {
+    let folder = fixture::shards(&[3], |_| false);
+    fs::create_dir(folder.path().join("more")).unwrap();
+    fs::copy(folder.path().join("00.tar"), folder.path().join("more/00.tar")).unwrap();
+    forged_manifest(folder.path(), "a.jsonl", 1 << 63);
+    forged_manifest(&folder.path().join("more"), "b.jsonl", 1 << 63);
+    let open = |patterns: &[&str]| {
+        let patterns: Vec<String> = patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
+        Dataset::open(&patterns, &options(folder.path()))
+    };
+    let error = open(&["a.jsonl", "more/b.jsonl"]).err().unwrap();
+    assert!(matches!(error, DataError::TooManySamples), "{error}");
+    let sets = [open(&["a.jsonl"]).unwrap(), open(&["more/b.jsonl"]).unwrap()].map(|set| (set, 1.0));
+    let error = Corpus::new(sets.into()).err().unwrap();
+    assert!(matches!(error, DataError::TooManySamples), "{error}");
+    // In writing one, too.
+    let shards = reindex(&["00.tar".to_owned(), "more/00.tar".to_owned()], &options(folder.path())).unwrap();
+    let shards: Vec<Shard> = shards.into_iter().map(|shard| Shard { samples: 1 << 63, ..shard }).collect();
+    let error = blip2_data::write_manifest(&shards, "c.jsonl", &options(folder.path())).unwrap_err().to_string();
+    assert!(error.contains("more than 2^64 samples"), "{error}");
+}
+
+#[test]
+fn texts_that_would_fill_the_memory_are_not_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let (image, text) = (png(3, 3, 0), vec![b'x'; 2 << 20]);
+    let json = [br#"{"caption": "a", "score": 1, "more": ""#.as_slice(), &text, b"\"}"].concat();
+    let members: [(&str, &[u8]); 7] = [
+        ("a.png", &image),
+        ("a.txt", &text),
+        ("b.png", &image),
+        ("b.json", &json),
+        ("c.png", &image),
+        ("c.txt", b"good"),
+        ("c.json", br#"{"score": 1}"#),
+    ];
+    write(folder.path(), "0.tar", &tar(&members));
+    let report = verify(&open(folder.path()).unwrap(), Clean::Blip, |_, _| {});
+    let reasons: Vec<&str> = report.problems.iter().map(|problem| problem.reason.as_str()).collect();
+    let json_reason = format!("its json has {} bytes; at most 1048576 are read", json.len());
+    assert_eq!((report.good, reasons), (1, vec!["its txt has 2097152 bytes; at most 1048576 are read", &*json_reason]));
+    // Nor for a filter.
+    let score = Bounds { min: Some(0.0), max: None };
+    let filter = SampleFilter { json: vec![(JsonPath::new("score"), score)], ..SampleFilter::default() };
+    let filtered = Dataset::open(&["0.tar".to_owned()], &OpenOptions { filter, ..options(folder.path()) }).unwrap();
+    assert_eq!(keys(&filtered), ["c"]);
 }
 
 #[cfg(not(feature = "remote"))]

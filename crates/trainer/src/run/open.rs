@@ -84,7 +84,7 @@ impl Run {
             set_generators(&state)?;
             if state.dataset_digest != data.digest() {
                 return Err(Error::Mismatch(format!(
-                    "data.train: other shards than the run began with; give the same shards, or begin a new run under another run.name ({name})"
+                    "data.train: other shards than the run began with, or other samples of them that pass the filter; give the same, or begin a new run under another run.name ({name})"
                 )));
             }
             if matches!(request.resume, Resume::Path(_)) && state.config_digest != config.digest() {
