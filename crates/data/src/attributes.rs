@@ -1,7 +1,8 @@
 //! Numbers of every sample of a shard, by which filters are decided: kept beside its index as `NAME.tar.attributes`.
 //!
-//! One JSON object: the digest of the index that the numbers belong to, and a list for each column. A column that a
-//! filter asks for and that is not there is read from the shard once and added.
+//! One JSON object: the version of the shard that the numbers belong to, and a list for each column. A column that a
+//! filter asks for and that is not there is read from the shard once and added. An index alone says nothing of what the
+//! members hold, so the version is more than its digest.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +16,7 @@ use crate::caption::{CaptionRule, JsonPath};
 use crate::{DataError, atomic};
 
 const FORMAT: &str = "blip2-shard-attributes";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// A number that every sample has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +62,7 @@ pub(crate) struct Attributes {
 struct File {
     format: String,
     version: u32,
-    index: String,
+    shard: String,
     columns: BTreeMap<String, Vec<Option<f64>>>,
 }
 
@@ -69,9 +70,9 @@ struct File {
 pub(crate) struct AttributesFile<'a> {
     /// Beside the index, then elsewhere.
     pub(crate) places: Vec<PathBuf>,
-    /// Digest of the index.
-    pub(crate) index: &'a str,
-    /// Number of samples in it.
+    /// What is known of the shard's contents, its index among it.
+    pub(crate) shard: &'a str,
+    /// Number of its samples.
     pub(crate) samples: usize,
 }
 
@@ -86,7 +87,7 @@ impl AttributesFile<'_> {
         let mut file = self.places.iter().find_map(|path| self.read(path)).unwrap_or_else(|| File {
             format: FORMAT.to_owned(),
             version: VERSION,
-            index: self.index.to_owned(),
+            shard: self.shard.to_owned(),
             columns: BTreeMap::new(),
         });
         let missing: Vec<&Column> =
@@ -107,9 +108,9 @@ impl AttributesFile<'_> {
     }
 
     fn read(&self, path: &Path) -> Option<File> {
-        // A file that is missing or of another index is not an error: the columns are measured.
+        // A file that is missing or of another version is not an error: the columns are measured.
         let file: File = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
-        let fits = file.format == FORMAT && file.version == VERSION && file.index == self.index;
+        let fits = file.format == FORMAT && file.version == VERSION && file.shard == self.shard;
         (fits && file.columns.values().all(|values| values.len() == self.samples)).then_some(file)
     }
 

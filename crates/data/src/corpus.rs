@@ -16,7 +16,7 @@ impl Corpus {
     /// These data sets with the weights by which they are drawn from.
     ///
     /// # Errors
-    /// When there is none.
+    /// When there is none, or they say of more samples than can be counted.
     pub fn new(sets: Vec<(Dataset, f64)>) -> Result<Corpus, DataError> {
         if sets.is_empty() {
             return Err(DataError::Option {
@@ -25,11 +25,11 @@ impl Corpus {
                 got: "0".to_owned(),
             });
         }
-        let mut starts = vec![0];
-        starts.extend(sets.iter().scan(0, |samples, (set, _)| {
-            *samples += set.len();
-            Some(*samples)
-        }));
+        let (mut starts, mut samples) = (vec![0], 0u64);
+        for (set, _) in &sets {
+            samples = samples.checked_add(set.len()).ok_or(DataError::TooManySamples)?;
+            starts.push(samples);
+        }
         Ok(Corpus { sets, starts })
     }
 

@@ -1,6 +1,5 @@
 //! One split of image-text pairs: its shards, their sample counts, and any sample by its index.
 
-use std::borrow::Borrow;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -10,12 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::prelude::*;
 
-use crate::attributes::{AttributesFile, Column, Measured};
-use crate::caption::{self, CaptionMembers, CaptionRule, Pick};
+use crate::attributes::AttributesFile;
+use crate::caption::{CaptionMembers, CaptionRule, Pick};
 use crate::filter::{Passed, SampleFilter};
-use crate::image::inspect;
-use crate::index::{IndexedSample, Member};
-use crate::sample::guarded;
+use crate::index::{Digest, IndexedSample, Member};
 use crate::scan::Problem;
 use crate::shard::{Indices, OpenShard, Shard, Shards};
 use crate::{DataError, RemoteOptions, SampleError};
@@ -71,6 +68,8 @@ pub struct Dataset {
     shards: Shards,
     /// Index of the first sample of each shard, and the number of all: those that pass the filter.
     starts: Vec<u64>,
+    /// Digest of the places of each shard's samples that pass; empty where all do.
+    selections: Vec<Digest>,
     captions: CaptionRule,
     filter: SampleFilter,
     loaded: Mutex<VecDeque<Slot>>,
@@ -89,12 +88,6 @@ struct Slot {
     loaded: Arc<Mutex<Option<Arc<Loaded>>>>,
 }
 
-/// The longest image or caption that is read.
-pub(crate) const MAX_MEMBER_BYTES: u64 = 1 << 29;
-
-/// Where nearly every image file has its width and height.
-const IMAGE_HEAD_BYTES: u64 = 1 << 16;
-
 /// Enough for eight lanes with windows of eight shards.
 const KEEP_LOADED: usize = 64;
 
@@ -106,7 +99,8 @@ impl Dataset {
     /// All at once: patterns and files that are wrong, shards that are no tar files; or that there is no usable sample.
     pub fn open(patterns: &[String], options: &OpenOptions) -> Result<Dataset, DataError> {
         let shards = Shards::open(patterns, options, Indices::Keep)?;
-        let indexed: u64 = shards.all.iter().map(|shard| shard.samples).sum();
+        // Those that pass a filter are no more than these.
+        let indexed = sum(shards.all.iter().map(|shard| shard.samples)).ok_or(DataError::TooManySamples)?;
         if indexed == 0 {
             return Err(DataError::NoSamples {
                 shards: shards.all.len(),
@@ -117,6 +111,7 @@ impl Dataset {
         let mut dataset = Dataset {
             shards,
             starts: Vec::new(),
+            selections: Vec::new(),
             captions: options.captions.clone(),
             filter: options.filter.clone(),
             loaded: Mutex::new(VecDeque::new()),
@@ -135,21 +130,23 @@ impl Dataset {
     }
 
     /// Samples of each shard that pass the filter.
-    fn count(&self, options: &OpenOptions) -> Result<Vec<u64>, DataError> {
+    fn count(&mut self, options: &OpenOptions) -> Result<Vec<u64>, DataError> {
         if self.filter.is_open() {
             return Ok(self.shards.all.iter().map(|shard| shard.samples).collect());
         }
         let done = AtomicUsize::new(0);
         let count = |shard: usize| {
-            // Where the numbers are kept, the shard itself is not asked for.
-            let selected = self.select(shard, || self.shards.load(shard))?;
+            let selected = self.select(shard)?;
             let done = done.fetch_add(1, Ordering::Relaxed) + 1;
             if let Some(progress) = &options.progress {
                 progress(done, self.shards.all.len());
             }
-            Ok(selected.len() as u64)
+            Ok((selected.len() as u64, digest_of(&selected)))
         };
-        all_or_errors((0..self.shards.all.len()).into_par_iter().map(count).collect())
+        let counted = all_or_errors((0..self.shards.all.len()).into_par_iter().map(count).collect())?;
+        let (counts, selections) = counted.into_iter().unzip();
+        self.selections = selections;
+        Ok(counts)
     }
 
     /// Where indices are whose shard lies in a folder that cannot be written.
@@ -197,12 +194,16 @@ impl Dataset {
         &self.shards.problems
     }
 
-    /// A digest of names, sizes and indices of the shards: the same shards in another folder have the same digest.
+    /// A digest of names, sizes and indices of the shards, and of what a filter makes of them: the same shards in another
+    /// folder have the same digest.
     pub fn digest(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         for shard in &self.shards.all {
             let line = format!("{}\0{}\0{}\n", shard.name(), shard.bytes, shard.index);
             hasher.update(line.as_bytes());
+        }
+        for (count, selection) in self.counts().iter().zip(&self.selections) {
+            hasher.update(format!("{count}\0{selection}\n").as_bytes());
         }
         hasher.finalize().to_hex().to_string()
     }
@@ -214,7 +215,8 @@ impl Dataset {
     pub fn key(&self, index: u64) -> Result<(String, String), DataError> {
         let (shard, at) = self.find(index).ok_or(DataError::OutOfRange { index, len: self.len() })?;
         let loaded = self.load(shard)?;
-        Ok((self.shards.all[shard].name(), loaded.sample(at).key.clone()))
+        let sample = loaded.sample(at).ok_or(DataError::OutOfRange { index, len: self.len() })?;
+        Ok((self.shards.all[shard].name(), sample.key.clone()))
     }
 
     /// A sample's shard, and the sample's place in the shard's index; `None` where there is no such sample, or the index
@@ -224,8 +226,7 @@ impl Dataset {
         if self.filter.is_open() {
             return Some((&self.shards.all[shard], at as u64));
         }
-        let loaded = self.load(shard).ok()?;
-        let place = loaded.selected.as_ref().map_or(at, |selected| selected[at] as usize);
+        let place = self.load(shard).ok()?.place(at)?;
         Some((&self.shards.all[shard], place as u64))
     }
 
@@ -239,7 +240,7 @@ impl Dataset {
             DataError::Remote { location, reason } => SampleError::ShardUnreadable(format!("{location}: {reason}")),
             error => SampleError::ShardChanged(error.to_string()),
         })?;
-        let sample = loaded.sample(at);
+        let sample = loaded.sample(at).ok_or(SampleError::NoSuchSample(index))?;
         let caption = self.captions.caption(&loaded.shard.captions(sample, &self.captions)?.members(), pick)?;
         let image = loaded.shard.read(&sample.image)?;
         Ok(RawSample { shard: self.shards.all[shard].name(), key: sample.key.clone(), image, caption })
@@ -335,41 +336,58 @@ impl Dataset {
         }
     }
     fn load_shard(&self, number: usize) -> Result<Loaded, DataError> {
-        let shard = self.shards.load(number)?;
-        let selected = match self.filter.is_open() {
-            true => None,
-            false => Some(self.select(number, || Ok(&shard))?),
+        let selected = match self.selections.get(number) {
+            None => None,
+            Some(counted) => {
+                let selected = self.select(number)?;
+                if digest_of(&selected) != *counted {
+                    let reason = "its filter lets other samples pass than when the set was opened".to_owned();
+                    return Err(DataError::ShardChanged { shard: self.shards.all[number].location.shown(), reason });
+                }
+                Some(selected)
+            }
         };
-        Ok(Loaded { shard, selected })
+        Ok(Loaded { shard: self.shards.load(number)?, selected })
     }
 
-    /// The places in a shard's index of the samples that pass the filter; `load` opens the shard where it has to be read.
-    fn select<S: Borrow<OpenShard>>(
-        &self,
-        number: usize,
-        load: impl FnOnce() -> Result<S, DataError>,
-    ) -> Result<Vec<u32>, DataError> {
-        let (columns, shard) = (self.filter.columns(), &self.shards.all[number]);
+    /// The places in a shard's index of the samples that pass the filter. Where the numbers are kept, the shard itself is
+    /// not read.
+    fn select(&self, number: usize) -> Result<Vec<u32>, DataError> {
+        let columns = self.filter.columns();
+        // Before the shard is opened: what is read from a later one is measured again the next time.
+        let version = self.shards.version(number)?;
         let places = self.shards.attributes_places(number);
-        let samples = shard.samples as usize;
-        let file = AttributesFile { places, index: &shard.index.to_string(), samples };
-        let measure = || Ok(load()?.borrow().measure(&columns, &self.captions));
+        let samples = self.shards.all[number].samples as usize;
+        let file = AttributesFile { places, shard: &version, samples };
+        let measure = || {
+            let measured = self.shards.load(number)?.measure(&columns, &self.captions);
+            measured.map_err(DataError::io(self.shards.all[number].location.shown()))
+        };
         Ok(self.filter.select(&file.get(&columns, &self.captions, measure)?, samples))
     }
 }
 
 impl Loaded {
+    /// The place in the index of the `at`-th sample that passes the filter.
+    fn place(&self, at: usize) -> Option<usize> {
+        match &self.selected {
+            Some(selected) => selected.get(at).map(|&place| place as usize),
+            None => Some(at),
+        }
+    }
+
     /// The `at`-th sample that passes the filter.
-    fn sample(&self, at: usize) -> &IndexedSample {
-        let place = self.selected.as_ref().map_or(at, |selected| selected[at] as usize);
-        &self.shard.index.samples[place]
+    fn sample(&self, at: usize) -> Option<&IndexedSample> {
+        self.shard.index.samples.get(self.place(at)?)
     }
 }
 
 impl OpenShard {
-    fn read(&self, member: &Member) -> Result<Vec<u8>, SampleError> {
-        if member.bytes > MAX_MEMBER_BYTES {
-            return Err(SampleError::MemberTooLarge { bytes: member.bytes });
+    pub(crate) fn read(&self, member: &Member) -> Result<Vec<u8>, SampleError> {
+        let Member { bytes, extension, .. } = *member;
+        if bytes > extension.max_bytes() {
+            let (extension, max) = (extension.name(), extension.max_bytes());
+            return Err(SampleError::MemberTooLarge { extension, bytes, max });
         }
         let mut bytes = vec![0; member.bytes as usize];
         self.file.read_exact_at(&mut bytes, member.offset)?;
@@ -377,7 +395,7 @@ impl OpenShard {
     }
 
     /// The members that the rule needs.
-    fn captions(&self, sample: &IndexedSample, rule: &CaptionRule) -> Result<CaptionBytes, SampleError> {
+    pub(crate) fn captions(&self, sample: &IndexedSample, rule: &CaptionRule) -> Result<CaptionBytes, SampleError> {
         let (text, json) = rule.needs(sample.text().is_some());
         let read = |member: Option<&Member>| member.map(|member| self.read(member)).transpose();
         Ok(CaptionBytes {
@@ -385,47 +403,28 @@ impl OpenShard {
             json: read(sample.metadata().filter(|_| json))?,
         })
     }
-
-    /// What filters ask of every sample of the shard; what cannot be read has no value.
-    fn measure(&self, columns: &[Column], rule: &CaptionRule) -> Vec<Measured> {
-        let wants = |wanted: fn(&Column) -> bool| columns.iter().any(wanted);
-        let sides = wants(|column| matches!(column, Column::Width | Column::Height));
-        let words = wants(|column| matches!(column, Column::CaptionWords));
-        let json = wants(|column| matches!(column, Column::Json(_)));
-        let words_of = |sample: &IndexedSample| {
-            let rule = CaptionRule { template: None, ..rule.clone() };
-            let caption = rule.caption(&self.captions(sample, &rule)?.members(), Pick::First)?;
-            Ok::<_, SampleError>(caption.split_whitespace().count())
-        };
-        let measure = |sample: &IndexedSample| Measured {
-            sides: sides.then(|| guarded(|| self.sides(&sample.image)).ok()).flatten(),
-            caption_words: words.then(|| words_of(sample).ok()).flatten(),
-            json: sample.metadata().filter(|_| json).and_then(|member| caption::parse(&self.read(member).ok()?).ok()),
-        };
-        self.index.samples.par_iter().map(measure).collect()
-    }
-
-    /// Width and height, mostly from the file's first bytes.
-    fn sides(&self, image: &Member) -> Result<(usize, usize), SampleError> {
-        let head = self.read(&Member { bytes: image.bytes.min(IMAGE_HEAD_BYTES), ..*image })?;
-        let (_, width, height) = match inspect(&head) {
-            Err(_) if image.bytes > IMAGE_HEAD_BYTES => inspect(&self.read(image)?)?,
-            inspected => inspected?,
-        };
-        Ok((width, height))
-    }
 }
 
 /// The members of one sample that hold its caption.
-struct CaptionBytes {
+pub(crate) struct CaptionBytes {
     text: Option<Vec<u8>>,
     json: Option<Vec<u8>>,
 }
 
 impl CaptionBytes {
-    fn members(&self) -> CaptionMembers<'_> {
+    pub(crate) fn members(&self) -> CaptionMembers<'_> {
         CaptionMembers { text: self.text.as_deref(), json: self.json.as_deref() }
     }
+}
+
+/// How many samples these are; `None` where they are too many to be counted.
+pub(crate) fn sum(mut counts: impl Iterator<Item = u64>) -> Option<u64> {
+    counts.try_fold(0u64, u64::checked_add)
+}
+
+fn digest_of(places: &[u32]) -> Digest {
+    let bytes: Vec<u8> = places.iter().flat_map(|place| place.to_le_bytes()).collect();
+    Digest::of(&bytes)
 }
 
 fn all_or_errors<T>(results: Vec<Result<T, DataError>>) -> Result<Vec<T>, DataError> {

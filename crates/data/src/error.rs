@@ -97,6 +97,11 @@ pub enum DataError {
     /// No sample passes the data set's filter.
     #[error("{0}; loosen the filter")]
     NothingPasses(Passed),
+    /// Indices or manifests that say of more samples than can be counted.
+    #[error(
+        "the shards are said to hold more than 2^64 samples: an index or a manifest is damaged; index them anew with `blip2 shards index`"
+    )]
+    TooManySamples,
     /// The order law's parameters contradict each other.
     #[error(transparent)]
     Order(#[from] OrderError),
@@ -320,10 +325,14 @@ pub enum SampleError {
     #[error("no such sample: {0}")]
     NoSuchSample(u64),
     /// A member larger than any image or caption that would be used.
-    #[error("a member of {bytes} bytes; at most {max} are read", max = crate::dataset::MAX_MEMBER_BYTES)]
+    #[error("its {extension} has {bytes} bytes; at most {max} are read")]
     MemberTooLarge {
+        /// What it is.
+        extension: &'static str,
         /// Its length.
         bytes: u64,
+        /// The longest one that is read.
+        max: u64,
     },
     /// The image cannot be decoded.
     #[error("image: {0}")]

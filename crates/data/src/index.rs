@@ -18,6 +18,11 @@ use crate::{DataError, atomic};
 const FORMAT: &str = "blip2-shard-index";
 const VERSION: u32 = 2;
 
+/// The longest image that is read.
+pub(crate) const MAX_IMAGE_BYTES: u64 = 1 << 29;
+/// The longest caption, and the longest metadata, that are read.
+pub(crate) const MAX_TEXT_BYTES: u64 = 1 << 20;
+
 /// The members that a sample is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -44,6 +49,11 @@ impl Extension {
         Self::ALL.into_iter().find(|extension| extension.name() == name)
     }
 
+    /// The extension of that name, in any case.
+    pub(crate) fn of(name: &str) -> Option<Extension> {
+        Self::from_lower_case(&name.to_lowercase())
+    }
+
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
@@ -59,6 +69,11 @@ impl Extension {
     /// Whether it says that the member is an image; otherwise it is a caption.
     pub fn is_image(self) -> bool {
         !matches!(self, Self::Txt | Self::Json)
+    }
+
+    /// The longest member of it that is read. A text becomes many times its length in memory when it is parsed.
+    pub(crate) fn max_bytes(self) -> u64 {
+        if self.is_image() { MAX_IMAGE_BYTES } else { MAX_TEXT_BYTES }
     }
 }
 
@@ -277,13 +292,13 @@ impl Index {
 }
 
 /// What says that a file is the one that was indexed.
-struct Stamp {
-    bytes: u64,
-    mtime_ns: u64,
+pub(crate) struct Stamp {
+    pub(crate) bytes: u64,
+    pub(crate) mtime_ns: u64,
 }
 
 impl Stamp {
-    fn of(path: &Path) -> io::Result<Stamp> {
+    pub(crate) fn of(path: &Path) -> io::Result<Stamp> {
         let metadata = fs::metadata(path)?;
         let mtime = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok(Stamp { bytes: metadata.len(), mtime_ns: mtime.as_nanos() as u64 })
@@ -333,7 +348,7 @@ pub(crate) fn beside(path: &Path) -> PathBuf {
 }
 
 /// Shards of one name in two folders get two names in the cache.
-fn cached(path: &Path, cache_dir: &Path) -> PathBuf {
+pub(crate) fn cached(path: &Path, cache_dir: &Path) -> PathBuf {
     let place = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let digest = blake3::hash(place.as_os_str().as_encoded_bytes()).to_hex();
     let name = path.file_name().unwrap_or_default().to_string_lossy();

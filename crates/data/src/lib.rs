@@ -39,6 +39,8 @@ mod lanes;
 mod loader;
 mod location;
 mod manifest;
+mod measure;
+mod members;
 mod mixture;
 mod order;
 mod pack;

@@ -3,13 +3,14 @@
 //! A batch is a function of the seed, its position, the files and the list of bad samples as of the batch before.
 //! Threads decode further ahead than that list reaches, so a batch is settled when it is handed out: a sample that
 //! was decoded in time, but that an earlier slot of the stream has found bad since, is replaced then as it would have
-//! been without any looking ahead.
+//! been without any looking ahead. So it does not matter either how much of the list the threads know.
 
-use std::collections::{HashSet, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 use std::iter;
 use std::num::NonZero;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Instant;
 
 use crate::caption::Pick;
@@ -134,10 +135,11 @@ pub struct Loader {
     pending: Queue<Slot>,
     /// First position of the next global batch to decode.
     ahead: u64,
-    /// As of the last batch handed out.
-    bad: BadSamples,
-    /// The same for the threads.
-    known_bad: Arc<HashSet<u64>>,
+    /// As of the last batch handed out. It grows in place, under the eyes of the threads: it may be long, and copies of it
+    /// would cost more with every sample that is found.
+    bad: Arc<RwLock<BadSamples>>,
+    /// The positions at which those were found that `max_bad_fraction` still counts.
+    recent: BinaryHeap<Reverse<u64>>,
     quarantined: Vec<Quarantined>,
     last_wait_s: f64,
 }
@@ -176,8 +178,8 @@ impl Loader {
             stream: Arc::new(stream),
             pending: VecDeque::new(),
             ahead: options.start,
-            known_bad: Arc::new(bad.indices().collect()),
-            bad,
+            recent: bad.positions().map(Reverse).collect(),
+            bad: Arc::new(RwLock::new(bad)),
             quarantined: Vec::new(),
             last_wait_s: 0.0,
             options,
@@ -198,14 +200,13 @@ impl Loader {
         let slots = pending.wait().ok_or(DataError::LostThread { position: first })?;
         self.last_wait_s = begin.elapsed().as_secs_f64();
 
-        let mut bad = self.bad.clone();
+        let mut found = BadSamples::default();
         let mut samples = Vec::with_capacity(slots.len());
         for slot in slots {
-            samples.push((slot.position, self.settle(slot, &mut bad)?));
+            samples.push((slot.position, self.settle(slot, &mut found)?));
         }
-        if bad != self.bad {
-            self.known_bad = Arc::new(bad.indices().collect());
-            self.bad = bad;
+        if !found.is_empty() {
+            self.bad.write().unwrap_or_else(PoisonError::into_inner).merge(&found);
         }
         self.decode_ahead();
 
@@ -221,7 +222,7 @@ impl Loader {
 
     /// The list for the checkpoint: exactly what the batches handed out have found, and what the loader began with.
     pub fn bad(&self) -> BadSamples {
-        self.bad.clone()
+        reading(&self.bad).clone()
     }
 
     /// How long the last call of [`Loader::next_batch`] waited for the decoding threads.
@@ -248,27 +249,34 @@ impl Loader {
         let slice = self.options.global_batch / self.options.world;
         while self.pending.len() < self.options.prefetch && self.options.end.is_none_or(|end| self.ahead < end) {
             let first = self.ahead + (self.options.rank * slice) as u64;
-            let (stream, known_bad) = (Arc::clone(&self.stream), Arc::clone(&self.known_bad));
-            let fill = move |slot: usize| stream.fill(first + slot as u64, |index| known_bad.contains(&index));
+            let (stream, bad) = (Arc::clone(&self.stream), Arc::clone(&self.bad));
+            let fill = move |slot: usize| stream.fill(first + slot as u64, |index| reading(&bad).contains(index));
             self.pending.push_back((first, self.workers.start(slice, fill)));
             self.ahead += self.options.global_batch as u64;
         }
     }
 
-    /// The sample of a slot, given all that the stream has found bad before it.
-    fn settle(&mut self, mut slot: Slot, bad: &mut BadSamples) -> Result<Sample, DataError> {
-        if slot.sample.as_ref().is_some_and(|sample| bad.contains(sample.index)) {
-            slot = self.stream.fill(slot.position, |index| bad.contains(index));
+    /// The sample of a slot, given all that the stream has found bad before it: in earlier batches, and, as in `found`, in
+    /// this one.
+    fn settle(&mut self, mut slot: Slot, found: &mut BadSamples) -> Result<Sample, DataError> {
+        let bad = Arc::clone(&self.bad);
+        let is_bad = |found: &BadSamples, index| found.contains(index) || reading(&bad).contains(index);
+        if slot.sample.as_ref().is_some_and(|sample| is_bad(found, sample.index)) {
+            slot = self.stream.fill(slot.position, |index| is_bad(found, index));
         }
         for (index, error) in &slot.failed {
-            if !bad.contains(*index) {
-                bad.insert(*index, slot.position);
+            if !is_bad(found, *index) {
+                found.insert(*index, slot.position);
+                self.recent.push(Reverse(slot.position));
                 self.quarantined.push(self.stream.preparer.quarantine(*index, error));
             }
         }
         // The stream is shared by all ranks: this one has seen 10,000 samples in `world` times as many positions.
         let looked_back = slot.position.saturating_sub(BAD_WINDOW * self.options.world as u64 - 1);
-        let found = if slot.failed.is_empty() { 0 } else { bad.found_since(looked_back) };
+        while self.recent.peek().is_some_and(|Reverse(position)| *position < looked_back) {
+            self.recent.pop();
+        }
+        let found = if slot.failed.is_empty() { 0 } else { self.recent.len() };
         if found > self.stream.max_bad {
             return Err(DataError::TooManyBad {
                 found,
@@ -287,6 +295,11 @@ impl Loader {
     fn last_quarantined(&self) -> String {
         self.quarantined.last().map_or("reported before".to_owned(), Quarantined::to_string)
     }
+}
+
+fn reading(bad: &RwLock<BadSamples>) -> RwLockReadGuard<'_, BadSamples> {
+    // What is written is written by the loader's own thread, whole entries at a time.
+    bad.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl LoaderOptions {
@@ -344,29 +357,66 @@ mod tests {
         let index = stream.order.locate(3).index;
         let next = stream.order.window(3).next().unwrap();
 
-        let mut bad = BadSamples::default();
-        assert_eq!(loader.settle(ahead(), &mut bad).unwrap().index, index);
+        let mut found = BadSamples::default();
+        assert_eq!(loader.settle(ahead(), &mut found).unwrap().index, index);
+        let mut bad = found.clone();
         bad.insert(index, 1);
-        let replacement = loader.settle(ahead(), &mut bad).unwrap();
-        assert_eq!(replacement.index, next);
         let known = stream.fill(3, |candidate| candidate == index).sample.unwrap();
-        assert_eq!(replacement.pixels, known.pixels);
-        assert_eq!(bad.len(), 1);
+        // Found in this batch, or in one before.
+        for (mut found, before) in [(bad.clone(), BadSamples::default()), (BadSamples::default(), bad)] {
+            *loader.bad.write().unwrap() = before;
+            let replacement = loader.settle(ahead(), &mut found).unwrap();
+            assert_eq!(replacement.index, next);
+            assert_eq!(replacement.pixels, known.pixels);
+            assert_eq!(found.len() + loader.bad().len(), 1);
+        }
+    }
+
+    /// A list of a million samples must not be copied for each one that joins it.
+    #[test]
+    fn the_list_of_bad_samples_grows_in_place() {
+        let folder = shards(&[12], |index| index % 6 == 1);
+        let mut loader = Loader::new(corpus(folder.path()), text(), loader_options()).unwrap();
+        let shared = Arc::clone(&loader.bad);
+        (0..3).for_each(|_| drop(loader.next_batch().unwrap()));
+        assert_eq!(reading(&shared).indices().collect::<Vec<_>>(), [1, 7]);
+        assert_eq!(*reading(&shared), loader.bad());
+    }
+
+    #[test]
+    fn only_what_was_found_lately_counts() {
+        let folder = shards(&[6], |_| false);
+        let mut bad = BadSamples::default();
+        (100..220).for_each(|index| bad.insert(index, index - 100));
+        let begun = LoaderOptions { bad, start: 10_000, ..loader_options() };
+        let mut loader = Loader::new(corpus(folder.path()), text(), begun.clone()).unwrap();
+        let failed = |loader: &Loader, position, index| {
+            let mut slot = loader.stream.fill(position, |_| false);
+            slot.failed.push((index, SampleError::CaptionEmpty));
+            slot
+        };
+        // 100 of 10,000 may be bad. At 10,017 those from 18 to 119 count, and the new one.
+        let slot = failed(&loader, 10_017, 0);
+        let error = loader.settle(slot, &mut BadSamples::default()).unwrap_err();
+        assert!(matches!(error, DataError::TooManyBad { found: 103, .. }), "{error}");
+        let mut loader = Loader::new(corpus(folder.path()), text(), begun).unwrap();
+        let slot = failed(&loader, 10_020, 0);
+        assert!(loader.settle(slot, &mut BadSamples::default()).is_ok());
     }
 
     #[test]
     fn a_sample_found_bad_twice_is_reported_once() {
         let folder = shards(&[6], |_| false);
         let mut loader = Loader::new(corpus(folder.path()), text(), loader_options()).unwrap();
-        let mut bad = BadSamples::default();
+        let mut found = BadSamples::default();
         for position in [3, 4] {
             let mut slot = loader.stream.fill(position, |index| index == 0);
             slot.failed.push((0, SampleError::CaptionEmpty));
-            loader.settle(slot, &mut bad).unwrap();
+            loader.settle(slot, &mut found).unwrap();
         }
         let entries = loader.take_quarantined();
         assert_eq!(entries.len(), 1);
         assert_eq!(entries[0].to_string(), "shard 00.tar, key 0000: caption is empty");
-        assert_eq!(bad.found_since(4), 0);
+        assert_eq!(found.positions().collect::<Vec<_>>(), [3]);
     }
 }

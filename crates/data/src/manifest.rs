@@ -10,6 +10,7 @@ use std::path::{self, Path};
 
 use serde::{Deserialize, Serialize};
 
+use crate::dataset::sum;
 use crate::index::Digest;
 use crate::location::{Location, RemoteUrl};
 use crate::remote::Remote;
@@ -65,7 +66,8 @@ pub(crate) fn encode(shards: &[Shard], home: &Location) -> io::Result<Vec<u8>> {
         format: FORMAT.to_owned(),
         version: VERSION,
         shards: shards.len() as u64,
-        samples: shards.iter().map(|shard| shard.samples).sum(),
+        samples: sum(shards.iter().map(|shard| shard.samples))
+            .ok_or_else(|| io::Error::other(DataError::TooManySamples))?,
         digest: Digest::of(&body),
     };
     let mut file = serde_json::to_vec(&header)?;

@@ -4,17 +4,17 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Serialize;
 
 use crate::index::IndexedShard;
 use crate::location::Location;
-use crate::scan::split_key;
+use crate::members::{BLOCK, walk};
+use crate::scan::scan_file;
 use crate::verify::{Found, check_all};
 use crate::{Clean, DataError, Dataset, VerifyReport, atomic};
 
-const BLOCK: u64 = 512;
 /// What an archive ends with.
 const END: [u8; 2 * BLOCK as usize] = [0; 2 * BLOCK as usize];
 
@@ -93,7 +93,7 @@ pub fn repair(
             (false, 0) => Outcome::Dropped,
             (false, _) => {
                 let bad: HashSet<usize> = bad.iter().map(|index| (index - first) as usize).collect();
-                rewrite(&IndexedShard::open(original, dataset.cache_dir())?, &bad, &target)?;
+                rewrite(&IndexedShard::open(original, dataset.cache_dir())?, &bad, &target, samples)?;
                 Outcome::Rewritten
             }
         };
@@ -129,28 +129,37 @@ fn pass_on(path: &Path, target: &Path) -> Result<Outcome, DataError> {
 struct Block {
     start: u64,
     end: u64,
-    /// The member's key, where it belongs to a sample.
-    key: Option<String>,
+    /// The number of the member's sample, where it belongs to one.
+    sample: Option<usize>,
     /// Where its data begins.
     data: u64,
 }
 
-/// Writes the members of good samples, and those that belong to none.
-fn rewrite(shard: &IndexedShard, bad: &HashSet<usize>, target: &Path) -> Result<(), DataError> {
+/// Writes the members of good samples, and those that belong to none, and makes sure that as many samples are found in
+/// there as should be.
+fn rewrite(shard: &IndexedShard, bad: &HashSet<usize>, target: &Path, samples: u64) -> Result<(), DataError> {
     let index = shard.load()?;
     let good = index.samples.iter().enumerate().filter(|(at, _)| !bad.contains(at));
     let good: HashSet<u64> = good.map(|(_, sample)| sample.image.offset).collect();
     let file = File::open(&shard.path).map_err(DataError::io(&shard.path))?;
-    let blocks = blocks(&shard.path).map_err(DataError::io(&shard.path))?;
+    let blocks = blocks(&file).map_err(DataError::io(&shard.path))?;
+    let kept: HashSet<usize> =
+        blocks.iter().filter(|block| good.contains(&block.data)).filter_map(|block| block.sample).collect();
     let staged = atomic::stage(target, |out| {
-        // Neighbours with one key are one sample, as in the scan.
-        for sample in blocks.chunk_by(|a, b| a.key.is_some() && a.key == b.key) {
-            let kept = sample[0].key.is_none() || sample.iter().any(|block| good.contains(&block.data));
-            for block in sample.iter().filter(|_| kept) {
-                copy_block(&file, block, out)?;
-            }
+        for block in blocks.iter().filter(|block| block.sample.is_none_or(|sample| kept.contains(&sample))) {
+            copy_block(&file, block, out)?;
         }
-        out.write_all(&END)
+        out.write_all(&END)?;
+        out.flush()?;
+        // While it has no name, so that nobody takes it for a whole one.
+        let found = scan_file(out.get_ref(), target).map_err(io::Error::other)?.samples.len() as u64;
+        match found == samples {
+            true => Ok(()),
+            false => Err(io::Error::other(format!(
+                "written anew it would hold {found} samples instead of {samples}; keep {}, in which they can be read",
+                shard.path.display()
+            ))),
+        }
     });
     staged.and_then(|(staged, ())| staged.create()).map_err(DataError::io(target))
 }
@@ -169,25 +178,19 @@ fn copy_block(file: &File, block: &Block, out: &mut BufWriter<&File>) -> io::Res
     out.write_all(&END[..padding as usize])
 }
 
-/// The members in front of a cut or a damaged header.
-fn blocks(path: &PathBuf) -> io::Result<Vec<Block>> {
-    let file = File::open(path)?;
-    let bytes = file.metadata()?.len();
-    let mut archive = tar::Archive::new(file);
-    let (mut blocks, mut start) = (Vec::new(), 0);
-    for entry in archive.entries_with_seek()? {
-        // The scan has said what is wrong there.
-        let Ok(entry) = entry else { break };
-        let data = entry.raw_file_position();
-        let end = data.saturating_add(entry.size());
-        if end > bytes {
-            break;
-        }
-        let kind = entry.header().entry_type();
-        let key = std::str::from_utf8(&entry.path_bytes()).ok().and_then(split_key).map(|(key, _)| key.to_owned());
-        let key = key.filter(|_| kind.is_file() || kind.is_contiguous());
-        blocks.push(Block { start, end, key, data });
-        start = end.next_multiple_of(BLOCK);
-    }
+/// The members in front of a cut or a damaged header. The scan has said what is wrong there.
+fn blocks(file: &File) -> io::Result<Vec<Block>> {
+    let (mut blocks, mut samples, mut open) = (Vec::new(), 0, None);
+    walk(file, |member| {
+        // As in the scan, a sample goes on behind members that belong to none.
+        let sample = member.part().map(|(key, _)| {
+            if open.as_deref() != Some(key) {
+                open = Some(key.to_owned());
+                samples += 1;
+            }
+            samples
+        });
+        blocks.push(Block { start: member.start, end: member.end, sample, data: member.data });
+    })?;
     Ok(blocks)
 }

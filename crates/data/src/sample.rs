@@ -193,9 +193,9 @@ impl BadSamples {
         }
     }
 
-    /// How many were found at or behind a position.
-    pub(crate) fn found_since(&self, position: u64) -> usize {
-        self.found.values().filter(|&&found| found >= position).count()
+    /// The stream positions at which they failed.
+    pub(crate) fn positions(&self) -> impl Iterator<Item = u64> + '_ {
+        self.found.values().copied()
     }
 }
 
@@ -216,7 +216,7 @@ mod tests {
         ba.merge(&a);
         assert_eq!(ab, ba);
         assert_eq!(ab, list(&[(1, 10), (2, 15), (3, 30)]));
-        assert_eq!(ab.found_since(15), 2);
+        assert_eq!(ab.positions().collect::<Vec<_>>(), [10, 15, 30]);
     }
 
     #[test]

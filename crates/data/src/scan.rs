@@ -2,17 +2,18 @@
 //!
 //! A member's key is its path up to the first dot of the file name, its extension what follows, in lower case.
 //! Consecutive members with one key are one sample. Directories, hidden files, `__meta__` names and extensions that
-//! are neither image nor caption are passed over. Shards are never joined, so neither are samples across them.
+//! are neither image nor caption are passed over, also between the members of a sample. Shards are never joined, so
+//! neither are samples across them.
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Seek};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::DataError;
 use crate::index::{Extension, Index, IndexedSample, Member};
+use crate::members::{BLOCK, Ending, MemberKind, TarMember, walk};
 
 /// Something in a shard that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,7 +36,6 @@ impl fmt::Display for Problem {
 }
 
 pub(crate) const LFS_POINTER: &[u8] = b"version https://git-lfs";
-const BLOCK: u64 = 512;
 
 /// Reads every header of the tar file at `path`. Members behind a cut or a damaged header are lost and said to be so;
 /// those in front of it count.
@@ -47,45 +47,15 @@ pub fn scan(path: &Path) -> Result<Index, DataError> {
 }
 
 /// As [`scan`], for a file that is open and known under another path.
-pub(crate) fn scan_file(mut file: &File, path: &Path) -> Result<Index, DataError> {
+pub(crate) fn scan_file(file: &File, path: &Path) -> Result<Index, DataError> {
     let bytes = file.metadata().map_err(DataError::io(path))?.len();
     refuse_what_is_no_tar(path, file, bytes)?;
-    file.rewind().map_err(DataError::io(path))?;
-
     let shard = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut samples = Samples::new(shard);
-    let mut archive = tar::Archive::new(file);
-    // Where the archive would go on after the last whole member.
-    let mut end = 0;
-    for (position, entry) in archive.entries_with_seek().map_err(DataError::io(path))?.enumerate() {
-        let entry = match entry {
-            Ok(entry) => entry,
-            Err(error) if position == 0 => {
-                return Err(DataError::NotATar { path: path.to_owned(), reason: one_line(&error) });
-            }
-            Err(error) => {
-                let reason = format!("damaged or cut at byte {end}, what follows is lost: {}", one_line(&error));
-                samples.problem("", reason);
-                end = u64::MAX;
-                break;
-            }
-        };
-        let (offset, size) = (entry.raw_file_position(), entry.size());
-        let data_end = offset.saturating_add(size);
-        if data_end > bytes {
-            let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-            samples.problem("", format!("cut at byte {bytes}, inside member {name}; it and what follows are lost"));
-            end = u64::MAX;
-            break;
-        }
-        end = data_end.next_multiple_of(BLOCK);
-        let kind = entry.header().entry_type();
-        if kind.is_file() || kind.is_contiguous() {
-            samples.member(&entry.path_bytes(), offset, size);
-        }
-    }
-    if end != u64::MAX && end >= bytes {
-        samples.problem("", "has no end-of-archive mark: it may have been cut between two members".to_owned());
+    match walk(file, |member| samples.member(&member)).map_err(DataError::io(path))? {
+        Ending::Whole => {}
+        Ending::NoArchive(reason) => return Err(DataError::NotATar { path: path.to_owned(), reason }),
+        Ending::Broken(reason) => samples.problem("", reason),
     }
     Ok(samples.finish())
 }
@@ -110,10 +80,6 @@ fn refuse_what_is_no_tar(path: &Path, file: &File, bytes: u64) -> Result<(), Dat
     Err(DataError::NotATar { path, reason })
 }
 
-fn one_line(error: &io::Error) -> String {
-    error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
 /// Groups members into samples as they pass.
 struct Samples {
     shard: String,
@@ -127,6 +93,8 @@ struct OpenSample {
     text: Option<Member>,
     json: Option<Member>,
     flaw: Option<String>,
+    /// Why an image or a caption that has a name here is none.
+    elsewhere: Option<String>,
 }
 
 impl Samples {
@@ -138,12 +106,12 @@ impl Samples {
         self.index.problems.push(Problem { shard: self.shard.clone(), key: key.to_owned(), reason });
     }
 
-    fn member(&mut self, path: &[u8], offset: u64, bytes: u64) {
-        let Ok(path) = std::str::from_utf8(path) else {
-            let name = String::from_utf8_lossy(path).into_owned();
-            return self.problem(&name, "the member's name is not UTF-8".to_owned());
-        };
-        let Some((key, extension)) = split_key(path) else {
+    fn member(&mut self, member: &TarMember) {
+        let Some((key, extension)) = member.part() else {
+            if matches!(member.kind, MemberKind::File) && std::str::from_utf8(&member.path).is_err() {
+                let name = String::from_utf8_lossy(&member.path).into_owned();
+                self.problem(&name, "the member's name is not UTF-8".to_owned());
+            }
             return;
         };
         if self.open.as_ref().is_none_or(|open| open.key != key) {
@@ -155,23 +123,26 @@ impl Samples {
             text: None,
             json: None,
             flaw: None,
+            elsewhere: None,
         });
-        let Some(extension) = Extension::from_lower_case(&extension.to_lowercase()) else {
-            return;
-        };
-        let member = Member { offset, bytes, extension };
+        let Some(extension) = Extension::of(extension) else { return };
         let slot = match extension {
             Extension::Txt => &mut open.text,
             Extension::Json => &mut open.json,
             _ => &mut open.image,
         };
-        match slot {
-            Some(there) if there.extension == extension => {
+        match (&member.kind, slot) {
+            (MemberKind::Elsewhere(what), None) => {
+                open.elsewhere = Some(format!("its {} is {what}", extension.name()));
+            }
+            (MemberKind::File, Some(there)) if there.extension == extension => {
                 open.flaw = Some(format!("two members with extension {}", extension.name()));
             }
+            (MemberKind::File, free @ None) => {
+                *free = Some(Member { offset: member.data, bytes: member.end - member.data, extension });
+            }
             // The first image counts.
-            Some(_) => {}
-            None => *slot = Some(member),
+            _ => {}
         }
     }
 
@@ -190,7 +161,7 @@ impl Samples {
                     (None, _) => "no image (jpg, jpeg, png, webp)",
                     _ => "no caption (txt, json)",
                 };
-                self.problem(&open.key, reason.to_owned());
+                self.problem(&open.key, open.elsewhere.unwrap_or_else(|| reason.to_owned()));
             }
         }
     }
@@ -201,8 +172,21 @@ impl Samples {
     }
 }
 
-/// Key and extension of a member, where it is part of a sample.
-pub(crate) fn split_key(path: &str) -> Option<(&str, &str)> {
+impl TarMember {
+    /// Key and extension, where the member is part of a sample. What is no file counts only in the place of an image or
+    /// a caption.
+    pub(crate) fn part(&self) -> Option<(&str, &str)> {
+        let part = split_key(std::str::from_utf8(&self.path).ok()?)?;
+        match self.kind {
+            MemberKind::File => Some(part),
+            MemberKind::Elsewhere(_) => Some(part).filter(|(_, extension)| Extension::of(extension).is_some()),
+            MemberKind::Other => None,
+        }
+    }
+}
+
+/// Key and extension in a member's name.
+fn split_key(path: &str) -> Option<(&str, &str)> {
     let name_start = path.rfind('/').map_or(0, |slash| slash + 1);
     let name = &path[name_start..];
     let dot = name.find('.').filter(|&dot| dot > 0)?;

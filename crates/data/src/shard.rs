@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
-use crate::index::{Digest, Index, IndexedShard};
+use crate::index::{Digest, Index, IndexedShard, Stamp};
 use crate::location::{Location, RemoteUrl};
 use crate::patterns::{self, Named};
 use crate::remote::Remote;
@@ -54,6 +54,18 @@ impl Shard {
 
     pub(crate) fn is_remote(&self) -> bool {
         matches!(self.location, Location::Remote(_))
+    }
+
+    /// Refuses an open shard that has more or fewer samples than was said of it: a manifest's digests are of what its lines
+    /// say, whether that is true or not.
+    fn counted(&self, open: OpenShard) -> Result<OpenShard, DataError> {
+        match open.index.samples.len() as u64 {
+            samples if samples == self.samples => Ok(open),
+            samples => Err(DataError::ShardChanged {
+                shard: self.location.shown(),
+                reason: format!("it has {samples} samples, its manifest says {}", self.samples),
+            }),
+        }
     }
 
     /// What a manifest can say of its problems.
@@ -200,13 +212,15 @@ impl Shards {
                 if indexed.header.digest != shard.index {
                     return Err(changed("its samples are not those that were indexed".to_owned()));
                 }
-                Ok(OpenShard { file: File::open(path).map_err(DataError::io(&**path))?, index: indexed.load()? })
+                let open =
+                    OpenShard { file: File::open(path).map_err(DataError::io(&**path))?, index: indexed.load()? };
+                shard.counted(open)
             }
             Location::Remote(url) => {
                 let file = self.remote_for(url)?.open(shard)?;
                 let index = crate::scan::scan_file(&file, &shard.location.shown())?;
                 match index.digest() == shard.index {
-                    true => Ok(OpenShard { file, index }),
+                    true => shard.counted(OpenShard { file, index }),
                     false => Err(changed("its samples are not those that were indexed".to_owned())),
                 }
             }
@@ -214,18 +228,36 @@ impl Shards {
     }
 
     /// Where numbers of a shard's samples may be kept: beside it, or where indices go whose folder is read-only; of one
-    /// that lies elsewhere, in the shard cache.
+    /// that lies elsewhere, in the shard cache. The names are the shards' own, since shards may have equal indices.
     pub(crate) fn attributes_places(&self, number: usize) -> Vec<PathBuf> {
-        let shard = &self.all[number];
-        let beside = match (&shard.location, &self.remote) {
-            (Location::Local(path), _) => Some(crate::index::beside(path).with_extension("attributes")),
-            (Location::Remote(_), Some(remote)) => {
-                Some(remote.capacity().0.join(format!("{}.attributes", shard.index)))
+        let index_dir = self.index_dir.as_deref();
+        let places = match &self.all[number].location {
+            Location::Local(path) => {
+                [Some(crate::index::beside(path)), index_dir.map(|dir| crate::index::cached(path, dir))]
             }
-            (Location::Remote(_), None) => None,
+            Location::Remote(url) => {
+                let name = format!("{:.32}.idx", Digest::of(url.as_str().as_bytes()));
+                let cache = self.remote.as_ref().map(|remote| remote.capacity().0);
+                [cache, index_dir].map(|dir| dir.map(|dir| dir.join(&name)))
+            }
         };
-        let elsewhere = self.index_dir.as_ref().map(|dir| dir.join(format!("{}.attributes", shard.index)));
-        beside.into_iter().chain(elsewhere).collect()
+        places.into_iter().flatten().map(|place| place.with_extension("attributes")).collect()
+    }
+
+    /// What is known of a shard's contents without reading it; what was read from it belongs to that.
+    pub(crate) fn version(&self, number: usize) -> Result<String, DataError> {
+        let shard = &self.all[number];
+        Ok(match &shard.location {
+            Location::Local(path) => {
+                let Stamp { bytes, mtime_ns } = Stamp::of(path).map_err(DataError::io(&**path))?;
+                format!("{} {bytes} bytes {mtime_ns} ns", shard.index)
+            }
+            Location::Remote(_) => {
+                let contents = shard.contents.map_or("-".to_owned(), |contents| contents.to_string());
+                let etag = shard.etag.as_deref().unwrap_or("-");
+                format!("{} {} bytes contents {contents} etag {etag}", shard.index, shard.bytes)
+            }
+        })
     }
 
     fn remote_for(&self, url: &RemoteUrl) -> Result<&Remote, DataError> {

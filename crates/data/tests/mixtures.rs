@@ -210,6 +210,105 @@ fn what_a_filter_asks_is_measured_once_and_again_when_the_shard_changes() {
     assert_eq!(filtered(folder.path(), wide).unwrap().len(), 3);
 }
 
+/// A shard whose samples have these scores, written with as many digits whatever they are.
+fn scored(path: &Path, scores: [f64; 3]) {
+    let image = png(10, 10, 1);
+    let members: Vec<(String, Vec<u8>)> = (0..3)
+        .flat_map(|i| {
+            let json = format!("{{\"score\": {:.3}}}", scores[i]);
+            [
+                (format!("{i}.png"), image.clone()),
+                (format!("{i}.txt"), b"red".into()),
+                (format!("{i}.json"), json.into()),
+            ]
+        })
+        .collect();
+    let members: Vec<(&str, &[u8])> = members.iter().map(|(name, data)| (name.as_str(), data.as_slice())).collect();
+    write(path.parent().unwrap(), path.file_name().unwrap().to_str().unwrap(), &tar(&members));
+}
+
+fn score(min: f64) -> SampleFilter {
+    SampleFilter { json: vec![(JsonPath::new("score"), at_least(min))], ..Default::default() }
+}
+
+/// Scores of as many digits leave the index of a shard what it was.
+#[test]
+fn a_shard_scored_anew_is_measured_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("0.tar");
+    scored(&path, [0.1, 0.5, 0.9]);
+    let before = filtered(folder.path(), score(0.4)).unwrap();
+    assert_eq!(keys(&before), ["1", "2"]);
+    scored(&path, [0.9, 0.5, 0.1]);
+    // Whatever the clock's grain.
+    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
+    fs::File::options().append(true).open(&path).unwrap().set_modified(later).unwrap();
+    let after = filtered(folder.path(), score(0.4)).unwrap();
+    assert_eq!(before.shards()[0].index, after.shards()[0].index);
+    assert_eq!(keys(&after), ["0", "1"]);
+    assert_ne!(before.digest(), after.digest());
+}
+
+#[test]
+fn shards_with_equal_indices_have_numbers_of_their_own() {
+    let (a, b, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let open = |folder: &Path| {
+        // The numbers cannot lie beside the shard.
+        fs::create_dir_all(folder.join("0.tar.attributes")).unwrap();
+        let cache_dir = Some(cache.path().to_owned());
+        Dataset::open(&["0.tar".to_owned()], &OpenOptions { filter: score(0.4), cache_dir, ..options(folder) }).unwrap()
+    };
+    scored(&a.path().join("0.tar"), [0.1, 0.5, 0.9]);
+    scored(&b.path().join("0.tar"), [0.9, 0.1, 0.1]);
+    // Not even their times differ.
+    for folder in [&a, &b] {
+        let file = fs::File::options().append(true).open(folder.path().join("0.tar")).unwrap();
+        file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(1 << 30)).unwrap();
+    }
+    for _ in 0..2 {
+        assert_eq!((keys(&open(a.path())), keys(&open(b.path()))), (vec!["1".into(), "2".into()], vec!["0".into()]));
+    }
+    assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn a_digest_says_which_samples_pass() {
+    let folder = tempfile::tempdir().unwrap();
+    scored(&folder.path().join("0.tar"), [0.1, 0.5, 0.9]);
+    scored(&folder.path().join("1.tar"), [0.9, 0.5, 0.1]);
+    let digest = |filter: SampleFilter| filtered(folder.path(), filter).unwrap().digest();
+    let below = |max: f64| SampleFilter {
+        json: vec![(JsonPath::new("score"), Bounds { min: None, max: Some(max) })],
+        ..Default::default()
+    };
+    // As it always was, where there is no filter: runs go on.
+    let all = filtered(folder.path(), SampleFilter::default()).unwrap();
+    let lines: String = all.shards().iter().map(|s| format!("{}\0{}\0{}\n", s.name(), s.bytes, s.index)).collect();
+    assert_eq!(all.digest(), blake3::hash(lines.as_bytes()).to_hex().to_string());
+    assert_ne!(digest(score(0.4)), all.digest());
+    assert_eq!(digest(score(0.4)), digest(score(0.45)));
+    // Two of three in each shard, and four of six in all: but others.
+    assert_ne!(digest(score(0.4)), digest(below(0.6)));
+    let mixture = |filter: SampleFilter| {
+        let set = |filter| (filtered(folder.path(), filter).unwrap(), 1.0);
+        Corpus::new(vec![set(SampleFilter::default()), set(filter)]).unwrap().digest()
+    };
+    assert_ne!(mixture(score(0.4)), mixture(below(0.6)));
+}
+
+#[test]
+fn numbers_that_change_while_a_set_is_open_do_not_move_its_samples() {
+    let folder = tempfile::tempdir().unwrap();
+    scored(&folder.path().join("0.tar"), [0.1, 0.5, 0.9]);
+    let open = filtered(folder.path(), score(0.4)).unwrap();
+    let attributes = folder.path().join("0.tar.attributes");
+    let written = fs::read_to_string(&attributes).unwrap();
+    fs::write(&attributes, written.replace("0.5", "0.3")).unwrap();
+    let error = open.read(1, Pick::First).unwrap_err().to_string();
+    assert!(error.contains("lets other samples pass"), "{error}");
+    assert!(open.key(0).is_err() && open.place(0).is_none());
+}
+
 fn corpus(folders: &[(&Path, f64, OpenOptions)]) -> Arc<Corpus> {
     let open = |(_, weight, options): &(&Path, f64, OpenOptions)| {
         (Dataset::open(&["*.tar".to_owned()], options).unwrap(), *weight)

@@ -256,6 +256,24 @@ fn large_images_become_smaller_and_small_ones_stay() {
 }
 
 #[test]
+fn texts_that_could_not_be_read_again_are_left_out() {
+    let folder = images();
+    let long = "long ".repeat(300_000);
+    let rows: String = [("caption", "short"), (long.as_str(), "short"), ("caption", long.as_str())]
+        .iter()
+        .map(|(caption, note)| {
+            format!("{}\n", serde_json::json!({"image": "img/0.png", "caption": caption, "note": note}))
+        })
+        .collect();
+    write(folder.path(), "captions.jsonl", rows.as_bytes());
+    let mut options = pack_options(folder.path(), "captions.jsonl", "out");
+    options.reading.keep = Keep::All;
+    let report = pack(&options).unwrap();
+    assert_eq!(report.samples, 1);
+    expect(&report, &[("captions.jsonl:2", "its txt has 1500000 bytes"), ("captions.jsonl:3", "its json has 15000")]);
+}
+
+#[test]
 fn nothing_is_overwritten() {
     let folder = images();
     write(folder.path(), "captions.tsv", b"img/0.png\tone\n");

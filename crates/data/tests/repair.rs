@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use blip2_data::{Clean, DataError, Dataset, OpenOptions, Outcome, repair, verify};
+use blip2_data::{Clean, DataError, Dataset, OpenOptions, Outcome, Pick, repair, verify};
 use fixture::{open, options, png, tar, write};
 
 fn shard(folder: &Path, name: &str, bytes: &[u8]) {
@@ -67,6 +67,55 @@ fn damaged_shards_are_rewritten_and_whole_ones_linked() {
     }
     let repaired = verify(&open(&out), Clean::Blip, |_, _| {});
     assert_eq!((repaired.good, repaired.problems), (4, vec![]));
+}
+
+/// As macOS packs them: hidden twins between the members of a sample; and a folder's own entry.
+fn apple_tar(samples: u8, bad: u8) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut append = |name: &str, data: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(data.len() as u64);
+        header.set_entry_type(if name.ends_with('/') { tar::EntryType::Directory } else { tar::EntryType::Regular });
+        archive.append_data(&mut header, name, data).unwrap();
+    };
+    for n in 0..samples {
+        let image = if n == bad { b"\x89PNG no".to_vec() } else { png(5, 4, n) };
+        append(&format!("._{n}.png"), b"resource fork");
+        append(&format!("{n}.png"), &image);
+        append("folder/", b"");
+        append(&format!("._{n}.txt"), b"resource fork");
+        append(&format!("{n}.txt"), format!("caption {n}").as_bytes());
+    }
+    archive.into_inner().unwrap()
+}
+
+#[test]
+fn members_between_those_of_a_sample_do_not_part_it() {
+    let folder = tempfile::tempdir().unwrap();
+    shard(folder.path(), "0.tar", &apple_tar(5, 2));
+    let set = open(folder.path());
+    assert_eq!(set.len(), 5);
+    let out = folder.path().join("out");
+    let report = repair(&set, Clean::Blip, &out, |_, _| {}).unwrap();
+    assert_eq!((report.shards[0].outcome, report.shards[0].samples), (Outcome::Rewritten, 4));
+    let repaired = open(&out);
+    assert_eq!(verify(&repaired, Clean::Blip, |_, _| {}).good, 4);
+    let captions: Vec<String> = (0..4).map(|at| repaired.read(at, Pick::First).unwrap().caption).collect();
+    assert_eq!(captions, ["caption 0", "caption 1", "caption 3", "caption 4"]);
+}
+
+/// Without the bad sample in the middle two samples of one key would be neighbours, and taken for one.
+#[test]
+fn a_repair_that_would_lose_samples_fails_and_leaves_no_shard() {
+    let folder = tempfile::tempdir().unwrap();
+    let (a, b) = (png(5, 4, 1), png(5, 4, 2));
+    let members: [(&str, &[u8]); 6] =
+        [("x.png", &a), ("x.txt", b"one"), ("y.png", b"no"), ("y.txt", b"two"), ("x.png", &b), ("x.txt", b"three")];
+    shard(folder.path(), "0.tar", &tar(&members));
+    let out = folder.path().join("out");
+    let error = repair(&open(folder.path()), Clean::Blip, &out, |_, _| {}).unwrap_err().to_string();
+    assert!(error.contains("would hold 0 samples instead of 2"), "{error}");
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 0);
 }
 
 #[test]

@@ -5,9 +5,11 @@ mod fixture;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use blip2_data::{
-    CaptionRule, CaptionSource, Clean, DataError, Dataset, JsonPath, Pick, SampleError, reindex, stats, verify,
+    Bounds, CaptionRule, CaptionSource, Clean, Corpus, DataError, Dataset, JsonPath, Loader, OpenOptions, Pick,
+    SampleError, SampleFilter, Shard, reindex, stats, verify,
 };
 use fixture::{options, png, tar, write};
 
@@ -148,6 +150,175 @@ fn a_damaged_header_ends_the_shard() {
     assert!(problems(&dataset)[0].contains("what follows is lost"), "{:?}", problems(&dataset));
 }
 
+/// What is said of `bytes` as a shard, and the keys of its samples.
+fn problems_of(bytes: &[u8]) -> (Vec<String>, Vec<String>) {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "0.tar", bytes);
+    let dataset = open(folder.path()).unwrap();
+    (problems(&dataset), keys(&dataset))
+}
+
+fn four_samples() -> Vec<u8> {
+    let image = png(40, 40, 9);
+    let names: Vec<(String, String)> = (0..4).map(|n| (format!("{n}.png"), format!("{n}.txt"))).collect();
+    let members: Vec<(&str, &[u8])> =
+        names.iter().flat_map(|(png, txt)| [(png.as_str(), image.as_slice()), (txt.as_str(), b"text")]).collect();
+    tar(&members)
+}
+
+#[test]
+fn what_is_lost_behind_an_early_end_is_told_of() {
+    let whole = four_samples();
+    let half = whole.len() / 2 / 512 * 512;
+    // A download into a file that had its length from the start.
+    let mut zeroed = whole.clone();
+    zeroed[half..].fill(0);
+    let (problems, keys) = problems_of(&[&zeroed[..], &vec![0; 1 << 20]].concat());
+    assert_eq!(keys, ["0", "1"]);
+    assert!(problems[0].contains("what follows is no padding"), "{problems:?}");
+
+    // A header wiped out between two samples.
+    let third = whole.windows(5).position(|window| window == b"2.png").unwrap();
+    let mut wiped = whole.clone();
+    wiped[third..third + 512].fill(0);
+    let (problems, keys) = problems_of(&wiped);
+    assert_eq!(keys, ["0", "1"]);
+    let place = format!("ends at byte {third}, but other data follows at byte {}", third + 512);
+    assert!(problems[0].contains(&place), "{problems:?}");
+
+    // cat a.tar b.tar > 0.tar
+    let other = tar(&[("b.png", &png(3, 3, 1)), ("b.txt", b"text")]);
+    let (problems, keys) = problems_of(&[&whole[..], &other].concat());
+    assert_eq!(keys, ["0", "1", "2", "3"]);
+    let place = format!("ends at byte {}, but other data follows at byte {}", whole.len() - 1024, whole.len());
+    assert!(problems[0].contains(&place), "{problems:?}");
+
+    // What tar itself adds is no problem.
+    let (problems, keys) = problems_of(&[&whole[..], &[0; 20 * 512]].concat());
+    assert_eq!((problems.len(), keys.len()), (0, 4));
+}
+
+/// A sparse member in GNU's own format, of one piece, or of five, of which the last stands in a header of its own.
+fn append_sparse(archive: &mut tar::Builder<Vec<u8>>, name: &str, extended: bool) {
+    let blocks: &[(u64, u64)] =
+        if extended { &[(0, 512), (1024, 512), (2048, 512), (3072, 512), (4096, 512)] } else { &[(0, 700)] };
+    let (stored, real): (u64, u64) =
+        (blocks.iter().map(|(_, length)| length).sum(), blocks.last().map_or(0, |(at, length)| at + length));
+    let octal = |into: &mut [u8; 12], value: u64| into.copy_from_slice(format!("{value:011o}\0").as_bytes());
+    let mut header = tar::Header::new_gnu();
+    header.set_path(name).unwrap();
+    header.set_entry_type(tar::EntryType::GNUSparse);
+    header.set_size(stored);
+    let gnu = header.as_gnu_mut().unwrap();
+    for (slot, (at, length)) in gnu.sparse.iter_mut().zip(blocks) {
+        octal(&mut slot.offset, *at);
+        octal(&mut slot.numbytes, *length);
+    }
+    octal(&mut gnu.realsize, real);
+    gnu.isextended[0] = u8::from(extended);
+    header.set_cksum();
+    let mut data = Vec::new();
+    if let Some((at, length)) = blocks.get(4) {
+        let mut more = tar::GnuExtSparseHeader::new();
+        octal(&mut more.sparse[0].offset, *at);
+        octal(&mut more.sparse[0].numbytes, *length);
+        data.extend_from_slice(more.as_bytes());
+    }
+    data.resize(data.len() + stored as usize, 7);
+    // The size in the header leaves that out.
+    archive.get_mut().extend_from_slice(header.as_bytes());
+    data.resize(data.len().next_multiple_of(512), 0);
+    archive.get_mut().extend_from_slice(&data);
+}
+
+#[test]
+fn members_that_are_no_plain_files_are_named_and_end_where_they_end() {
+    let image = png(3, 3, 1);
+    let append = |archive: &mut tar::Builder<Vec<u8>>, name: &str, data: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(data.len() as u64);
+        archive.append_data(&mut header, name, data).unwrap();
+    };
+    let link = |archive: &mut tar::Builder<Vec<u8>>, kind, name: &str, target: &str| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_size(0);
+        archive.append_link(&mut header, name, target).unwrap();
+    };
+    let mut archive = tar::Builder::new(Vec::new());
+    for (key, extended) in [("a", false), ("b", true)] {
+        append_sparse(&mut archive, &format!("{key}.png"), extended);
+        append(&mut archive, &format!("{key}.txt"), b"text");
+    }
+    archive.append_pax_extensions([("GNU.sparse.major", b"1".as_slice()), ("GNU.sparse.name", b"c.png")]).unwrap();
+    append(&mut archive, "GNUSparseFile.7/c.png", &image);
+    append(&mut archive, "c.txt", b"text");
+    link(&mut archive, tar::EntryType::Link, "d.png", "../e.png");
+    append(&mut archive, "d.txt", b"text");
+    append(&mut archive, "e.png", &image);
+    link(&mut archive, tar::EntryType::Symlink, "e.txt", "d.txt");
+    // A second image that is none takes nothing from a sample.
+    append(&mut archive, "f.png", &image);
+    link(&mut archive, tar::EntryType::Link, "f.jpg", "f.png");
+    append(&mut archive, "f.txt", b"text");
+    let bytes = archive.into_inner().unwrap();
+    let (problems, keys) = problems_of(&bytes);
+    assert_eq!(keys, ["f"]);
+    let expected = [
+        "key a: its png is a sparse file",
+        "key b: its png is a sparse file",
+        "key c: its png is a sparse file",
+        "key d: its png is a hard link to ../e.png",
+        "key e: its txt is a symbolic link to d.txt",
+    ];
+    assert_eq!(problems.len(), expected.len(), "{problems:?}");
+    for (problem, part) in problems.iter().zip(expected) {
+        assert!(problem.contains(part), "{problem}");
+    }
+    // One behind which nothing else comes.
+    let mut archive = tar::Builder::new(Vec::new());
+    append(&mut archive, "f.png", &image);
+    append(&mut archive, "f.txt", b"text");
+    append_sparse(&mut archive, "g.bin", true);
+    let (problems, _) = problems_of(&archive.into_inner().unwrap());
+    assert_eq!(problems, Vec::<String>::new());
+}
+
+#[test]
+fn headers_that_would_fill_the_memory_are_not_read() {
+    let image = png(3, 3, 1);
+    let long = "d/".repeat(1 << 20);
+    let value = vec![b'x'; 2 << 20];
+    for first in [true, false] {
+        for pax in [true, false] {
+            let mut archive = tar::Builder::new(Vec::new());
+            let sample = |archive: &mut tar::Builder<Vec<u8>>, key: &str| {
+                for (name, data) in [(format!("{key}.png"), image.as_slice()), (format!("{key}.txt"), b"text")] {
+                    let mut header = tar::Header::new_gnu();
+                    header.set_size(data.len() as u64);
+                    archive.append_data(&mut header, name, data).unwrap();
+                }
+            };
+            if !first {
+                sample(&mut archive, "a");
+            }
+            match pax {
+                true => {
+                    archive.append_pax_extensions([("comment", value.as_slice())]).unwrap();
+                    sample(&mut archive, "b");
+                }
+                false => sample(&mut archive, &format!("{long}b")),
+            }
+            let folder = tempfile::tempdir().unwrap();
+            let path = write(folder.path(), "0.tar", &archive.into_inner().unwrap());
+            let index = blip2_data::scan(&path).unwrap();
+            assert_eq!(index.samples.len(), usize::from(!first));
+            let problem = index.problems[0].to_string();
+            assert!(problem.contains("headers are longer than 1048576 bytes"), "{problem}");
+        }
+    }
+}
+
 #[test]
 fn files_that_are_no_tar_are_named_all_at_once() {
     let folder = tempfile::tempdir().unwrap();
@@ -251,6 +422,90 @@ fn a_set_opens_from_its_manifest_without_a_look_at_the_shards() {
     let both = ["manifest.jsonl".to_owned(), "00.tar".to_owned()];
     let error = Dataset::open(&both, &options(folder.path())).err().unwrap();
     assert!(matches!(error, DataError::DuplicateShard { .. }), "{error}");
+}
+
+/// A manifest of 00.tar that says of `samples`, with digests that fit.
+fn forged_manifest(folder: &Path, name: &str, samples: u64) {
+    let shards = reindex(&["00.tar".to_owned()], &options(folder)).unwrap();
+    let shards: Vec<Shard> = shards.into_iter().map(|shard| Shard { samples, ..shard }).collect();
+    blip2_data::write_manifest(&shards, name, &options(folder)).unwrap();
+}
+
+#[test]
+fn a_manifest_with_a_wrong_count_is_an_error_of_its_samples() {
+    let folder = fixture::shards(&[3], |_| false);
+    for samples in [2, 8] {
+        forged_manifest(folder.path(), "manifest.jsonl", samples);
+        let dataset = Dataset::open(&["manifest.jsonl".to_owned()], &options(folder.path())).unwrap();
+        let reason = format!("it has 3 samples, its manifest says {samples}");
+        for index in 0..samples {
+            let error = dataset.read(index, Pick::First).unwrap_err().to_string();
+            assert!(error.contains(&reason), "{error}");
+            assert!(dataset.key(index).unwrap_err().to_string().contains(&reason));
+            assert_eq!(dataset.place(index).unwrap().1, index);
+        }
+        let corpus = Arc::new(dataset.into());
+        let mut loader = Loader::new(corpus, fixture::text(), fixture::loader_options()).unwrap();
+        let error = loader.next_batch().unwrap_err().to_string();
+        assert!(error.contains(&reason) && !error.contains('\n'), "{error}");
+        let quarantined = loader.take_quarantined();
+        assert_eq!(quarantined.len() as u64, samples);
+        assert!(quarantined.iter().all(|entry| entry.shard == "00.tar" && entry.reason.contains(&reason)));
+    }
+    // Places of a filter are no more than there are samples either.
+    let filter = SampleFilter { width: Bounds { min: Some(1.0), max: None }, ..SampleFilter::default() };
+    let filtered = OpenOptions { filter, ..options(folder.path()) };
+    let error = Dataset::open(&["manifest.jsonl".to_owned()], &filtered).err().unwrap().to_string();
+    assert!(error.contains("its manifest says 8"), "{error}");
+}
+
+#[test]
+fn more_samples_than_can_be_counted_are_an_error() {
+    let folder = fixture::shards(&[3], |_| false);
+    fs::create_dir(folder.path().join("more")).unwrap();
+    fs::copy(folder.path().join("00.tar"), folder.path().join("more/00.tar")).unwrap();
+    forged_manifest(folder.path(), "a.jsonl", 1 << 63);
+    forged_manifest(&folder.path().join("more"), "b.jsonl", 1 << 63);
+    let open = |patterns: &[&str]| {
+        let patterns: Vec<String> = patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
+        Dataset::open(&patterns, &options(folder.path()))
+    };
+    let error = open(&["a.jsonl", "more/b.jsonl"]).err().unwrap();
+    assert!(matches!(error, DataError::TooManySamples), "{error}");
+    let sets = [open(&["a.jsonl"]).unwrap(), open(&["more/b.jsonl"]).unwrap()].map(|set| (set, 1.0));
+    let error = Corpus::new(sets.into()).err().unwrap();
+    assert!(matches!(error, DataError::TooManySamples), "{error}");
+    // In writing one, too.
+    let shards = reindex(&["00.tar".to_owned(), "more/00.tar".to_owned()], &options(folder.path())).unwrap();
+    let shards: Vec<Shard> = shards.into_iter().map(|shard| Shard { samples: 1 << 63, ..shard }).collect();
+    let error = blip2_data::write_manifest(&shards, "c.jsonl", &options(folder.path())).unwrap_err().to_string();
+    assert!(error.contains("more than 2^64 samples"), "{error}");
+}
+
+#[test]
+fn texts_that_would_fill_the_memory_are_not_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let (image, text) = (png(3, 3, 0), vec![b'x'; 2 << 20]);
+    let json = [br#"{"caption": "a", "score": 1, "more": ""#.as_slice(), &text, b"\"}"].concat();
+    let members: [(&str, &[u8]); 7] = [
+        ("a.png", &image),
+        ("a.txt", &text),
+        ("b.png", &image),
+        ("b.json", &json),
+        ("c.png", &image),
+        ("c.txt", b"good"),
+        ("c.json", br#"{"score": 1}"#),
+    ];
+    write(folder.path(), "0.tar", &tar(&members));
+    let report = verify(&open(folder.path()).unwrap(), Clean::Blip, |_, _| {});
+    let reasons: Vec<&str> = report.problems.iter().map(|problem| problem.reason.as_str()).collect();
+    let json_reason = format!("its json has {} bytes; at most 1048576 are read", json.len());
+    assert_eq!((report.good, reasons), (1, vec!["its txt has 2097152 bytes; at most 1048576 are read", &*json_reason]));
+    // Nor for a filter.
+    let score = Bounds { min: Some(0.0), max: None };
+    let filter = SampleFilter { json: vec![(JsonPath::new("score"), score)], ..SampleFilter::default() };
+    let filtered = Dataset::open(&["0.tar".to_owned()], &OpenOptions { filter, ..options(folder.path()) }).unwrap();
+    assert_eq!(keys(&filtered), ["c"]);
 }
 
 #[cfg(not(feature = "remote"))]

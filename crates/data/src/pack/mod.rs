@@ -4,7 +4,7 @@
 //! source      which files, of which format        captions (table, lines), pairs, coco, visual_genome, parquet
 //! Row         a picture with what is said of it   read one by one, in the source's order
 //! prepare     decoded once, shrunk if asked for   many rows side by side
-//! ledger      shards, pack.json, left_out.jsonl   one shard after the other, so that a killed packing goes on
+//! folder      shards, with what ledger and left_out know of them   one after the other, so that a killed packing goes on
 //! ```
 //!
 //! The same rows give the same bytes, whatever the threads: members carry no time and no owner, and a sample's key is the
@@ -12,7 +12,9 @@
 
 mod captions;
 mod coco;
+mod folder;
 mod ledger;
+mod left_out;
 mod lines;
 mod pairs;
 #[cfg(feature = "parquet")]
@@ -33,7 +35,8 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use self::ledger::{Folder, LeftOutRows};
+use self::folder::Folder;
+use self::left_out::LeftOutRows;
 use self::prepare::{Packable, prepare};
 use self::row::Row;
 pub use self::source::SourceFormat;

@@ -11,6 +11,7 @@ use super::row::{Content, ImageSource, Place, Row, RowData, captions, read_bound
 use super::source::{Input, RowIter, Source, is_picture};
 use super::{CAPTION_FIELD, Keep, Reading};
 use crate::DataError;
+use crate::index::MAX_TEXT_BYTES;
 use crate::pack::lines::utf8;
 
 /// Folders deeper than this are taken for links that lead in a circle.
@@ -179,7 +180,7 @@ impl PairFiles {
     /// Text and metadata of the sample; the picture stays where it is.
     pub(crate) fn read(self) -> Result<Content, String> {
         let read = |path: &PathBuf| {
-            let bytes = read_bounded(path).map_err(|error| format!("{}: {error}", path.display()))?;
+            let bytes = read_bounded(path, MAX_TEXT_BYTES).map_err(|error| format!("{}: {error}", path.display()))?;
             utf8(&bytes).map(str::to_owned).map_err(|reason| format!("{}: {reason}", path.display()))
         };
         let mut metadata = match &self.json {

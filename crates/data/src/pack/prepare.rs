@@ -6,6 +6,7 @@ use super::row::{Content, Row, RowData};
 use super::{Reencode, RowProblem};
 use crate::SampleError;
 use crate::image::{Filter, decode, encode_jpeg, fit, inspect};
+use crate::index::Extension;
 use crate::sample::guarded;
 
 /// A row that can be written.
@@ -38,6 +39,12 @@ pub(crate) fn prepare(row: Row, reencode: Option<Reencode>) -> Result<Packable, 
         fields.insert("captions".to_owned(), Value::from(captions));
     }
     let json = (!fields.is_empty()).then(|| Value::Object(fields).to_string().into_bytes());
+    for (kind, text) in [(Extension::Txt, Some(caption.as_bytes())), (Extension::Json, json.as_deref())] {
+        let (bytes, max) = (text.map_or(0, |text| text.len() as u64), kind.max_bytes());
+        if bytes > max {
+            return Err(problem(SampleError::MemberTooLarge { extension: kind.name(), bytes, max }.to_string()));
+        }
+    }
     Ok(Packable { number: row.number, extension, image, caption, json })
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::pairs::PairFiles;
-use crate::dataset::MAX_MEMBER_BYTES;
+use crate::index::MAX_IMAGE_BYTES;
 
 /// A row as its source gives it.
 pub(crate) struct Row {
@@ -83,23 +83,24 @@ impl ImageSource {
             ImageSource::Bytes { name, bytes } => Ok((name, bytes)),
             ImageSource::Files(paths) => {
                 let path = paths.iter().find(|path| path.exists()).or(paths.first()).cloned().unwrap_or_default();
-                let bytes = read_bounded(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+                let bytes =
+                    read_bounded(&path, MAX_IMAGE_BYTES).map_err(|error| format!("{}: {error}", path.display()))?;
                 Ok((path.display().to_string(), bytes))
             }
         }
     }
 }
 
-/// The contents of a file that could be a member of a shard.
-pub(crate) fn read_bounded(path: &PathBuf) -> io::Result<Vec<u8>> {
+/// The contents of a file that could be a member of a shard, of at most `max` bytes.
+pub(crate) fn read_bounded(path: &PathBuf, max: u64) -> io::Result<Vec<u8>> {
     let metadata = fs::metadata(path)?;
     // A folder or a pipe of that name must not be waited for.
     if !metadata.is_file() {
         return Err(io::Error::other("is no regular file"));
     }
     match metadata.len() {
-        0..=MAX_MEMBER_BYTES => fs::read(path),
-        bytes => Err(io::Error::other(format!("{bytes} bytes; at most {MAX_MEMBER_BYTES} are packed"))),
+        bytes if bytes <= max => fs::read(path),
+        bytes => Err(io::Error::other(format!("{bytes} bytes; at most {max} are packed"))),
     }
 }
 

@@ -90,7 +90,7 @@ impl Run {
             ] {
                 if !same {
                     return Err(Error::Mismatch(format!(
-                        "{key}: other shards than the run began with; give the same shards, or begin a new run under another run.name ({name})"
+                        "{key}: other shards than the run began with, or other samples of them that pass the filter; give the same, or begin a new run under another run.name ({name})"
                     )));
                 }
             }
