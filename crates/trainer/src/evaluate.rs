@@ -85,6 +85,7 @@ pub fn evaluate_run(config: &Config, task: EvaluationTask) -> Result<RunReport, 
     let found = CheckpointStore::read_only(&folder.join("checkpoints"), config.checkpoint.best).preferred()?;
     let none = || Error::file(&folder, "expected a run with a whole checkpoint, found none; train it first");
     let checkpoint = found.checkpoint.ok_or_else(none)?;
+    config.run.precision.settle();
     let assembly = Assembly::build(config, Blueprint::open(config)?, device::select(config.run.device)?)?;
     assembly.task.params().load(&WeightsDir::open(checkpoint.path())?, &LoadPlan::exact())?;
     let set = HeldOutSet::open(config, &assembly.encoder, &assembly.text, &Alone, &mut MemoryCaches::default())?;
