@@ -30,6 +30,11 @@ pub(crate) fn launch() -> Result<Option<Launch>> {
     read(&|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
 }
 
+/// Whether a launcher started this process, be it the only one: it then goes by the exit code whether there is more to do.
+pub(crate) fn is_launched() -> bool {
+    ["RANK", "SLURM_STEP_ID"].iter().any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()))
+}
+
 /// The path with `{rank}` replaced by the rank.
 pub(crate) fn path_of_rank(path: &Path, rank: usize) -> PathBuf {
     match path.to_str() {
@@ -96,9 +101,9 @@ fn read(variables: Variables) -> Result<Option<Launch>> {
         }
     };
     let Some(host) = host.filter(|_| problems.is_empty()) else { bail!("{}", problems.join("\n")) };
-    let attempt =
-        ["TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"];
-    let attempt: Vec<String> = attempt.into_iter().filter_map(variables).chain([world.to_string()]).collect();
+    // Nothing that may differ between ranks, as torchrun's count of restarts does on several hosts.
+    let job = ["TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_STEP_ID"];
+    let job: Vec<String> = job.into_iter().filter_map(variables).chain([world.to_string()]).collect();
     Ok(Some(Launch {
         rank: rank as usize,
         world: world as usize,
@@ -107,7 +112,7 @@ fn read(variables: Variables) -> Result<Option<Launch>> {
             host,
             port,
             served: variables("TORCHELASTIC_USE_AGENT_STORE").as_deref() == Some("True"),
-            attempt: attempt.join("-"),
+            job: job.join("-"),
             patience: Duration::from_secs(patience),
         },
         hang: Duration::from_secs(hang),
@@ -164,7 +169,8 @@ mod tests {
             [("TORCHELASTIC_USE_AGENT_STORE", "True"), ("TORCHELASTIC_RESTART_COUNT", "2"), ("LOCAL_RANK", "3")];
         let torchrun = of(&[&plain[..], &agent].concat()).unwrap().unwrap();
         assert_eq!(torchrun.local_rank, 3);
-        assert!(torchrun.meeting.served && torchrun.meeting.attempt != launch.meeting.attempt);
+        // Each host's agent counts for itself.
+        assert!(torchrun.meeting.served && torchrun.meeting.job == launch.meeting.job);
     }
 
     #[test]

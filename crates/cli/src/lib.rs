@@ -1,7 +1,7 @@
 //! The programs `blip2` and `train`: arguments are parsed and resolved, one function of the trainer does the work, its result is printed.
 //!
 //! Results go to standard output, progress and warnings to standard error. A failure is `error: ...` and exit code 1, a wrong command
-//! line exit code 2.
+//! line exit code 2; a training that a signal interrupted ends with 75 where a launcher has to start it again.
 
 mod arguments;
 mod commands;

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 
+use blip2_trainer::ranks::exit_now;
 use serde::Serialize;
 
 /// A command line that parses and yet cannot be.
@@ -36,20 +37,20 @@ pub(crate) fn say(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
-/// Ends the process where it stands, for a reason that lies outside it.
+/// Ends the process where it stands, for a reason that lies outside it. What is left of it may wait for something that never comes.
 pub(crate) fn abandon(reason: &str) {
     say(&error_lines(reason));
-    std::process::exit(1);
+    exit_now(1);
 }
 
 /// Runs a command and tells how it ended: errors go to standard error, a reader that has left is no error.
-pub(crate) fn report(command: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
+pub(crate) fn report(command: impl FnOnce() -> anyhow::Result<ExitCode>) -> ExitCode {
     panic::set_hook(Box::new(|info| {
         let place = info.location().map(|place| format!(" ({}:{})", place.file(), place.line())).unwrap_or_default();
         say(&format!("error: a defect of this program{place}: {}", panic_line(info.payload())));
     }));
     match panic::catch_unwind(AssertUnwindSafe(command)) {
-        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Ok(code)) => code,
         Ok(Err(error)) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
             say(&error_lines(&chain(&error)));

@@ -7,8 +7,10 @@
 #include <ATen/ops/empty.h>
 
 #include <dlfcn.h>
+#include <unistd.h>
 
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <mutex>
 
@@ -25,8 +27,25 @@ at::Generator generator_of(int cuda_index) {
 
 extern "C" {
 
+void torchx_settle_nccl();
+
 // The handle stays open: libtorch keeps pointers into the library.
-int torchx_load_cuda() { return dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) != nullptr; }
+int torchx_load_cuda() {
+  if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) == nullptr) return 0;
+  torchx_settle_nccl();
+  return 1;
+}
+
+// libtorch's threads beside NCCL end the process with SIGABRT when a peer is lost or a device fails, before the line that
+// names the rank is out; torchrun asks for it. Whoever uses a group watches over its ranks himself. Here because other
+// threads that read the environment come later.
+void torchx_settle_nccl() {
+  for (const char* name :
+       {"TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_ENABLE_MONITORING", "TORCH_NCCL_RETHROW_CUDA_ERRORS",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT"}) {
+    setenv(name, "0", 1);
+  }
+}
 
 int torchx_device_set(int cuda_index) {
   return guarded([&] { at::accelerator::setDeviceIndex(static_cast<c10::DeviceIndex>(cuda_index)); });
@@ -77,6 +96,14 @@ int torchx_rng_seed(int cuda_index, uint64_t seed) {
   });
 }
 
+int torchx_rng_seed_get(int cuda_index, uint64_t* seed) {
+  return guarded([&] {
+    auto generator = generator_of(cuda_index);
+    std::lock_guard<std::mutex> lock(generator.mutex());
+    *seed = generator.current_seed();
+  });
+}
+
 int torchx_memory_stats(int cuda_index, int64_t* allocated, int64_t* reserved, int64_t* peak_allocated) {
   return guarded([&] {
     const auto stats = at::accelerator::getDeviceStats(static_cast<c10::DeviceIndex>(cuda_index));
@@ -101,6 +128,23 @@ int torchx_empty_pinned(const int64_t* shape, size_t dims, const at::Tensor* lik
     *out = new at::Tensor(at::empty(at::IntArrayRef(shape, dims), like->options().pinned_memory(true)));
   });
 }
+
+// Bits: 1 convolutions, 2 matrix products.
+int torchx_tf32_get() {
+  const auto allowed = [](at::Float32Op op) {
+    return at::globalContext().float32Precision(at::Float32Backend::CUDA, op) == at::Float32Precision::TF32;
+  };
+  return (allowed(at::Float32Op::CONV) ? 1 : 0) | (allowed(at::Float32Op::MATMUL) ? 2 : 0);
+}
+
+void torchx_tf32_set(int bits) {
+  auto& context = at::globalContext();
+  context.setAllowTF32CuDNN(bits & 1);
+  context.setAllowTF32CuBLAS(bits & 2);
+}
+
+// Runs no destructors and no handlers, which may wait for a device or a peer.
+void torchx_exit(int code) { _exit(code); }
 
 // Bits: 1 flash, 2 memory-efficient, 4 math, 8 cuDNN.
 int torchx_sdpa_get() {

@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::dropout::DropoutKey;
+use crate::dropout::{DropoutKey, is_keyed};
 use crate::ffi;
 
 /// `dropout(softmax(q k^T / sqrt(D))) v`, differentiable once where it drops.
@@ -21,7 +21,7 @@ use crate::ffi;
 /// Where shapes or dtypes do not fit, with `p` outside [0, 1] or `key.rows` not of length B.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, p: f64, key: Option<DropoutKey>) -> Tensor {
     match (q.device(), q.kind(), key.filter(|_| p > 0.0)) {
-        (Device::Cpu, Kind::Float | Kind::BFloat16, Some(key)) => fused(q, k, v, mask, p, key),
+        (device, Kind::Float | Kind::BFloat16, Some(key)) if is_keyed(device) => fused(q, k, v, mask, p, key),
         (Device::Cpu, Kind::BFloat16, None) => {
             let rows = Tensor::zeros([q.size()[0]], (Kind::Int64, Device::Cpu));
             fused(q, k, v, mask, 0.0, DropoutKey { site: 0, rows: &rows })

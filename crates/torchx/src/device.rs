@@ -192,6 +192,23 @@ mod tests {
         assert!(matches!(resolve(Cuda(None), 0, 0), Err(Error::NoCuda { .. })));
     }
 
+    /// In a process of its own: no other thread may read the environment while it changes.
+    #[test]
+    fn libtorchs_watch_over_nccl_is_off_whatever_the_launcher_wants() {
+        const NAME: &str = "TORCH_NCCL_ASYNC_ERROR_HANDLING";
+        if std::env::var("TORCHX_TEST_CHILD").is_err() {
+            let test = "device::tests::libtorchs_watch_over_nccl_is_off_whatever_the_launcher_wants";
+            let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+            child.args(["--exact", test, "--test-threads=1"]).env("TORCHX_TEST_CHILD", "1").env(NAME, "1");
+            assert!(child.status().unwrap().success());
+            return;
+        }
+        assert_eq!(std::env::var(NAME).unwrap(), "1");
+        // SAFETY: writes the environment, which no other thread reads.
+        unsafe { ffi::torchx_settle_nccl() };
+        assert_eq!(std::env::var(NAME).unwrap(), "0");
+    }
+
     #[test]
     fn misspelt_devices_are_refused_by_name() {
         for text in ["", "CPU", "gpu", "cuda:", "cuda:-1", "cuda:+1", "cuda:x", "cuda:99999999999999999999"] {

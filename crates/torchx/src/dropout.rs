@@ -7,8 +7,10 @@
 //! bits of Philox4x32-10, counter `(d / 8, l, rows[r])` and key `site`, are at least `round(65536 p)`. So `p` is
 //! rounded to a multiple of 1/65536 and what is kept is scaled by exactly `1 / (1 - p)` of the rounded `p`.
 //!
-//! On CUDA the mask is *not* keyed: it comes from the device's own generator, whose state belongs into the checkpoint
-//! ([`crate::rng`]).
+//! On CUDA the mask is *not* keyed: it comes from the device's own generator, which the program begins anew where masks
+//! must repeat ([`crate::rng`]).
+
+use std::cell::Cell;
 
 use tch::{Device, Kind, Tensor};
 
@@ -31,6 +33,27 @@ pub struct DropoutKey<'a> {
     pub rows: &'a Tensor,
 }
 
+thread_local! {
+    static AS_ON_CUDA: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether masks on this device are keyed, and not drawn from its generator.
+pub fn is_keyed(device: Device) -> bool {
+    device == Device::Cpu && !AS_ON_CUDA.get()
+}
+
+/// Runs `work` with masks drawn on the CPU as they are on CUDA, so that what depends on it can be tested without one.
+pub fn as_on_cuda<T>(work: impl FnOnce() -> T) -> T {
+    struct Back(bool);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            AS_ON_CUDA.set(self.0);
+        }
+    }
+    let _back = Back(AS_ON_CUDA.replace(true));
+    work()
+}
+
 /// Zeroes elements with probability `p` and scales the others by `1 / (1 - p)`; differentiable once.
 ///
 /// On the CPU fp32 and bf16 are fused; other dtypes multiply with an fp32 mask.
@@ -44,9 +67,9 @@ pub fn dropout(x: &Tensor, p: f64, key: DropoutKey) -> Tensor {
     if p == 0.0 {
         return x.shallow_clone();
     }
-    match (x.device(), x.kind()) {
-        (Device::Cpu, Kind::Float | Kind::BFloat16) => keyed(x, p, key),
-        (Device::Cpu, kind) => {
+    match (is_keyed(x.device()), x.kind()) {
+        (true, Kind::Float | Kind::BFloat16) => keyed(x, p, key),
+        (true, kind) => {
             let factors = keyed(&Tensor::ones(x.size(), (Kind::Float, Device::Cpu)), p, key);
             x * factors.to_kind(kind)
         }

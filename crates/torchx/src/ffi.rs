@@ -10,14 +10,19 @@ use crate::error::Error;
 
 unsafe extern "C" {
     pub fn torchx_last_error() -> *const c_char;
+    /// libtorch's own: the version of the library that was loaded, in the upper three bytes.
+    pub fn aoti_torch_abi_version() -> u64;
 
     pub fn torchx_load_cuda() -> c_int;
+    #[cfg(test)]
+    pub fn torchx_settle_nccl();
     pub fn torchx_device_set(cuda_index: c_int) -> c_int;
     pub fn torchx_device_synchronize(cuda_index: c_int) -> c_int;
     pub fn torchx_cuda_name(cuda_index: c_int, name: *mut c_char, capacity: c_int) -> c_int;
     pub fn torchx_rng_get(cuda_index: c_int, state: *mut *mut C_tensor) -> c_int;
     pub fn torchx_rng_set(cuda_index: c_int, bytes: *const u8, length: usize) -> c_int;
     pub fn torchx_rng_seed(cuda_index: c_int, seed: u64) -> c_int;
+    pub fn torchx_rng_seed_get(cuda_index: c_int, seed: *mut u64) -> c_int;
     pub fn torchx_memory_stats(
         cuda_index: c_int,
         allocated: *mut i64,
@@ -30,6 +35,9 @@ unsafe extern "C" {
     -> c_int;
     pub fn torchx_sdpa_get() -> c_int;
     pub fn torchx_sdpa_set(bits: c_int);
+    pub fn torchx_tf32_get() -> c_int;
+    pub fn torchx_tf32_set(bits: c_int);
+    pub fn torchx_exit(code: c_int) -> !;
 
     pub fn torchx_autocast_enter(
         cuda: c_int,
@@ -100,6 +108,7 @@ unsafe extern "C" {
     pub fn torchx_store_port(store: *const CStore) -> u16;
     pub fn torchx_store_set(store: *const CStore, key: Text, bytes: *const u8, length: usize) -> c_int;
     pub fn torchx_store_get(store: *const CStore, key: Text, timeout_ms: i64, out: *mut *mut C_tensor) -> c_int;
+    pub fn torchx_store_peek(store: *const CStore, key: Text, out: *mut *mut C_tensor) -> c_int;
     pub fn torchx_store_add(store: *const CStore, key: Text, amount: i64, out: *mut i64) -> c_int;
     pub fn torchx_store_has(store: *const CStore, keys: *const Text, count: usize, out: *mut c_int) -> c_int;
     pub fn torchx_store_remove(store: *const CStore, key: Text, out: *mut c_int) -> c_int;
@@ -131,6 +140,7 @@ unsafe extern "C" {
         receive: *const i64,
         out: *mut *mut C_tensor,
     ) -> c_int;
+    pub fn torchx_group_since_all_reduce(group: *const CGroup) -> f64;
     pub fn torchx_group_barrier(group: *const CGroup, timeout_ms: i64) -> c_int;
     pub fn torchx_group_abort(group: *const CGroup) -> c_int;
 

@@ -1,8 +1,8 @@
 //! Dropout, residual sum and layer normalisation in one pass: the end of every BERT sublayer.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
-use crate::dropout::{DropoutKey, dropout};
+use crate::dropout::{DropoutKey, dropout, is_keyed};
 use crate::ffi;
 
 /// `LN(dropout(x) + residual)`, differentiable once.
@@ -29,7 +29,7 @@ pub fn dropout_add_layer_norm(
     let key = key.filter(|_| p > 0.0);
     let weight = weight.to_kind(Kind::Float);
     let bias = bias.to_kind(Kind::Float);
-    let is_fusable = |t: &Tensor| t.device() == Device::Cpu && matches!(t.kind(), Kind::Float | Kind::BFloat16);
+    let is_fusable = |t: &Tensor| is_keyed(t.device()) && matches!(t.kind(), Kind::Float | Kind::BFloat16);
     if is_fusable(x) && is_fusable(residual) {
         return fused(x, residual, &weight, &bias, eps, p, key);
     }

@@ -20,8 +20,10 @@ pub mod mapped_file;
 pub mod memory;
 pub mod params;
 pub mod pinned;
+pub mod process;
 pub mod rng;
 pub mod sdpa;
+pub mod tf32;
 
 pub use adamw::{AdamW, AdamWConfig};
 pub use autocast::autocast;

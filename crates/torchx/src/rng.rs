@@ -41,3 +41,15 @@ pub fn seed(device: Device, seed: u64) -> Result<(), Error> {
     // SAFETY: plain call by value; exceptions come back as a code.
     ffi::check("seed generator", unsafe { ffi::torchx_rng_seed(index, seed) })
 }
+
+/// What [`seed`] last set, however much was drawn since.
+///
+/// # Errors
+/// [`Error::Torch`] where the device is not there.
+pub fn current_seed(device: Device) -> Result<u64, Error> {
+    let index = cuda_index(device).unwrap_or(-1);
+    let mut seed = 0;
+    // SAFETY: the out pointer is live for the call.
+    ffi::check("read generator seed", unsafe { ffi::torchx_rng_seed_get(index, &mut seed) })?;
+    Ok(seed)
+}

@@ -4,7 +4,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use blip2_torchx::device::{self, DeviceChoice};
 use blip2_torchx::sdpa::Backends;
-use blip2_torchx::{Error, memory, rng};
+use blip2_torchx::tf32::Tf32;
+use blip2_torchx::{Error, memory, process, rng};
 use tch::{Cuda, Device, Kind, Tensor};
 
 /// Tests of process-wide state (generators, switches, allocator figures) run one at a time.
@@ -47,7 +48,9 @@ fn a_generator_set_back_repeats_its_numbers() {
     rng::set_state(Device::Cpu, &before).unwrap();
     let seeded = [3, 4, 3].map(|seed| {
         rng::seed(Device::Cpu, seed).unwrap();
-        Tensor::rand([4], (Kind::Float, Device::Cpu))
+        let numbers = Tensor::rand([4], (Kind::Float, Device::Cpu));
+        assert_eq!(rng::current_seed(Device::Cpu).unwrap(), seed);
+        numbers
     });
     assert!(seeded[0].equal(&seeded[2]) && !seeded[0].equal(&seeded[1]));
     rng::set_state(Device::Cpu, &before).unwrap();
@@ -76,6 +79,24 @@ fn sdpa_switches_hold_and_steer_the_choice_of_kernel() {
     assert_ne!(choice(), MATH);
     before.set();
     assert_eq!(Backends::get(), before);
+}
+
+#[test]
+fn fp32_on_a_gpu_is_tf32_in_convolutions_until_that_is_forbidden() {
+    let _alone = alone();
+    let before = Tf32::get();
+    assert!(before.convolutions, "libtorch's default, which Tf32::OFF is there for");
+    for switches in [Tf32::OFF, Tf32 { products: true, ..Tf32::OFF }, Tf32 { convolutions: true, ..Tf32::OFF }] {
+        switches.set();
+        assert_eq!(Tf32::get(), switches);
+    }
+    before.set();
+    assert_eq!(Tf32::get(), before);
+}
+
+#[test]
+fn the_loaded_libtorch_says_its_version() {
+    assert_eq!(process::libtorch_version(), "2.11.0");
 }
 
 #[test]

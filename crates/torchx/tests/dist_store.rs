@@ -25,6 +25,8 @@ fn a_store_keeps_what_was_set_for_everyone() {
     assert_eq!(server.add("count", -5).unwrap(), -2);
     assert!(client.has(&["key", "count"]).unwrap());
     assert!(!client.has(&["key", "none"]).unwrap());
+    assert_eq!(client.peek("key").unwrap(), Some(vec![7; 1 << 20]));
+    assert_eq!(client.peek("none").unwrap(), None);
     assert!(server.remove("key").unwrap());
     assert!(!client.remove("key").unwrap());
     assert!(!client.has(&["key"]).unwrap());
@@ -107,5 +109,6 @@ fn a_server_that_goes_away_is_an_error() {
     client.set("key", b"1").unwrap();
     drop(server);
     assert!(matches!(client.get("key", SECOND), Err(Error::Store { .. })));
+    assert!(matches!(client.peek("key"), Err(Error::Store { .. })));
     assert!(matches!(client.add("key", 1), Err(Error::Store { .. })));
 }

@@ -71,7 +71,10 @@ impl Captioner {
         let files = ModelFiles::open(dir)?;
         check_image_size(&files.config.vision, files.preprocessing.size)?;
         let kind = match precision {
-            Some(precision) => precision.kind(),
+            Some(precision) => {
+                precision.settle();
+                precision.kind()
+            }
             None => soonest(stored_kind(&dir.join("config.json"))?, device),
         };
         let task = files.stage2_task(device, kind)?;

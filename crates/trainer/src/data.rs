@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::features::Features;
 use crate::framed::FramedBatch;
 use crate::memory_features::{FillOptions, MemoryCaches};
-use crate::ranks::Ranks;
+use crate::ranks::{Claims, Ranks};
 use crate::step::StepMetrics;
 use crate::task::TargetRule;
 use crate::text::TextFrame;
@@ -41,7 +41,7 @@ impl TrainData {
     /// Opens the set that `config` names and fills its memory cache where the run has one; `progress` hears of `(done, all)` images.
     ///
     /// # Errors
-    /// When the shards cannot be read, or more images than allowed cannot be used.
+    /// When the shards cannot be read or are others on another rank, or more images than allowed cannot be used.
     pub fn open(
         config: &Config,
         encoder: &ImageEncoder,
@@ -53,6 +53,10 @@ impl TrainData {
     ) -> Result<TrainData, Error> {
         check_shares(config, ranks.world())?;
         let corpus = open_training_sets(config)?;
+        // Before a cache is filled from them.
+        let mut claims = Claims::default();
+        claims.claim("data.train's shards", corpus.digest());
+        claims.compare(ranks)?;
         let loader = &config.data.loader;
         let threads = threads(&loader.threads);
         let clean = clean(config.data.text.clean);

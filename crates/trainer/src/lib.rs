@@ -26,6 +26,7 @@ pub mod framed;
 pub mod hub;
 pub mod language;
 pub mod loading;
+mod masks;
 pub mod memory_features;
 pub mod meter;
 pub mod model_files;

@@ -108,8 +108,10 @@ impl Meter {
     /// When a rank is lost.
     pub(crate) fn read(&mut self, ranks: &dyn Ranks) -> Result<Vec<(String, f64)>, Error> {
         let steps = (self.carried.steps + self.steps).max(1) as f64;
+        let waiting = ranks.waiting("reading metrics");
         let mut scalars: Vec<(String, f64)> =
             self.metrics.iter().map(|(name, sum)| (name.to_string(), sum.double_value(&[]) / steps)).collect();
+        drop(waiting);
         // Since the process began: a resumed run's rates are its own.
         let (seconds, steps) = (self.since.elapsed().as_secs_f64(), self.steps.max(1) as f64);
         scalars.push(("step_s".into(), seconds / steps));

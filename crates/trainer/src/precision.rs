@@ -1,6 +1,7 @@
 //! Precision as the config names it, in libtorch's terms, and what the device makes of it.
 
 use blip2_torchx::device::multiplies_fast;
+use blip2_torchx::tf32::Tf32;
 use tch::{Device, Kind};
 
 use crate::config::{Config, Precision};
@@ -18,6 +19,13 @@ impl Precision {
     /// What autocast casts to; `None` for fp32.
     pub fn autocast(self) -> Option<Kind> {
         (self != Precision::Fp32).then(|| self.kind())
+    }
+
+    /// Before anything is computed: fp32 is fp32 on a GPU too, where libtorch's convolutions are TF32 by default. For the whole process.
+    pub fn settle(self) {
+        if self == Precision::Fp32 {
+            Tf32::OFF.set();
+        }
     }
 }
 

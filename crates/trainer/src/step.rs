@@ -4,11 +4,11 @@ use blip2_torchx::adamw::AdamW;
 use blip2_torchx::foreach;
 use blip2_torchx::grad_scaler::GradScaler;
 use blip2_torchx::params::ParamStore;
-use blip2_torchx::rng;
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Kind, Tensor, no_grad};
 
 use crate::batch::Batch;
 use crate::error::Error;
+use crate::masks;
 use crate::ranks::{Gradients, Ranks};
 use crate::task::{Pass, Task};
 
@@ -55,7 +55,7 @@ impl Stepper {
         ranks: &dyn Ranks,
     ) -> Result<StepMetrics, Error> {
         let mut metrics: StepMetrics = Vec::new();
-        key_masks(task.params().device(), pass.seed, step, ranks.rank())?;
+        masks::begin_step(task.params().device(), pass.seed, step, ranks.rank())?;
         let (gradients, scaler) = (&self.gradients, &self.scaler);
         task.step(&mut micro_batches, pass, ranks, &mut |losses, last| {
             let total = gradients.divisor().map_or(losses.total.shallow_clone(), |divisor| &losses.total * divisor);
@@ -101,17 +101,6 @@ impl Stepper {
     pub fn take_bad_step(&mut self) -> Option<u64> {
         self.guard.take()
     }
-}
-
-/// On CUDA libtorch draws the masks of dropout one after the other: begun anew at each step, a resumed run draws the same ones, and no two ranks
-/// do. On the CPU masks have keys of their own.
-fn key_masks(device: Device, seed: u64, step: u64, rank: usize) -> Result<(), Error> {
-    if device == Device::Cpu {
-        return Ok(());
-    }
-    let key =
-        [step, rank as u64].iter().fold(seed, |key, part| key.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(*part));
-    Ok(rng::seed(device, key)?)
 }
 
 fn add(sum: &mut StepMetrics, more: StepMetrics) {
@@ -179,6 +168,7 @@ mod tests {
     use blip2_model::qformer::TextBatch;
     use blip2_torchx::adamw::AdamWConfig;
     use blip2_torchx::params::Init;
+    use tch::Device;
 
     /// `loss = sum(w * x)`, with x in the batch's features.
     struct Linear {

@@ -152,8 +152,7 @@ fn same_start(config: &Config, request: &TrainRequest, ranks: &dyn Ranks) -> Res
         return Ok(());
     }
     let mut claims = Claims::default();
-    let commit = request.git_commit.as_deref().unwrap_or("unknown commit");
-    claims.claim("program", format!("{} ({commit})", env!("CARGO_PKG_VERSION")));
+    claims.claim_program(request.git_commit.as_deref())?;
     // Each rank may be given a device of its own.
     for (key, value) in config.settings().into_iter().filter(|(key, _)| key != "run.device") {
         claims.claim(key, value);
@@ -163,6 +162,7 @@ fn same_start(config: &Config, request: &TrainRequest, ranks: &dyn Ranks) -> Res
 
 /// The device that `run.device` names, of one kind on all ranks, through which they exchange from now on.
 fn device_of(config: &Config, launch: Option<&Launch>, ranks: &dyn Ranks) -> Result<tch::Device, Error> {
+    config.run.precision.settle();
     let local_rank = launch.map_or(0, |launch| launch.local_rank);
     let device = device::select_for(config.run.device, local_rank);
     let kind = match &device {

@@ -1,8 +1,10 @@
 //! A batch that is computed in parts under `contrastive: cached` has the large batch's gradient.
 
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use blip2_model::qformer::TextBatch;
+use blip2_torchx::{dropout, rng};
 use blip2_trainer::batch::{Batch, Negatives, Share, Targets};
 use blip2_trainer::model_files::ModelFiles;
 use blip2_trainer::ranks::Alone;
@@ -53,8 +55,21 @@ fn batch(task: &Stage1Task, first: i64, count: i64) -> Batch {
 
 /// Gradients and the named losses of the whole batch, in parts of `part`.
 fn step(options: Stage1Options, part: i64, dropout: f64) -> (Vec<(String, Tensor)>, Vec<f64>) {
-    let task = task(options);
-    let batches: Vec<_> = (0..SAMPLES / part).map(|n| Ok(batch(&task, n * part, part))).collect();
+    let task = {
+        let _alone = generator();
+        task(options)
+    };
+    step_of(&task, part, dropout)
+}
+
+/// libtorch's generator, which is one for all tests: parameters draw from it before they are loaded.
+fn generator() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn step_of(task: &Stage1Task, part: i64, dropout: f64) -> (Vec<(String, Tensor)>, Vec<f64>) {
+    let batches: Vec<_> = (0..SAMPLES / part).map(|n| Ok(batch(task, n * part, part))).collect();
     let pass = Pass { autocast: None, dropout, seed: 5 };
     let mut sums = vec![0.0; 8];
     let mut count = 0;
@@ -71,13 +86,20 @@ fn step(options: Stage1Options, part: i64, dropout: f64) -> (Vec<(String, Tensor
 }
 
 fn compare(options: Stage1Options, dropout: f64, tolerance: f64) {
-    let (whole, expected) = step(options, SAMPLES, dropout);
-    let (parts, got) = step(Stage1Options { cached: true, ..options }, PART, dropout);
-    for (a, b) in got.iter().zip(&expected) {
+    let whole = step(options, SAMPLES, dropout);
+    assert_same(&step(Stage1Options { cached: true, ..options }, PART, dropout), &whole, tolerance);
+}
+
+fn assert_same(
+    (parts, got): &(Vec<(String, Tensor)>, Vec<f64>),
+    (whole, expected): &(Vec<(String, Tensor)>, Vec<f64>),
+    tolerance: f64,
+) {
+    for (a, b) in got.iter().zip(expected) {
         assert!((a - b).abs() <= 1e-5 * b.abs(), "{got:?} {expected:?}");
     }
     let norm = |t: &Tensor| t.norm().double_value(&[]);
-    for ((name, whole), (_, part)) in whole.iter().zip(&parts) {
+    for ((name, whole), (_, part)) in whole.iter().zip(parts) {
         // A gradient that is zero by mathematics (a key's bias) is rounding noise on both sides.
         let noise = norm(whole) < 1e-6 && norm(part) < 1e-6;
         let error = norm(&(whole - part)) / norm(whole).max(1e-30);
@@ -97,6 +119,26 @@ fn itc_in_parts_has_the_gradient_of_the_whole() {
 #[test]
 fn with_dropout_both_passes_draw_the_same_masks() {
     compare(itc_only(), 0.1, 1e-5);
+}
+
+/// Masks that are drawn one after the other, as on a GPU. In a single part, so that the whole batch can be given those of the part: they begin at
+/// the seed that its second pass has left.
+#[test]
+fn with_drawn_masks_too_both_passes_drop_the_same() {
+    let _alone = generator();
+    let drawn = |options, seed| {
+        let task = task(options);
+        rng::seed(Device::Cpu, seed).unwrap();
+        dropout::as_on_cuda(|| step_of(&task, SAMPLES, 0.1))
+    };
+    let cached = drawn(Stage1Options { cached: true, ..itc_only() }, 3);
+    let seed_of_part = rng::current_seed(Device::Cpu).unwrap();
+    let whole = drawn(itc_only(), seed_of_part);
+    let others = drawn(itc_only(), seed_of_part + 1);
+    assert!((whole.1[1] - others.1[1]).abs() > 1e-4, "masks that differ show: {} {}", whole.1[1], others.1[1]);
+    // The other losses are those of pairs with masks of their own.
+    let itc = |(gradients, losses): (Vec<(String, Tensor)>, Vec<f64>)| (gradients, losses[..2].to_vec());
+    assert_same(&itc(cached), &itc(whole), 1e-5);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use blip2_torchx::params::TensorSource;
+use blip2_torchx::tf32::Tf32;
 use blip2_trainer::config::{Precision, Stage};
 use blip2_trainer::ranks::Alone;
 use blip2_trainer::replay::{ReplayOptions, replay};
@@ -34,6 +35,7 @@ fn check(name: &str, stage: Stage) {
         device: Device::Cpu,
     };
     replay(&options, &Alone).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(Tf32::get(), Tf32::OFF, "fp32 is fp32 on a GPU too");
     let ours = SafetensorsFile::open(&out).unwrap();
     let theirs = SafetensorsFile::open(&dir.join("expected.safetensors")).unwrap();
     let mut gradients = 0;

@@ -118,7 +118,7 @@ fn run(world: usize) -> Vec<Seen> {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let rank = |rank: usize| {
         let patience = Duration::from_secs(60);
-        let meeting = Meeting { host: "127.0.0.1".into(), port, served: false, attempt: String::new(), patience };
+        let meeting = Meeting { host: "127.0.0.1".into(), port, served: false, job: String::new(), patience };
         let launch = Launch { rank, world, local_rank: rank, meeting, hang: patience };
         let launch = (world > 1).then_some(&launch);
         together(launch, |reason| panic!("{reason}"), |ranks| train(&**ranks)).unwrap()

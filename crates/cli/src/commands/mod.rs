@@ -10,6 +10,8 @@ mod replay;
 mod shards;
 pub(crate) mod train;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::Subcommand;
 
@@ -32,9 +34,9 @@ pub(crate) enum Command {
 
 impl Command {
     /// Does it.
-    pub(crate) fn run(self) -> Result<()> {
+    pub(crate) fn run(self) -> Result<ExitCode> {
         match self {
-            Command::Train(arguments) => arguments.run(),
+            Command::Train(arguments) => return arguments.run(),
             Command::Export(arguments) => arguments.run(),
             Command::Generate(arguments) => arguments.run(),
             Command::Evaluate(arguments) => arguments.run(),
@@ -43,6 +45,7 @@ impl Command {
             Command::Inspect(arguments) => arguments.run(),
             Command::Replay(arguments) => arguments.run(),
             Command::Bench(command) => command.run(),
-        }
+        }?;
+        Ok(ExitCode::SUCCESS)
     }
 }

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Result;
 use blip2_trainer::telemetry::Output;
@@ -22,6 +23,9 @@ Examples:
   torchrun --no-python --nproc-per-node 8 train --config stage1.yaml        on 8 GPUs
   train --config stage1.yaml --dry-run                             is everything there and does it fit?
   train --config stage1.yaml --resume runs/stage1/checkpoints/step_00001000";
+
+/// How a run that was interrupted behind a checkpoint ends under a launcher, which takes 0 for the end of the work: sysexits' EX_TEMPFAIL.
+const GO_ON: u8 = 75;
 
 /// Train the stages that configuration files describe, one after the other
 #[derive(Args)]
@@ -50,7 +54,7 @@ fn resume(text: &str) -> Result<Resume, Infallible> {
 }
 
 impl TrainArguments {
-    pub(crate) fn run(self) -> Result<()> {
+    pub(crate) fn run(self) -> Result<ExitCode> {
         if matches!(self.resume, Resume::Path(_)) && self.configs.len() > 1 {
             let message = "--resume PATH: expected a single --config, since a checkpoint belongs to one stage";
             return Err(UsageError(message.into()).into());
@@ -69,18 +73,17 @@ impl TrainArguments {
             git_commit: option_env!("BLIP2_GIT_COMMIT").map(str::to_owned),
         };
         let rank = request.launch.as_ref().map_or(0, |launch| launch.rank);
-        match train::run(&request)? {
-            Finished::Done => Ok(()),
-            // The first rank says it for all.
-            Finished::Interrupted { .. } if rank > 0 => Ok(()),
-            Finished::Interrupted { step: 0, .. } => print(format_args!("stopped before the first step")),
-            Finished::Interrupted { folder, step } => {
-                let folder = folder.display();
-                print(format_args!(
-                    "stopped after step {step}, checkpoint written to {folder}; the same command goes on from there"
-                ))
-            }
+        let Finished::Interrupted { folder, step } = train::run(&request)? else { return Ok(ExitCode::SUCCESS) };
+        // The first rank says it for all.
+        if rank == 0 && step == 0 {
+            print(format_args!("stopped before the first step"))?;
+        } else if rank == 0 {
+            let folder = folder.display();
+            print(format_args!(
+                "stopped after step {step}, checkpoint written to {folder}; the same command goes on from there"
+            ))?;
         }
+        Ok(if launch::is_launched() { ExitCode::from(GO_ON) } else { ExitCode::SUCCESS })
     }
 }
 

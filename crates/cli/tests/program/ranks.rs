@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -256,26 +257,99 @@ fn a_run_folder_that_hosts_do_not_share_is_told() {
     // Of hosts with a disk of their own: the same path, and another folder.
     let hosts = [tiny.path("here"), tiny.path("there")];
     hosts.iter().for_each(|host| fs::create_dir(host).unwrap());
-    let config = |steps: u64| {
+    let config = |name: &str, steps: u64| {
         tiny.stage1(
-            "apart",
+            name,
             &[("/run/dir", json!("runs")), ("/schedule/steps", json!(steps)), ("/optimizer/min_lr", json!(1e-3))],
         )
     };
-    let start = |config: &Path, world: usize| {
-        let port = free_port();
-        let start = |(rank, host): (usize, &PathBuf)| {
-            let mut command = rank_command(env!("CARGO_BIN_EXE_train"), rank, world, port);
-            command.current_dir(host).arg("--config").arg(config).spawn().unwrap()
-        };
-        ends(hosts.iter().take(world).enumerate().map(start).collect())
-    };
-    start(&config(4), 1).pop().unwrap().success();
-    let told = errors(start(&config(8), 2));
-    for error in told {
-        for part in ["rank 1", "cannot read the checkpoint that rank 0 goes on from", "a folder that all hosts share"] {
-            assert!(error.contains(part), "{error}");
+    start_in(&hosts[..1], &config("begun", 4)).pop().unwrap().success();
+    // Whether there is something to go on from or not.
+    for config in [config("begun", 8), config("new", 8)] {
+        for error in errors(start_in(&hosts, &config)) {
+            for part in ["runs/", "rank 1 on ", "cannot see what rank 0 on ", "a folder that all hosts share"] {
+                assert!(error.contains(part), "{error}");
+            }
         }
+    }
+    let left = fs::read_dir(hosts[0].join("runs/new")).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(left.into_iter().all(|name| !name.to_string_lossy().starts_with(".shared")));
+}
+
+/// Trains one configuration on ranks that each begin in a folder of their own.
+fn start_in(folders: &[PathBuf], config: &Path) -> Vec<Ended> {
+    let port = free_port();
+    let start = |(rank, folder): (usize, &PathBuf)| {
+        let mut command = rank_command(env!("CARGO_BIN_EXE_train"), rank, folders.len(), port);
+        // So long they wait for each other, and for what a shared folder shows late.
+        command.env("BLIP2_JOIN_TIMEOUT_S", "20");
+        command.current_dir(folder).arg("--config").arg(config).spawn().unwrap()
+    };
+    ends(folders.iter().enumerate().map(start).collect())
+}
+
+#[test]
+fn other_shards_and_other_weights_on_a_rank_are_told() {
+    let tiny = TinyRun::new();
+    let hosts = [tiny.path("here"), tiny.path("there")];
+    for host in &hosts {
+        for (from, to) in [(tiny.path("shards"), "shards"), (tiny.init().to_path_buf(), "init")] {
+            fs::create_dir_all(host.join(to)).unwrap();
+            for entry in fs::read_dir(from).unwrap() {
+                let path = entry.unwrap().path();
+                fs::copy(&path, host.join(to).join(path.file_name().unwrap())).unwrap();
+            }
+        }
+    }
+    let changes = [
+        ("/data/train", json!([{"shards": "shards/*.tar"}])),
+        ("/data/val/shards", json!("shards/*.tar")),
+        ("/model/qformer/init", json!("init")),
+        ("/data/feature_cache", json!("memory")),
+    ];
+    let config = tiny.stage1("a", &changes);
+    let told = |part: &str| {
+        for error in errors(start_in(&hosts, &config)) {
+            for part in [part, " on rank 0, ", " on rank 1"] {
+                assert!(error.contains(part), "{error}");
+            }
+            assert!(!error.contains("image features"), "found before the cache is filled: {error}");
+        }
+    };
+    // The last bytes of the file are a parameter's.
+    let weights = hosts[1].join("init/model.safetensors");
+    let good = fs::read(&weights).unwrap();
+    let mut other = good.clone();
+    *other.last_mut().unwrap() ^= 1;
+    fs::write(&weights, other).unwrap();
+    told("weights: ");
+    fs::write(&weights, good).unwrap();
+    for entry in fs::read_dir(hosts[1].join("shards")).unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    tiny.pack(&hosts[1].join("shards"), 5);
+    told("data.train's shards: ");
+    assert!(!tiny.run("a").join("config.yaml").exists());
+}
+
+#[test]
+fn another_program_on_a_rank_is_told() {
+    let tiny = TinyRun::new();
+    let config = tiny.stage1("a", &changes());
+    let program = Path::new(env!("CARGO_BIN_EXE_train"));
+    let libraries = program.parent().unwrap().join("../libtorch/lib");
+    // The same version, and other bytes.
+    let other = tiny.path("train");
+    fs::copy(program, &other).unwrap();
+    fs::OpenOptions::new().append(true).open(&other).unwrap().write_all(b"x").unwrap();
+    let port = free_port();
+    let start = |(rank, program): (usize, &Path)| {
+        let mut command = rank_command(program.to_str().unwrap(), rank, 2, port);
+        command.env("LD_LIBRARY_PATH", &libraries).arg("--config").arg(&config).spawn().unwrap()
+    };
+    for error in errors(ends([program, &other].into_iter().enumerate().map(start).collect())) {
+        assert!(error.contains("program's BLAKE3: "), "{error}");
+        assert!(!error.contains("libtorch: "), "{error}");
     }
 }
 
@@ -298,18 +372,25 @@ fn a_step_that_is_not_finite_is_skipped_on_all_ranks_and_each_records_its_part()
 }
 
 #[test]
-fn a_signal_to_all_ranks_leaves_one_checkpoint() {
+fn a_signal_leaves_one_checkpoint_and_asks_the_launcher_to_go_on() {
     let tiny = TinyRun::new();
-    let config = tiny.stage1("a", &[&changes()[..], &[("/schedule/steps", json!(2000))]].concat());
-    let mut children = start(&config, 2);
-    assert!(runs_until(&mut children[0], || recorded_step(&tiny.run("a")) >= 3));
-    for child in &children {
-        kill_process(Pid::from_child(child), Signal::TERM).unwrap();
+    for world in [1, 2] {
+        let name = format!("on_{world}");
+        let config = tiny.stage1(&name, &[&changes()[..], &[("/schedule/steps", json!(2000))]].concat());
+        let mut children = start(&config, world);
+        assert!(runs_until(&mut children[0], || recorded_step(&tiny.run(&name)) >= 3));
+        for child in &children {
+            kill_process(Pid::from_child(child), Signal::TERM).unwrap();
+        }
+        let ended = ends(children);
+        for rank in &ended {
+            assert_eq!(rank.code, Some(75), "{}", rank.stderr);
+            assert_no_panic(&rank.stderr);
+        }
+        let step = ended[0].stdout.strip_prefix("stopped after step ").unwrap().split_once(',').unwrap().0;
+        assert!(ended[1..].iter().all(|rank| rank.stdout.is_empty()), "the first rank speaks for all");
+        assert!(checkpoint(&tiny.run(&name), step.parse().unwrap()).join("MANIFEST.json").exists());
     }
-    let said: Vec<String> = ends(children).into_iter().map(Ended::success).collect();
-    let step: u64 = said[0].strip_prefix("stopped after step ").unwrap().split_once(',').unwrap().0.parse().unwrap();
-    assert_eq!(said[1], "", "the first rank speaks for all");
-    assert!(checkpoint(&tiny.run("a"), step).join("MANIFEST.json").exists());
 }
 
 #[test]

@@ -22,8 +22,19 @@ impl TinyRun {
     pub fn new() -> TinyRun {
         let (folder, init) = (tempfile::tempdir().unwrap(), copied("stage1"));
         fs::write(init.path().join("tokenizer.json"), tokenizer().to_string()).unwrap();
-        write_shards(folder.path());
-        TinyRun { folder, init }
+        let tiny = TinyRun { folder, init };
+        tiny.pack(&tiny.path("shards"), 6);
+        tiny
+    }
+
+    /// Packs the first pictures into shards.
+    pub fn pack(&self, out: &Path, pictures: usize) {
+        let captions = self.path("captions.tsv");
+        let rows = (0..pictures).map(|i| format!("image_{i}.png\tt{} t{} t{}\n", 10 + i, 20 + i, 30 + i));
+        fs::write(&captions, rows.collect::<String>()).unwrap();
+        let images = golden("stage2_llama");
+        let arguments = ["--captions".into(), captions, "--images".into(), images, "--out".into(), out.to_path_buf()];
+        blip2(["shards".into(), "pack".into()].into_iter().chain::<[PathBuf; 6]>(arguments)).success();
     }
 
     /// A path in the folder.
@@ -160,21 +171,6 @@ pub fn assert_same_end(run: &Path, whole: &Path, steps: u64) {
         assert!(found == *expected, "{name} differs");
     }
     assert_eq!(metrics(run), metrics(whole));
-}
-
-fn write_shards(folder: &Path) {
-    let rows = (0..6).map(|i| format!("image_{i}.png\tt{} t{} t{}\n", 10 + i, 20 + i, 30 + i));
-    fs::write(folder.join("captions.tsv"), rows.collect::<String>()).unwrap();
-    let images = golden("stage2_llama");
-    let arguments = [
-        "--captions".into(),
-        folder.join("captions.tsv"),
-        "--images".into(),
-        images,
-        "--out".into(),
-        folder.join("shards"),
-    ];
-    blip2(["shards".into(), "pack".into()].into_iter().chain::<[PathBuf; 6]>(arguments)).success();
 }
 
 /// A word-level tokenizer with BERT's frame around every text.

@@ -37,9 +37,12 @@ class Group final : public c10d::ProcessGroup {
   // Beside Gloo, once ranks are on CUDA devices.
   BackendPtr nccl;
   std::atomic<bool> aborted = false;
+  // When the last all_reduce began.
+  std::atomic<std::chrono::steady_clock::time_point> reducing = std::chrono::steady_clock::time_point();
 
   c10::intrusive_ptr<c10d::Work> allreduce(
       std::vector<at::Tensor>& tensors, const c10d::AllreduceOptions& options) override {
+    reducing = std::chrono::steady_clock::now();
     std::lock_guard<std::mutex> lock(starting_);
     return ProcessGroup::allreduce(tensors, options);
   }

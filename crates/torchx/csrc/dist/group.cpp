@@ -130,6 +130,10 @@ int torchx_group_all_to_all(
   });
 }
 
+double torchx_group_since_all_reduce(const GroupPtr* group) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - (*group)->reducing.load()).count();
+}
+
 // Rank 0 hears from every other rank and names those it did not hear from.
 int torchx_group_barrier(const GroupPtr* group, int64_t timeout_ms) {
   return guarded([&] {

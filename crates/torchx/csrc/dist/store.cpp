@@ -13,6 +13,18 @@ using torchx::guarded;
 using torchx::StorePtr;
 using torchx::Text;
 
+namespace {
+
+// The bytes are handed out as a tensor, whose memory both sides know how to free.
+at::Tensor* value_of(const StorePtr* store, Text key) {
+  const auto value = (*store)->get(key.string());
+  auto bytes = at::empty({static_cast<int64_t>(value.size())}, at::kByte);
+  if (!value.empty()) std::memcpy(bytes.mutable_data_ptr<uint8_t>(), value.data(), value.size());
+  return new at::Tensor(std::move(bytes));
+}
+
+}  // namespace
+
 extern "C" {
 
 int torchx_store_open(Text host, uint16_t port, int serve, int64_t timeout_ms, StorePtr** out) {
@@ -36,14 +48,15 @@ int torchx_store_set(const StorePtr* store, Text key, const uint8_t* bytes, size
   return guarded([&] { (*store)->set(key.string(), std::vector<uint8_t>(bytes, bytes + length)); });
 }
 
-// Waits for the key. The bytes are handed out as a tensor, whose memory both sides know how to free.
+int torchx_store_peek(const StorePtr* store, Text key, at::Tensor** out) {
+  return guarded([&] { *out = value_of(store, key); });
+}
+
+// Waits for the key.
 int torchx_store_get(const StorePtr* store, Text key, int64_t timeout_ms, at::Tensor** out) {
   return guarded([&] {
     (*store)->setTimeout(std::chrono::milliseconds(timeout_ms));
-    const auto value = (*store)->get(key.string());
-    auto bytes = at::empty({static_cast<int64_t>(value.size())}, at::kByte);
-    if (!value.empty()) std::memcpy(bytes.mutable_data_ptr<uint8_t>(), value.data(), value.size());
-    *out = new at::Tensor(std::move(bytes));
+    *out = value_of(store, key);
   });
 }
 

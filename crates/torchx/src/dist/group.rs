@@ -4,6 +4,7 @@ use std::ffi::c_int;
 use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tch::{Device, Tensor};
@@ -46,6 +47,8 @@ pub struct Group {
     rank: usize,
     world: usize,
     barriers: AtomicU64,
+    /// The device whose tensors go over NCCL.
+    nccl: Mutex<Option<Device>>,
     /// Serves the group's store where this process does, and says who came to a barrier.
     store: Store,
 }
@@ -74,28 +77,38 @@ impl Group {
         let mut out = ptr::null_mut();
         // SAFETY: a live store that no other thread uses, a borrowed text, and a place for the answer.
         let code = unsafe {
-            let prefix = Text::of(store.prefix());
+            let prefix = Text::of(store.path());
             ffi::torchx_group_join(connection.as_ptr(), prefix, c_rank, c_world, milliseconds(timeout), &mut out)
         };
         match (ffi::outcome(code), NonNull::new(out)) {
-            (Ok(()), Some(group)) => Ok(Self { group, rank, world, barriers: AtomicU64::new(0), store: store.clone() }),
+            (Ok(()), Some(group)) => {
+                let (barriers, nccl) = (AtomicU64::new(0), Mutex::default());
+                Ok(Self { group, rank, world, barriers, nccl, store: store.clone() })
+            }
             (outcome, _) => Err(failure(one_line(&outcome.err().unwrap_or_default()))),
         }
     }
 
-    /// Has tensors on this rank's CUDA device exchanged over NCCL. All ranks call it, each with a device of its own.
+    /// Has tensors on this rank's CUDA device exchanged over NCCL. All ranks call it, each with a device of its own;
+    /// once is enough, and the same device again is no error.
     ///
     /// # Errors
-    /// [`Error::NoNccl`], also for a device that is none of CUDA's; [`Error::StoreUnreachable`].
+    /// [`Error::NoNccl`], also for a device that is none of CUDA's; [`Error::Collective`] for another device than the
+    /// first; [`Error::StoreUnreachable`].
     pub fn add_nccl(&self, device: Device, timeout: Duration) -> Result<(), Error> {
         let library = nccl_library();
         let failure = |message| Error::NoNccl { library: library.clone(), message };
         let index = cuda_index(device).ok_or_else(|| failure(format!("{device:?} is no CUDA device")))?;
+        let mut connected = self.nccl.lock().unwrap_or_else(PoisonError::into_inner);
+        // A second backend would meet the first one's keys in the store, and libtorch keeps the first one anyway.
+        if is_connected(*connected, device).map_err(|message| self.misuse("add_nccl", message))? {
+            return Ok(());
+        }
         let store = self.store.with_prefix("nccl");
         let connection = store.connection()?;
         // SAFETY: a live group, a live store that no other thread uses, and borrowed texts.
         let code = unsafe {
-            let (prefix, library) = (Text::of(store.prefix()), Text::of(&library));
+            let (prefix, library) = (Text::of(store.path()), Text::of(&library));
             ffi::torchx_group_add_nccl(
                 self.as_ptr(),
                 connection.as_ptr(),
@@ -105,7 +118,9 @@ impl Group {
                 milliseconds(timeout),
             )
         };
-        ffi::outcome(code).map_err(|text| failure(one_line(&text)))
+        ffi::outcome(code).map_err(|text| failure(one_line(&text)))?;
+        *connected = Some(device);
+        Ok(())
     }
 
     /// This process's number in the group, from 0.
@@ -192,6 +207,13 @@ impl Group {
         })
     }
 
+    /// How long ago the last all_reduce of this group began, a [`Reducer`](super::Reducer)'s included; long where none has.
+    pub fn since_all_reduce(&self) -> Duration {
+        // SAFETY: a live group.
+        let seconds = unsafe { ffi::torchx_group_since_all_reduce(self.as_ptr()) };
+        Duration::try_from_secs_f64(seconds).unwrap_or_default()
+    }
+
     /// Waits until all ranks have come here.
     ///
     /// # Errors
@@ -258,6 +280,15 @@ impl Group {
     }
 }
 
+/// Whether a group that has NCCL on `connected` has it on `device`; another one is refused.
+fn is_connected(connected: Option<Device>, device: Device) -> Result<bool, String> {
+    match connected {
+        None => Ok(false),
+        Some(first) if first == device => Ok(true),
+        Some(first) => Err(format!("this rank's tensors are exchanged on {first:?}, and cannot be on {device:?} too")),
+    }
+}
+
 /// Where a rank writes which barrier it came to.
 fn barrier_key(rank: usize) -> String {
     format!("barrier/{rank}")
@@ -276,5 +307,18 @@ impl Drop for Group {
     fn drop(&mut self) {
         // SAFETY: ours; a Reducer has a reference of its own.
         unsafe { ffi::torchx_group_free(self.group.as_ptr()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_connected_once_and_no_second_one_beside_it() {
+        let [first, second] = [Device::Cuda(1), Device::Cuda(2)];
+        assert_eq!(is_connected(None, first), Ok(false));
+        assert_eq!(is_connected(Some(first), first), Ok(true));
+        assert!(is_connected(Some(first), second).unwrap_err().contains("Cuda(2)"));
     }
 }

@@ -57,6 +57,11 @@ impl Store {
         self.shared.port
     }
 
+    /// The prefix through which it is seen.
+    pub fn path(&self) -> &str {
+        &self.prefix
+    }
+
     /// The same store seen through a prefix: `key` is `prefix/key` in this one, as with c10d's PrefixStore.
     pub fn with_prefix(&self, prefix: &str) -> Self {
         Self { shared: Arc::clone(&self.shared), prefix: self.key(prefix) }
@@ -95,6 +100,26 @@ impl Store {
                 self.idle().push(connection);
                 Ok(to_vec(&bytes))
             }
+            Err(Error::Torch { message, .. }) => Err(self.error("get", &key, &message)),
+            Err(other) => Err(other),
+        }
+    }
+
+    /// The value of a key that is there. Unlike [`get`](Self::get) it never opens a connection.
+    ///
+    /// # Errors
+    /// [`Error::Store`] where the server is gone. A key that somebody removes at the same time is waited for.
+    pub fn peek(&self, key: &str) -> Result<Option<Vec<u8>>, Error> {
+        if !self.has(&[key])? {
+            return Ok(None);
+        }
+        let key = self.key(key);
+        let bytes = ffi::new_tensor("get", |out| {
+            // SAFETY: a live store, a borrowed text, and a place for the answer.
+            unsafe { ffi::torchx_store_peek(self.shared.main.as_ptr(), Text::of(&key), out) }
+        });
+        match bytes {
+            Ok(bytes) => Ok(Some(to_vec(&bytes))),
             Err(Error::Torch { message, .. }) => Err(self.error("get", &key, &message)),
             Err(other) => Err(other),
         }
@@ -144,10 +169,6 @@ impl Store {
     pub(super) fn connection(&self) -> Result<Connection, Error> {
         let idle = self.idle().pop();
         idle.map_or_else(|| Connection::open(&self.shared.host, self.shared.port, false, self.shared.timeout), Ok)
-    }
-
-    pub(super) fn prefix(&self) -> &str {
-        &self.prefix
     }
 
     fn open(host: &str, port: u16, serve: bool, timeout: Duration) -> Result<Self, Error> {

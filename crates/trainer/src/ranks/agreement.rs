@@ -1,5 +1,10 @@
 //! Ranks that were started with different files are found before the first step.
 
+use std::fs::File;
+use std::io;
+use std::sync::OnceLock;
+
+use blip2_torchx::process::libtorch_version;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -14,6 +19,18 @@ impl Claims {
     /// Adds one.
     pub(crate) fn claim(&mut self, what: impl Into<String>, value: impl Into<String>) {
         self.0.push((what.into(), value.into()));
+    }
+
+    /// Adds the program, by its bytes, and the libtorch that it has loaded.
+    ///
+    /// # Errors
+    /// A program that cannot read itself.
+    pub(crate) fn claim_program(&mut self, git_commit: Option<&str>) -> Result<(), Error> {
+        let commit = git_commit.unwrap_or("unknown commit");
+        self.claim("program", format!("{} ({commit})", env!("CARGO_PKG_VERSION")));
+        self.claim("program's BLAKE3", program_digest().map_err(|error| Error::file(PROGRAM, error))?);
+        self.claim("libtorch", libtorch_version());
+        Ok(())
     }
 
     /// Compares them over the ranks.
@@ -50,6 +67,19 @@ fn differences(all: &[Claims]) -> Vec<String> {
         Some(format!("{name}: {expected} on rank 0, {} on rank {}", value(&others[other], name), other + 1))
     };
     names.into_iter().filter_map(difference).collect()
+}
+
+/// This program's file, even where another has taken its place since.
+const PROGRAM: &str = "/proc/self/exe";
+
+fn program_digest() -> io::Result<String> {
+    // It does not change while it runs.
+    static DIGEST: OnceLock<String> = OnceLock::new();
+    if let Some(digest) = DIGEST.get() {
+        return Ok(digest.clone());
+    }
+    let digest = blake3::Hasher::new().update_reader(File::open(PROGRAM)?)?.finalize();
+    Ok(DIGEST.get_or_init(|| digest.to_hex()[..16].to_owned()).clone())
 }
 
 /// A number that tells tensors apart whatever the order in which it is computed: sums of their bits, each tensor's by its place.

@@ -5,13 +5,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use blip2_torchx::dist::{self, Reduce, Reducer, ReducerOptions, Store};
+use blip2_torchx::dist::{self, Reduce, Reducer, ReducerOptions};
 use blip2_torchx::params::ParamStore;
+use blip2_torchx::pinned::to_device;
 use tch::{Device, Tensor};
 
 use super::exchange::Exchange;
-use super::launch::{Launch, Meeting};
-use super::watch::Watch;
+use super::launch::Launch;
+use super::meeting::{Met, meet};
+use super::watch::{Limits, Waiting, Watch};
 use super::{Gradients, Ranks, Traffic};
 use crate::config::GradientExchange;
 use crate::error::Error;
@@ -40,17 +42,14 @@ impl Group {
     /// # Errors
     /// A store that nobody serves, a port in use, ranks that do not come: each says where and for how long was waited.
     pub fn join(launch: &Launch, abandon: fn(&str)) -> Result<Group, Error> {
-        let Meeting { host, port, served, attempt, patience, .. } = &launch.meeting;
-        let serve = launch.rank == 0 && !served;
-        let store = if serve { Store::serve(host, *port, *patience) } else { Store::connect(host, *port, *patience) }?;
-        let store = store.with_prefix(&format!("blip2/{attempt}"));
-        wait_for_all(launch, &store)?;
-        let watch = Watch::start(launch, store.clone(), abandon)?;
-        let meeting = store.with_prefix("host");
-        let group = dist::Group::join(&meeting, launch.rank, launch.world, COLLECTIVE_TIMEOUT)?;
+        let Met { store, serves } = meet(launch)?;
+        let watch = Watch::start(launch, store.clone(), Limits::OF_RUNS, abandon)?;
+        let place = store.with_prefix("host");
+        let group = dist::Group::join(&place, launch.rank, launch.world, COLLECTIVE_TIMEOUT)?;
         let group = Arc::new(group);
-        watch.aborts(Arc::clone(&group));
-        Ok(Group(Rc::new(Inner { group, watch, serves: serve, traffic: Cell::default() })))
+        let aborted = Arc::clone(&group);
+        watch.aborts(Arc::new(move || aborted.abort()));
+        Ok(Group(Rc::new(Inner { group, watch, serves, traffic: Cell::default() })))
     }
 
     /// Tells the other ranks why this one ends.
@@ -67,29 +66,6 @@ impl Drop for Inner {
             self.watch.outlast_others(LAST_WORDS);
         }
     }
-}
-
-/// Waits until every rank has said that it is there.
-fn wait_for_all(launch: &Launch, store: &Store) -> Result<(), Error> {
-    let Meeting { host, port, patience, .. } = &launch.meeting;
-    let begun = Instant::now();
-    store.set(&format!("here/{}", launch.rank), b"")?;
-    for rank in 0..launch.world {
-        let left = patience.saturating_sub(begun.elapsed()).max(Duration::from_millis(1));
-        if store.get(&format!("here/{rank}"), left).is_err() {
-            let here = |rank: &usize| store.has(&[&format!("here/{rank}")]).unwrap_or(false);
-            let (there, missing): (Vec<usize>, Vec<usize>) = (0..launch.world).partition(here);
-            let list = |ranks: &[usize]| ranks.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
-            return Err(Error::RankLost(format!(
-                "rank {} of {} did not come to {host}:{port} within {} s, ranks {} did; start them all with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE",
-                list(&missing),
-                launch.world,
-                patience.as_secs(),
-                list(&there)
-            )));
-        }
-    }
-    Ok(())
 }
 
 impl Inner {
@@ -144,11 +120,17 @@ impl Ranks for Group {
         self.0.watch.enter(step, phase);
     }
 
+    fn waiting(&self, what: &'static str) -> Option<Waiting<'_>> {
+        Some(self.0.watch.wait_in(what))
+    }
+
     fn exchange_on(&self, device: Device) -> Result<(), Error> {
         if device == Device::Cpu {
             return Ok(());
         }
-        self.0.collective("connecting GPUs", |group| group.add_nccl(device, COLLECTIVE_TIMEOUT))
+        self.0.collective("connecting GPUs", |group| group.add_nccl(device, COLLECTIVE_TIMEOUT))?;
+        self.0.watch.queues();
+        Ok(())
     }
 
     fn share(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
@@ -175,17 +157,20 @@ impl Ranks for Group {
 
     fn fetch(&self, rows: &Tensor, index: &Tensor) -> Result<Tensor, Error> {
         // The one wait for the device inside a step: the sizes of what is sent must be known to the host.
+        let waiting = self.0.watch.wait_in("reading which rows were drawn");
         let own: Vec<u64> = numbers(index)?.into_iter().map(|index| index as u64).collect();
+        drop(waiting);
         let plan = Exchange::plan(&self.share_numbers(&own)?, self.rank(), rows.size()[0] as u64);
         let device = rows.device();
-        let send = rows.detach().index_select(0, &Tensor::from_slice(&plan.send).to_device(device));
+        let indices = |rows: &[i64]| to_device(rows, &[rows.len() as i64], device);
+        let send = rows.detach().index_select(0, &indices(&plan.send)?);
         let came = self
             .0
             .collective("fetching rows", |group| group.all_to_all(&send, &plan.send_counts, &plan.receive_counts))?;
         let from_others = came.size()[0] - plan.receive_counts[self.rank()];
         let row = bytes(&came) / came.size()[0].max(1) as u64;
         self.0.count(|traffic| traffic.fetched += from_others as u64 * row);
-        Ok(came.index_select(0, &Tensor::from_slice(&plan.places).to_device(device)))
+        Ok(came.index_select(0, &indices(&plan.places)?))
     }
 
     fn add_up(&self, tensor: &Tensor) -> Result<(), Error> {
@@ -226,11 +211,64 @@ impl Gradients for Reduced {
         }
         let explain = |error| self.inner.watch.explain(error);
         self.reducer.prepare(&[loss]).map_err(|error| explain(error.into()))?;
+        let begun = Instant::now();
         let waiting = self.inner.watch.wait_in("adding up gradients");
         loss.f_backward().map_err(|error| explain(Error::Mismatch(error.to_string())))?;
+        // The last bucket goes off with the last gradient: behind it this rank only waits. A GPU's host does not wait at all.
+        let waited = self.inner.group.since_all_reduce().min(begun.elapsed());
         self.reducer.finish().map_err(|error| explain(error.into()))?;
         drop(waiting);
-        self.inner.count(|traffic| traffic.gradients += self.bytes);
+        self.inner.count(|traffic| {
+            traffic.gradients += self.bytes;
+            traffic.wait_s += if loss.device() == Device::Cpu { waited.as_secs_f64() } else { 0.0 };
+        });
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ranks::{Meeting, together};
+    use blip2_torchx::params::Init;
+    use std::net::TcpListener;
+    use std::thread;
+    use tch::Kind;
+
+    /// What each of two ranks does beside the other.
+    fn both<T: Send>(work: impl Fn(&dyn Ranks) -> Result<T, Error> + Sync) -> Vec<T> {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let rank = |rank: usize| {
+            let patience = Duration::from_secs(60);
+            let meeting = Meeting { host: "127.0.0.1".into(), port, served: false, job: String::new(), patience };
+            let launch = Launch { rank, world: 2, local_rank: rank, meeting, hang: patience };
+            together(Some(&launch), |reason| panic!("{reason}"), |ranks| work(&**ranks)).unwrap()
+        };
+        thread::scope(|scope| {
+            let threads: Vec<_> = (0..2)
+                .map(|number| {
+                    let rank = &rank;
+                    scope.spawn(move || rank(number))
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        })
+    }
+
+    #[test]
+    fn the_wait_for_late_gradients_is_counted_as_one() {
+        let waits = both(|ranks| {
+            let params = ParamStore::trainable(Device::Cpu);
+            let weight = params.root().param("weight", &[2], Init::Ones);
+            let gradients = ranks.gradients(&params, GradientExchange::Fp32)?;
+            ranks.any(false)?;
+            ranks.take_traffic();
+            if ranks.rank() == 1 {
+                thread::sleep(Duration::from_secs(2));
+            }
+            gradients.backward(&weight.sum(Kind::Float), true)?;
+            Ok(ranks.take_traffic().wait_s)
+        });
+        assert!(waits[0] > 1.0 && waits[1] < waits[0], "{waits:?}");
     }
 }

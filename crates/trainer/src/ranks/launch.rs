@@ -11,8 +11,8 @@ pub struct Meeting {
     pub port: u16,
     /// Whether someone else serves it, as torchrun's agent does; else rank 0 does.
     pub served: bool,
-    /// Tells one launch from the next at the same store.
-    pub attempt: String,
+    /// Tells one job from another at the same store; its starts need not be told apart.
+    pub job: String,
     /// How long the ranks wait for each other to come.
     pub patience: Duration,
 }

@@ -6,6 +6,8 @@ mod agreement;
 mod exchange;
 mod group;
 mod launch;
+mod meeting;
+mod shared_folder;
 mod watch;
 
 use std::ops::AddAssign;
@@ -17,11 +19,17 @@ use serde::de::DeserializeOwned;
 use tch::{Device, Kind, Tensor, no_grad};
 
 pub(crate) use agreement::{Claims, checksum};
+pub use blip2_torchx::process::exit_now;
 pub use group::Group;
 pub use launch::{Launch, Meeting};
+pub(crate) use shared_folder::{SHOWN_WITHIN, check_shared};
+pub use watch::Waiting;
 
 use crate::config::GradientExchange;
 use crate::error::Error;
+
+/// The phase in which steps are computed, on a GPU ahead of it.
+pub(crate) const STEPPING: &str = "forward and backward";
 
 /// The ranks of a run, as each of them sees them. All call the same methods in the same order.
 pub trait Ranks {
@@ -33,6 +41,11 @@ pub trait Ranks {
 
     /// What this rank does from now on, for those who find it missing.
     fn enter(&self, step: u64, phase: &'static str);
+
+    /// Says that this rank waits, as for a device that waits for other ranks, for as long as the answer lives.
+    fn waiting(&self, _what: &'static str) -> Option<Waiting<'_>> {
+        None
+    }
 
     /// Has tensors on this device exchanged without a detour over the host. All ranks say so, each with a device of its own.
     ///
@@ -176,7 +189,7 @@ pub struct Traffic {
     pub fetched: u64,
     /// Bytes of the gradients of a step, once.
     pub gradients: u64,
-    /// Seconds inside collectives, those of the gradients left out, which overlap with the backward pass.
+    /// Seconds inside collectives; of those of the gradients, which overlap with the backward pass, what comes behind it on the CPU.
     pub wait_s: f64,
 }
 

@@ -16,7 +16,7 @@ use crate::data::TrainData;
 use crate::error::Error;
 use crate::evaluation::{Evaluation, HeldOutSet};
 use crate::meter::Meter;
-use crate::ranks::{Ranks, share};
+use crate::ranks::{Ranks, STEPPING, share};
 use crate::run_folder;
 use crate::schedule::LearningRate;
 use crate::signals::StopSignal;
@@ -65,7 +65,7 @@ impl Run {
             let host = self.next_batch()?;
             meter.batch(&host, self.loader.last_wait_s());
             self.state.stream_position += self.config.schedule.global_batch as u64;
-            ranks.enter(step, "forward and backward");
+            ranks.enter(step, STEPPING);
             let micro_batches = self.data.micro_batches(host, &self.assembly.encoder, &*ranks)?;
             let mut metrics = self.stepper.step(&*self.assembly.task, micro_batches, &self.pass, step, lr, &*ranks)?;
             metrics.extend(self.data.take_cache_metrics());
@@ -185,7 +185,9 @@ impl Run {
         self.ranks.enter(self.state.step, "checkpoint");
         // Before the checkpoint: behind it these samples are not tried again.
         self.quarantine()?;
+        let waiting = self.ranks.waiting("reading metrics");
         self.state.unrecorded = meter.unrecorded();
+        drop(waiting);
         let bad = self.bad_samples()?;
         self.state.bad_samples = serde_json::to_value(bad).map_err(|e| Error::Mismatch(e.to_string()))?;
         let Some(books) = &mut self.books else { return Ok(()) };
@@ -198,7 +200,10 @@ impl Run {
 
     /// Records a non-finite step and goes on behind it; true where there was one. All ranks find the same.
     fn handle_bad_step(&mut self) -> Result<bool, Error> {
-        let Some(step) = self.stepper.take_bad_step() else { return Ok(false) };
+        let waiting = self.ranks.waiting("reading whether the step was finite");
+        let found = self.stepper.take_bad_step();
+        drop(waiting);
+        let Some(step) = found else { return Ok(false) };
         // On CUDA the host may be some steps ahead: those changed nothing, and are done again.
         let behind = self.state.step - (step + 1);
         let global_batch = self.config.schedule.global_batch as u64;

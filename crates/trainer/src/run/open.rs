@@ -21,7 +21,7 @@ use crate::data::TrainData;
 use crate::error::Error;
 use crate::evaluation::HeldOutSet;
 use crate::memory_features::MemoryCaches;
-use crate::ranks::{Claims, Ranks, checksum};
+use crate::ranks::{Claims, Ranks, SHOWN_WITHIN, check_shared, checksum};
 use crate::run_folder::{Existing, RunFolder, Start};
 use crate::schedule::LearningRate;
 use crate::snapshot::restore;
@@ -60,6 +60,8 @@ impl Run {
                 folder,
             ));
         }
+        let patience = request.launch.as_ref().map_or(SHOWN_WITHIN, |launch| launch.meeting.patience.min(SHOWN_WITHIN));
+        check_shared(&config.run_folder(), patience, &*ranks)?;
         let store = kept.as_ref().map(|(store, _)| store);
         let checkpoint = agreed_checkpoint(config, store, &request.resume, &*ranks, &say)?;
         let name = config.run_folder().display().to_string();
@@ -101,7 +103,7 @@ impl Run {
                 )));
             }
         }
-        compare(&assembly, &data, &state, &*ranks)?;
+        compare(&assembly, &state, &*ranks)?;
         state.held_out_digest = held_out.as_ref().map(HeldOutSet::digest);
         let bad = match &state.bad_samples {
             serde_json::Value::Null => BadSamples::default(),
@@ -253,13 +255,12 @@ fn agreed_checkpoint(
     Checkpoint::open(&path).map(Some).map_err(lacks)
 }
 
-/// All ranks must hold the same weights and read the same data.
-fn compare(assembly: &Assembly, data: &TrainData, state: &TrainState, ranks: &dyn Ranks) -> Result<(), Error> {
+/// All ranks must hold the same weights.
+fn compare(assembly: &Assembly, state: &TrainState, ranks: &dyn Ranks) -> Result<(), Error> {
     if ranks.world() == 1 {
         return Ok(());
     }
     let mut claims = Claims::default();
-    claims.claim("data.train's shards", data.digest());
     claims.claim("step", state.step.to_string());
     claims.claim("trained weights", format!("{:016x}", checksum(&tensors(assembly.task.params()))));
     for (name, params) in assembly.frozen() {

@@ -7,7 +7,7 @@
 //! 3  every micro-batch forward and backward            <embeddings, dL/d(embeddings)> stands for ITC; ITM and ITG as ever
 //! ```
 //!
-//! Dropout is keyed by sample and site, so that both forward passes drop the same.
+//! Both forward passes drop the same: dropout is keyed by sample and site, and where a GPU draws its masks it begins each micro-batch anew.
 
 use blip2_losses::{itc, itm};
 use blip2_model::qformer::TextBatch;
@@ -18,6 +18,7 @@ use super::stage1::{Contrast, Rows, Stage1Output, Stage1Task};
 use super::{Losses, Pass};
 use crate::batch::{Batch, Negatives};
 use crate::error::Error;
+use crate::masks::StepMasks;
 use crate::ranks::Ranks;
 
 /// What the micro-batches of a step know of each other.
@@ -42,9 +43,11 @@ impl Stage1Task {
     ) -> Result<(), Error> {
         let ranks = self.negatives_of(ranks);
         let features = gather_features(&mut batches);
-        let survey = self.survey(&batches, features, pass, ranks)?;
+        let masks = StepMasks::new(features.device())?;
+        let survey = self.survey(&batches, features, pass, &masks, ranks)?;
         let mut first = 0;
         for (number, batch) in batches.iter().enumerate() {
+            masks.begin(number)?;
             let losses = self.surveyed(batch, &survey, (first, batches.len()), pass, ranks)?;
             each(losses, number + 1 == batches.len())?;
             first += batch.size();
@@ -52,17 +55,24 @@ impl Stage1Task {
         Ok(())
     }
 
-    fn survey(&self, batches: &[Batch], features: Tensor, pass: &Pass, ranks: &dyn Ranks) -> Result<Survey, Error> {
-        let embeddings: Vec<(Tensor, Tensor)> = no_grad(|| {
-            let forward = |batch: &Batch| {
-                autocast(batch.features.device(), pass.autocast, || {
-                    let dropout = batch.dropout(pass.dropout, pass.seed);
-                    let trunk = self.model.forward(&batch.features, &batch.text, &dropout);
-                    (trunk.image_embeds, trunk.text_embeds)
-                })
-            };
-            batches.iter().map(forward).collect()
-        });
+    fn survey(
+        &self,
+        batches: &[Batch],
+        features: Tensor,
+        pass: &Pass,
+        masks: &StepMasks,
+        ranks: &dyn Ranks,
+    ) -> Result<Survey, Error> {
+        let forward = |(number, batch): (usize, &Batch)| {
+            masks.begin(number)?;
+            Ok(autocast(batch.features.device(), pass.autocast, || {
+                let dropout = batch.dropout(pass.dropout, pass.seed);
+                let trunk = self.model.forward(&batch.features, &batch.text, &dropout);
+                (trunk.image_embeds, trunk.text_embeds)
+            }))
+        };
+        let embeddings: Vec<(Tensor, Tensor)> =
+            no_grad(|| batches.iter().enumerate().map(forward).collect::<Result<_, Error>>())?;
         let cat = |parts: Vec<&Tensor>| Tensor::cat(&parts, 0);
         let leaf = |parts: Vec<&Tensor>| cat(parts).detach().set_requires_grad(true);
         let images = leaf(embeddings.iter().map(|(images, _)| images).collect());
