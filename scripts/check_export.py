@@ -1,6 +1,7 @@
 """Compares exported directories in transformers with the program that wrote them; scripts/check-export says how it is called."""
 
 import argparse
+import inspect
 import json
 import os
 import subprocess
@@ -64,14 +65,19 @@ class Parts(torch.nn.Module):
     def __init__(self, folder, config):
         super().__init__()
         weights, vision, qformer = read_weights(folder), config["vision_config"], config["qformer_config"]
-        self.layer, width = config["vision_feature_layer"], vision["hidden_size"]
         self.vision_model = AutoModel.from_config(AutoConfig.for_model(**vision))
-        self.post_layernorm = torch.nn.LayerNorm(width, eps=vision["layer_norm_eps"])
+        # CLIP's and SigLIP's classes keep the tower one level down.
+        self.tower = getattr(self.vision_model, "vision_model", self.vision_model)
+        tower = self.tower.config
+        width, depth = tower.hidden_size, tower.num_hidden_layers
+        require(config["vision_feature_layer"] == depth, f"vision_feature_layer: expected the last of {depth} blocks, got "
+                f"{config['vision_feature_layer']}")
+        self.post_layernorm = torch.nn.LayerNorm(width, eps=getattr(tower, "layer_norm_eps", None) or tower.rms_norm_eps)
         self.query_tokens = torch.nn.Parameter(weights.pop("query_tokens"))
         own = {key: value for key, value in qformer.items() if key != "model_type"}
         self.qformer = Blip2QFormerModel(Blip2QFormerConfig(**{**own, "encoder_hidden_size": width}))
         self.post_layernorm.load_state_dict(taken(weights, "vision_model.post_layernorm."))
-        self.filled("vision_model", taken(weights, "vision_model."), self.vision_model, unread_by_blip2)
+        self.filled("vision_model", taken(weights, "vision_model."), self.tower, unread_by_blip2)
         self.filled("qformer", taken(weights, "qformer."), self.qformer, lambda name: False)
         self.language_model = None
         if "text_config" in config:
@@ -95,11 +101,21 @@ class Parts(torch.nn.Module):
         missing = [name for name in missing if not may_lack(name)]
         require(not missing and not unexpected, f"{part}: missing {missing}, unexpected {unexpected}")
 
+    def features(self, pixels):
+        """What the last block gives: some classes put their normed output last into hidden_states."""
+        encoder = getattr(self.tower, "encoder", self.tower)
+        block = (getattr(encoder, "layers", None) or encoder.layer)[-1]
+        given = []
+        handle = block.register_forward_hook(lambda module, arguments, output: given.append(output))
+        interpolates = "interpolate_pos_encoding" in inspect.signature(self.tower.forward).parameters
+        other_size = pixels.shape[-1] != self.tower.config.image_size
+        self.tower(pixels, **({"interpolate_pos_encoding": True} if interpolates and other_size else {}))
+        handle.remove()
+        return given[-1][0] if isinstance(given[-1], tuple) else given[-1]
+
     def queries(self, pixels):
-        # The encoder is cut behind its last block in use; its own final norm is not part of the features.
-        hidden = self.vision_model(pixels, output_hidden_states=True).hidden_states[self.layer]
         query_tokens = self.query_tokens.expand(len(pixels), -1, -1)
-        features = self.post_layernorm(hidden)
+        features = self.post_layernorm(self.features(pixels))
         return self.qformer(query_embeds=query_tokens, encoder_hidden_states=features).last_hidden_state
 
 

@@ -93,6 +93,8 @@ pub struct TextEncoder {
     path: PathBuf,
     tokenizer: Tokenizer,
     add_special_tokens: bool,
+    /// What stands in front of every text.
+    lead: String,
     /// Tokens beside the model's, by id.
     added: HashMap<u32, AddedToken>,
 }
@@ -140,7 +142,8 @@ impl TextEncoder {
         let mut tokenizer = Tokenizer::from_bytes(file).map_err(|error| load(one_line(&error)))?;
         tokenizer.with_padding(None);
         let added = tokenizer.get_added_tokens_decoder().into_iter().collect();
-        TextEncoder { path: path.to_owned(), tokenizer, add_special_tokens, added }.of_length(max_tokens)
+        TextEncoder { path: path.to_owned(), tokenizer, add_special_tokens, lead: String::new(), added }
+            .of_length(max_tokens)
     }
 
     /// The same tokenizer, giving at most `max_tokens` ids a text.
@@ -161,12 +164,20 @@ impl TextEncoder {
         Ok(self)
     }
 
+    /// The same tokenizer with `lead` in front of every text, both tokenised as one.
+    pub fn led_by(self, lead: String) -> TextEncoder {
+        TextEncoder { lead, ..self }
+    }
+
     /// The text's ids, the text cut so that a closing special token stays last.
     ///
     /// # Errors
     /// When the tokenizer's model cannot tokenise the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
-        let encoding = self.tokenizer.encode_fast(text, self.add_special_tokens);
+        let encoding = match self.lead.as_str() {
+            "" => self.tokenizer.encode_fast(text, self.add_special_tokens),
+            lead => self.tokenizer.encode_fast([lead, text].concat(), self.add_special_tokens),
+        };
         let encoding =
             encoding.map_err(|error| TextError::Encode { text: text.to_owned(), reason: one_line(&error) })?;
         Ok(encoding.get_ids().to_vec())
@@ -284,6 +295,14 @@ mod tests {
     fn the_closing_token_stays_last_when_the_text_is_cut() {
         assert_eq!(encoder(4, true).unwrap().encode("a red apple").unwrap(), [2, 4, 5, 3]);
         assert_eq!(encoder(3, false).unwrap().encode("a red apple red").unwrap(), [4, 5, 6]);
+    }
+
+    #[test]
+    fn a_lead_is_cut_and_framed_with_the_text_behind_it() {
+        let text = encoder(5, true).unwrap().led_by("a red ".into());
+        assert_eq!(text.encode("apple").unwrap(), [2, 4, 5, 6, 3]);
+        assert_eq!(text.encode("apple a").unwrap(), [2, 4, 5, 6, 3]);
+        assert_eq!(text.encode("s").unwrap(), [2, 4, 5, 1, 3], "a word of its own");
     }
 
     #[test]

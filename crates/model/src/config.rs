@@ -8,6 +8,9 @@ use crate::language::LanguageConfig;
 use crate::qformer::QFormerConfig;
 use crate::vision::VisionConfig;
 
+/// What errors call the keys beside the parts.
+const TOP: &str = "top level";
+
 /// Why a `config.json` cannot be used.
 #[derive(Debug, Error)]
 pub enum ConfigError {
@@ -80,22 +83,42 @@ impl Blip2Config {
     /// # Errors
     /// Names the part and key that is missing, mistyped or not supported.
     pub fn from_json(json: &Value) -> Result<Blip2Config, ConfigError> {
-        let top: TopConfig = parse("top level", json)?;
+        let top: TopConfig = parse(TOP, json)?;
+        check_sizes(
+            TOP,
+            &[("num_query_tokens", top.num_query_tokens), ("image_text_hidden_size", top.image_text_hidden_size)],
+        )?;
         let stage1 = top.architectures.as_ref().is_some_and(|a| a.iter().any(|a| a.contains("ImageTextRetrieval")));
         let part = |name: &'static str| {
             json.get(name).ok_or_else(|| ConfigError::Invalid { part: name, message: "missing".into() })
         };
-        Ok(Blip2Config {
+        let config = Blip2Config {
             vision: VisionConfig::from_json(part("vision_config")?)?,
             qformer: QFormerConfig::from_json(part("qformer_config")?)?,
             language: if stage1 { None } else { Some(LanguageConfig::from_json(part("text_config")?)?) },
             top,
-        })
+        };
+        check_ids("qformer_decoder_start_token_id", &[config.decoder_start_token()], config.qformer.vocab_size)?;
+        if let (Some(before), Some(language)) = (&config.top.before_queries, &config.language) {
+            check_ids("before_queries", before, language.vocab_size())?;
+        }
+        Ok(config)
     }
 
     /// `[DEC]`: the configured id, or the last of the vocabulary.
     pub fn decoder_start_token(&self) -> i64 {
         self.top.qformer_decoder_start_token_id.unwrap_or(self.qformer.vocab_size - 1)
+    }
+}
+
+/// Checks that ids of the top level are rows of an embedding table.
+fn check_ids(key: &str, ids: &[i64], vocabulary: i64) -> Result<(), ConfigError> {
+    match ids.iter().find(|&&id| !(0..vocabulary).contains(&id)) {
+        None => Ok(()),
+        Some(id) => Err(ConfigError::Invalid {
+            part: TOP,
+            message: format!("{key}: expected ids below the vocabulary's size of {vocabulary}, got {id}"),
+        }),
     }
 }
 
@@ -112,4 +135,59 @@ pub(crate) fn check_sizes(part: &'static str, sizes: &[(&'static str, i64)]) -> 
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// The configuration of a model with one key beside the parts changed.
+    fn with(stage: &str, key: &str, value: Value) -> Result<Blip2Config, String> {
+        let mut json = json!({
+            "architectures": [stage], "vision_config": {}, "qformer_config": {}, "text_config": {"model_type": "opt"}, "num_query_tokens": 32,
+        });
+        json[key] = value;
+        Blip2Config::from_json(&json).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn sizes_and_ids_that_cannot_be_are_refused_by_key() {
+        for stage in ["Blip2ForImageTextRetrieval", "Blip2ForConditionalGeneration"] {
+            assert!(with(stage, "image_text_hidden_size", json!(256)).is_ok());
+            for (key, value, expected) in [
+                ("num_query_tokens", json!(-1), "top level.num_query_tokens: got -1, supported: 1 to 2^24"),
+                ("num_query_tokens", json!(1_000_000_000_000_000i64), "supported: 1 to 2^24"),
+                ("image_text_hidden_size", json!(0), "top level.image_text_hidden_size: got 0"),
+                (
+                    "qformer_decoder_start_token_id",
+                    json!(30_522),
+                    "qformer_decoder_start_token_id: expected ids below the vocabulary's size of 30522, got 30522",
+                ),
+                ("qformer_decoder_start_token_id", json!(-1), "got -1"),
+            ] {
+                let message = with(stage, key, value).unwrap_err();
+                assert!(message.contains(expected) && message.lines().count() == 1, "{message}");
+            }
+        }
+        let message = with("Blip2ForConditionalGeneration", "before_queries", json!([2, 50_272])).unwrap_err();
+        assert!(
+            message.contains("before_queries: expected ids below the vocabulary's size of 50272, got 50272"),
+            "{message}"
+        );
+        for key in ["eos_token_id", "bos_token_id", "pad_token_id"] {
+            for id in [50_272, -2] {
+                let text = json!({"model_type": "opt", key: id});
+                let message = with("Blip2ForConditionalGeneration", "text_config", text).unwrap_err();
+                assert!(message.contains(&format!("text_config.{key}: got {id}, supported: ids below")), "{message}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_q_former_s_vocabulary_is_that_of_transformers_where_the_file_leaves_it_out() {
+        let config = with("Blip2ForImageTextRetrieval", "image_text_hidden_size", json!(256)).unwrap();
+        assert_eq!((config.qformer.vocab_size, config.decoder_start_token()), (30_522, 30_521));
+    }
 }

@@ -80,7 +80,7 @@ impl ParamStore {
         ParamStore { device, kind, values: Values::Frozen, params: Rc::default() }
     }
 
-    /// A store that only knows names and shapes, to audit files against: its memory is never touched, so it takes none.
+    /// A store that only knows names and shapes, to audit files against; it takes no memory, whatever the shapes.
     pub fn declared(kind: Kind) -> ParamStore {
         ParamStore { device: Device::Cpu, kind, values: Values::Declared, params: Rc::default() }
     }
@@ -160,9 +160,12 @@ impl Scope {
     /// If the name is taken: two modules would share it by mistake.
     pub fn param(&self, name: &str, shape: &[i64], init: Init) -> Tensor {
         let tensor = no_grad(|| {
+            if self.values == Values::Declared {
+                // One number seen everywhere: files may claim sizes that no memory has.
+                return Tensor::zeros([1; 0], (self.kind, self.device)).expand(shape, false);
+            }
             let mut t = Tensor::empty(shape, (self.kind, self.device));
             match init {
-                _ if self.values == Values::Declared => t.shallow_clone(),
                 Init::Zeros => t.zero_(),
                 Init::Ones => t.fill_(1.0),
                 Init::Const(v) => t.fill_(v),

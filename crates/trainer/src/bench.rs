@@ -132,7 +132,7 @@ fn stage1_config(width: i64) -> Result<Blip2Config, Error> {
         "num_query_tokens": 32,
         "image_text_hidden_size": 256,
         "vision_config": {"hidden_size": width, "num_attention_heads": 1},
-        "qformer_config": {"encoder_hidden_size": width},
+        "qformer_config": {"vocab_size": 30_523, "encoder_hidden_size": width},
     });
     Blip2Config::from_json(&json).map_err(|source| Error::Model { path: "bench".into(), source })
 }

@@ -8,13 +8,14 @@ use blip2_weights::{ModelDir, Part, PartView, plans};
 use serde_json::{Value, json};
 use tch::Kind;
 
-use crate::config::{AutoOr, Config, Stage};
+use crate::config::{Config, Stage};
 use crate::declared;
 use crate::encoder::check_image_size;
 use crate::error::Error;
 use crate::language::LanguagePlan;
 use crate::preprocessing::Preprocessing;
 use crate::qformer_init::QFormerInit;
+use crate::vision_layer;
 
 /// The parts of a stage: where their weights lie and what they are.
 pub struct Blueprint {
@@ -46,18 +47,14 @@ impl Blueprint {
     /// Files that are missing or damaged, parts that do not fit each other; each names the keys. Everything that is missing, unexpected or
     /// misshapen in any part, at once.
     pub fn open(config: &Config) -> Result<Blueprint, Error> {
-        let vision_dir = ModelDir::open(&config.model.vision.weights)?;
+        let vision_dir = config.model.vision.weights.open()?;
         let wrong = |source| Error::Model { path: vision_dir.path().into(), source };
         let vision_json = vision_dir.part(Part::Vision)?.config.clone();
         let vision = VisionConfig::from_json(&vision_json).map_err(wrong)?;
         let preprocessing = Preprocessing::of(vision_dir.path(), &vision, &config.data.image.size)?;
         check_image_size(&vision, preprocessing.size)?;
-        let layer = match config.model.vision.layer {
-            AutoOr::Auto => None,
-            AutoOr::Given(layer) => Some(layer),
-        };
-        let depth = vision.depth(layer).map_err(wrong)?;
         let init = QFormerInit::open(&config.model.qformer)?;
+        let depth = vision_layer::depth(config, &vision_dir, &vision, &init)?;
         let qformer = init.qformer_config(config, &vision)?;
         let mut model_json = json!({
             "model_type": "blip-2",

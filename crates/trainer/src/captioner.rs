@@ -11,13 +11,14 @@ use rayon::prelude::*;
 use serde_json::Value;
 use tch::{Device, Kind, no_grad};
 
-use crate::config::Precision;
+use crate::config::{Precision, WeightsSource};
 use crate::encoder::{ImageEncoder, check_image_size};
 use crate::error::Error;
 use crate::model_files::ModelFiles;
 use crate::precision::soonest;
 use crate::preprocessing::Preprocessing;
 use crate::task::Stage2Task;
+use crate::text::trimmed;
 
 /// Images that go through the model together.
 const BATCH: usize = 16;
@@ -67,8 +68,13 @@ impl Captioner {
     ///
     /// # Errors
     /// Files that are missing or damaged, a stage-1 model, token ids outside the vocabulary.
-    pub fn open(dir: &Path, device: Device, precision: Option<Precision>) -> Result<Captioner, Error> {
-        let files = ModelFiles::open(dir)?;
+    pub fn open(
+        source: impl Into<WeightsSource>,
+        device: Device,
+        precision: Option<Precision>,
+    ) -> Result<Captioner, Error> {
+        let source = source.into();
+        let (files, dir) = (ModelFiles::open(&source)?, &*source);
         check_image_size(&files.config.vision, files.preprocessing.size)?;
         let kind = match precision {
             Some(precision) => {
@@ -100,6 +106,11 @@ impl Captioner {
         captioner.check_ids(&config_file, "text_config.bos_token_id", &captioner.empty_prompt)?;
         captioner.check_ids(dir, "eos_token_id", &captioner.eos)?;
         Ok(captioner)
+    }
+
+    /// How pictures become pixels.
+    pub fn preprocessing(&self) -> &Preprocessing {
+        self.encoder.preprocessing()
     }
 
     /// Captions images batch by batch, in order: each item holds the captions of one batch.
@@ -163,9 +174,9 @@ impl Captioner {
         captions.collect()
     }
 
-    /// The ids behind the queries.
+    /// The ids behind the queries, without a space at the end, as in training.
     fn prompt_ids(&self, prompt: &str) -> Result<Vec<i64>, Error> {
-        let encoded = self.tokenizer.encode(prompt)?.into_iter().map(i64::from);
+        let encoded = self.tokenizer.encode(trimmed(prompt))?.into_iter().map(i64::from);
         let ids: Vec<i64> = self.first.into_iter().chain(encoded).collect();
         self.check_ids(&self.tokenizer_file, &format!("prompt {prompt:?}"), &ids)?;
         Ok(if ids.is_empty() { self.empty_prompt.clone() } else { ids })
@@ -186,8 +197,8 @@ impl Captioner {
 /// Draws are keyed by the place in the batch, so each batch has its own seed.
 fn of_batch(decoding: Decoding, batch: usize) -> Decoding {
     match decoding {
-        Decoding::Nucleus { top_p, temperature, seed } => {
-            Decoding::Nucleus { top_p, temperature, seed: seed ^ ((batch as u64) << 32) }
+        Decoding::Nucleus { top_k, top_p, temperature, seed } => {
+            Decoding::Nucleus { top_k, top_p, temperature, seed: seed ^ ((batch as u64) << 32) }
         }
         other => other,
     }
@@ -256,7 +267,7 @@ mod tests {
 
     #[test]
     fn batches_draw_differently_and_the_first_has_the_seed_itself() {
-        let nucleus = |seed| Decoding::Nucleus { top_p: 0.9, temperature: 1.0, seed };
+        let nucleus = |seed| Decoding::Nucleus { top_k: None, top_p: 0.9, temperature: 1.0, seed };
         assert_eq!(of_batch(nucleus(7), 0), nucleus(7));
         assert_ne!(of_batch(nucleus(7), 1), of_batch(nucleus(8), 0));
         assert_eq!(of_batch(Decoding::Greedy, 3), Decoding::Greedy);

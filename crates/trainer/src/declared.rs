@@ -3,7 +3,7 @@
 use blip2_model::language::LanguageConfig;
 use blip2_model::vision::VisionConfig;
 use blip2_model::{Blip2Config, Stage1, Stage2};
-use blip2_torchx::params::ParamStore;
+use blip2_torchx::params::{LoadError, LoadPlan, ParamStore, TensorSource};
 use tch::Kind;
 
 /// The first `depth` blocks of an image encoder.
@@ -28,4 +28,12 @@ pub(crate) fn trained(config: &Blip2Config, language_width: Option<i64>) -> Para
         Some(width) => drop(Stage2::new(&store.root(), config, width, Vec::new())),
     }
     store
+}
+
+/// Compares declared parts with a source, before anything of the sizes that it claims is built.
+///
+/// # Errors
+/// Tensors that are missing, unexpected or misshapen.
+pub(crate) fn compare(declared: &ParamStore, source: &dyn TensorSource, plan: &LoadPlan) -> Result<(), LoadError> {
+    declared.audit(source, plan).into_result(source).map(drop)
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use blip2_model::Blip2Config;
+use blip2_model::language::LanguageConfig as Language;
 use blip2_torchx::params::TensorSource;
 use blip2_weights::{
     DEFAULT_MAX_SHARD_BYTES, Export, ExportTask, FrozenElsewhere, LavisCheckpoint, ModelDir, Part, Projection, Stage,
@@ -26,6 +27,8 @@ pub struct Exported {
     pub step: u64,
     /// Better or newer checkpoints that are damaged.
     pub rejected: Vec<Rejected>,
+    /// Why `transformers` 4.57 has no class that computes the directory, where that is so.
+    pub without_class: Option<String>,
 }
 
 /// Writes the model of `source` to the Hugging Face directory `out`; an earlier export there is replaced.
@@ -39,8 +42,8 @@ pub fn export_checkpoint(source: &Path, out: &Path, towers: FrozenTowers, hub: &
     let Chosen { run, mut config, checkpoint, rejected } = choose(source)?;
     hub.resolve(&mut config)?;
     let model = ModelDir::open(checkpoint.path())?;
-    export_model(&config, model.config(), &run.join("tokenizer"), &trained(&model)?, towers, out)?;
-    Ok(Exported { checkpoint: checkpoint.path().to_path_buf(), step: checkpoint.step(), rejected })
+    let without_class = export_model(&config, model.config(), &run.join("tokenizer"), &trained(&model)?, towers, out)?;
+    Ok(Exported { checkpoint: checkpoint.path().to_path_buf(), step: checkpoint.step(), rejected, without_class })
 }
 
 /// Writes what was trained to `out`, a `.pth` as LAVIS saves it; `source` is as for [`export_checkpoint`].
@@ -70,7 +73,8 @@ pub fn export_lavis(source: &Path, out: &Path) -> Result<Exported, Error> {
         },
         out,
     )?;
-    Ok(Exported { checkpoint: checkpoint.path().to_path_buf(), step: checkpoint.step(), rejected })
+    let checkpoint_path = checkpoint.path().to_path_buf();
+    Ok(Exported { checkpoint: checkpoint_path, step: checkpoint.step(), rejected, without_class: None })
 }
 
 /// A run with the checkpoint that is exported.
@@ -175,7 +179,21 @@ fn find_run(source: &Path) -> Result<(PathBuf, Option<PathBuf>), Error> {
     }
 }
 
-/// Writes the Hugging Face directory `out` of what `config` trains.
+/// Why `transformers` 4.57 has no class for a model of these parts, where that is so.
+fn without_class(model: &Blip2Config, json: &Value) -> Option<String> {
+    const BLIP2_VIT: &str = "blip_2_vision_model";
+    let tower = json["vision_config"]["model_type"].as_str().unwrap_or(BLIP2_VIT);
+    let reason = match &model.language {
+        _ if tower != BLIP2_VIT => format!("its BLIP-2 has no {tower} as image encoder"),
+        Some(Language::T5(t5)) if t5.scales_output() != t5.tie_word_embeddings => {
+            "its T5 scales the output before a tied head, and before no other".into()
+        }
+        _ => return None,
+    };
+    Some(format!("transformers has no class for it: {reason}"))
+}
+
+/// Writes the Hugging Face directory `out` of what `config` trains. Returns why `transformers` has no class for it, where that is so.
 ///
 /// `model_json` is the model's `config.json` as a checkpoint keeps it, `tokenizer` the folder of the tokenizer's files.
 ///
@@ -188,16 +206,16 @@ pub fn export_model(
     trained: &[(String, Tensor)],
     towers: FrozenTowers,
     out: &Path,
-) -> Result<(), Error> {
+) -> Result<Option<String>, Error> {
     let wrong = |source| Error::Model { path: config.run_folder(), source };
     let model = Blip2Config::from_json(model_json).map_err(wrong)?;
     let depth = model.vision.depth(model.top.vision_feature_layer.or(Some(-1))).map_err(wrong)?;
-    let vision = ModelDir::open(&config.model.vision.weights)?;
+    let vision = config.model.vision.weights.open()?;
     let preprocessing = Preprocessing::of(vision.path(), &model.vision, &config.data.image.size)?;
     let language = match (&model.language, &config.model.language) {
         (None, _) => None,
         (Some(language), Some(LanguageConfig { weights, .. })) => {
-            let dir = ModelDir::open(weights)?;
+            let dir = weights.open()?;
             let inherited = dir.config().get("image_token_index").and_then(Value::as_i64);
             let text_config = dir.part(Part::Language)?.config;
             let image_token = image_token_index(tokenizer, text_config, inherited, language.vocab_size())?;
@@ -239,7 +257,8 @@ pub fn export_model(
         tokenizer: Some(tokenizer),
         max_shard_bytes: DEFAULT_MAX_SHARD_BYTES,
     };
-    Ok(export.write(out)?)
+    export.write(out)?;
+    Ok(without_class(&model, model_json))
 }
 
 fn trained(model: &ModelDir) -> Result<Vec<(String, Tensor)>, Error> {
@@ -249,4 +268,33 @@ fn trained(model: &ModelDir) -> Result<Vec<(String, Tensor)>, Error> {
         Err(message) => Err(Error::file(model.path(), format!("{name}: {message}"))),
     };
     weights.entries().into_iter().map(read).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn other_image_encoders_and_a_t5_that_version_4_would_scale_have_no_class() {
+        let said = |vision: &str, text: Value| {
+            let json = json!({
+                "architectures": ["Blip2ForConditionalGeneration"], "num_query_tokens": 32, "qformer_config": {},
+                "vision_config": {"model_type": vision}, "text_config": text,
+            });
+            without_class(&Blip2Config::from_json(&json).unwrap(), &json)
+        };
+        let t5 = |tied: bool, scaled: bool| json!({"model_type": "t5", "decoder_start_token_id": 0, "tie_word_embeddings": tied, "scale_decoder_outputs": scaled});
+        assert_eq!(said("blip_2_vision_model", json!({"model_type": "llama"})), None);
+        assert_eq!(said("blip_2_vision_model", t5(true, true)), None);
+        assert_eq!(said("blip_2_vision_model", t5(false, false)), None);
+        let reason = said("clip_vision_model", json!({"model_type": "opt"})).unwrap();
+        assert_eq!(reason, "transformers has no class for it: its BLIP-2 has no clip_vision_model as image encoder");
+        assert!(
+            said("blip_2_vision_model", t5(true, false))
+                .unwrap()
+                .starts_with("transformers has no class for it: its T5 ")
+        );
+    }
 }

@@ -2,7 +2,7 @@
 
 use blip2_model::Activation;
 use blip2_model::dropout::DropoutRates;
-use blip2_model::language::{CaptionFrame, LanguageConfig};
+use blip2_model::language::{CaptionFrame, DecoderConfig, LanguageConfig};
 use blip2_weights::{ModelDir, Part};
 use serde_json::{Value, json};
 use tch::Kind;
@@ -38,11 +38,11 @@ impl LanguagePlan {
         let Some(language) = &config.model.language else {
             return Err(Error::Mismatch("model.language: missing; stage 2 needs one".into()));
         };
-        let dir = ModelDir::open(&language.weights)?;
-        let mut json = dir.part(Part::Language)?.config.clone();
-        let model = |json: &Value| {
-            LanguageConfig::from_json(json).map_err(|source| Error::Model { path: dir.path().into(), source })
-        };
+        let dir = language.weights.open()?;
+        let wrong = |source| Error::Model { path: dir.path().into(), source };
+        // Whoever reads the exported model may not know newer keys.
+        let mut json = DecoderConfig::with_older_keys(dir.part(Part::Language)?.config).map_err(wrong)?;
+        let model = |json: &Value| LanguageConfig::from_json(json).map_err(wrong);
         let mut parsed = model(&json)?;
         if language.gelu == Gelu::Exact {
             json = with_exact_gelu(json, &parsed)?;

@@ -49,6 +49,7 @@ pub mod task;
 pub mod telemetry;
 pub mod text;
 pub mod train;
+mod vision_layer;
 
 pub use blip2_weights::{Inspection, inspect};
 pub use error::Error;

@@ -37,6 +37,9 @@ pub struct LoadedPart {
     pub dropped: usize,
     /// Modules of those, with their counts.
     pub dropped_modules: Option<String>,
+    /// Of the image encoder: which file says how its pixels are made, or that none does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pixels: Option<String>,
 }
 
 /// Fills a store and says what became of the source's tensors.
@@ -58,6 +61,7 @@ pub fn fill(part: &str, params: &ParamStore, source: &dyn TensorSource, plan: &L
         fresh: fresh.len(),
         dropped: unused.len(),
         dropped_modules: unused_modules(&report),
+        pixels: None,
     })
 }
 
@@ -71,9 +75,7 @@ impl fmt::Display for LoadedPart {
                 write!(f, ", {count} {what}")?;
             }
         }
-        match &self.dropped_modules {
-            Some(modules) => write!(f, " ({modules})"),
-            None => Ok(()),
-        }
+        self.dropped_modules.iter().try_for_each(|modules| write!(f, " ({modules})"))?;
+        self.pixels.iter().try_for_each(|pixels| write!(f, "; {pixels}"))
     }
 }

@@ -10,7 +10,8 @@ use blip2_torchx::params::{LoadPlan, ParamStore};
 use blip2_weights::{ModelDir, ModelKind, Part, plans};
 use tch::{Device, Kind};
 
-use crate::config::AutoOr;
+use crate::config::{AutoOr, WeightsSource};
+use crate::declared;
 use crate::encoder::ImageEncoder;
 use crate::error::Error;
 use crate::export::verify_towers;
@@ -33,8 +34,9 @@ impl ModelFiles {
     ///
     /// # Errors
     /// Files that are missing or damaged, a tower alone, values that no code of ours computes.
-    pub fn open(path: &Path) -> Result<ModelFiles, Error> {
-        let dir = ModelDir::open(path)?;
+    pub fn open(source: impl Into<WeightsSource>) -> Result<ModelFiles, Error> {
+        let source = source.into();
+        let (dir, path) = (source.open()?, &*source);
         let message = match dir.kind() {
             ModelKind::WholeBlip2 => None,
             ModelKind::Tower(model_type) => {
@@ -78,9 +80,11 @@ impl ModelFiles {
     /// # Errors
     /// Tensors that are missing, unexpected or misshapen.
     pub fn stage1_task(&self, device: Device, options: Stage1Options) -> Result<Stage1Task, Error> {
+        let source = self.dir.part(Part::QFormer)?.weights;
+        declared::compare(&declared::trained(&self.config, None), &source, &LoadPlan::exact())?;
         let params = ParamStore::trainable(device);
         let model = Stage1::new(&params.root(), &self.config);
-        params.load(&self.dir.part(Part::QFormer)?.weights, &LoadPlan::exact())?;
+        params.load(&source, &LoadPlan::exact())?;
         Ok(Stage1Task { model, params, options })
     }
 
@@ -95,10 +99,12 @@ impl ModelFiles {
                 "architectures: expected Blip2ForConditionalGeneration (a stage-2 model), got Blip2ForImageTextRetrieval",
             ));
         };
+        let (source, width) = (self.dir.part(Part::QFormer)?.weights, language_config.hidden_size());
+        declared::compare(&declared::trained(&self.config, Some(width)), &source, &LoadPlan::exact())?;
         let params = ParamStore::trainable(device);
         let before = self.config.top.before_queries.clone().unwrap_or_default();
-        let model = Stage2::new(&params.root(), &self.config, language_config.hidden_size(), before);
-        params.load(&self.dir.part(Part::QFormer)?.weights, &LoadPlan::exact())?;
+        let model = Stage2::new(&params.root(), &self.config, width, before);
+        params.load(&source, &LoadPlan::exact())?;
         let (language, _) = load_language_model(&self.dir, language_config, device, kind)?;
         Ok(Stage2Task {
             model,
@@ -134,9 +140,11 @@ pub fn load_image_encoder(
     device: Device,
     kind: Kind,
 ) -> Result<(ImageEncoder, LoadedPart), Error> {
-    let tower = Frozen::build(device, kind, |root| config.build(&root.pp("vision_model"), depth));
     let (source, plan) = (dir.part(Part::Vision)?.weights, plans::vision_tower(depth as usize));
-    let loaded = fill(IMAGE_ENCODER, tower.params(), &source, &plan)?;
+    declared::compare(&declared::image_encoder(config, depth), &source, &plan)?;
+    let tower = Frozen::build(device, kind, |root| config.build(&root.pp("vision_model"), depth));
+    let mut loaded = fill(IMAGE_ENCODER, tower.params(), &source, &plan)?;
+    loaded.pixels = Some(preprocessing.origin());
     let identity = format!("{} {depth} {kind:?}", dir.path().display());
     Ok((ImageEncoder::new(tower, config.clone(), depth, preprocessing, identity), loaded))
 }
@@ -152,8 +160,9 @@ pub fn load_language_model(
     kind: Kind,
 ) -> Result<(Frozen<LanguageModel>, LoadedPart), Error> {
     let part = dir.part(Part::Language)?;
-    let model = Frozen::build(device, kind, |root| config.build(&root.pp("language_model")));
     let plan = plans::language_model(plans::tied_head(part.config));
+    declared::compare(&declared::language_model(config), &part.weights, &plan)?;
+    let model = Frozen::build(device, kind, |root| config.build(&root.pp("language_model")));
     let loaded = fill(LANGUAGE_MODEL, model.params(), &part.weights, &plan)?;
     Ok((model, loaded))
 }

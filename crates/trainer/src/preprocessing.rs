@@ -1,4 +1,5 @@
-//! How pictures become a tower's pixels: what the `preprocessor_config.json` of its directory says, else its family's defaults.
+//! How pictures become a tower's pixels: what the `preprocessor_config.json` of its directory says, or the `image_processor` of its
+//! `processor_config.json` (where `transformers` 5 writes it), else its family's defaults.
 //!
 //! The keys are those of `transformers`' image processors. Where the image is cropped in its centre behind the resize (CLIP, DINOv2), the
 //! crop's size is the size of the pixels. Ours is BLIP-2's way for every tower: the whole image is squeezed into that square, with the
@@ -15,6 +16,9 @@ use crate::config::AutoOr;
 use crate::error::Error;
 
 const FILE: &str = "preprocessor_config.json";
+/// Where `transformers` 5 keeps the same below `image_processor`.
+const NESTED_FILE: &str = "processor_config.json";
+const NESTED_KEY: &str = "image_processor";
 const FACTOR: f64 = 1.0 / 255.0;
 
 /// From a decoded picture to the pixels that a tower takes.
@@ -30,6 +34,8 @@ pub struct Preprocessing {
     pub mean: [f64; 3],
     /// Then divided by.
     pub std: [f64; 3],
+    /// The file that says so; `None` where the directory has none and the family's defaults hold.
+    pub file: Option<&'static str>,
 }
 
 impl Preprocessing {
@@ -61,7 +67,16 @@ impl Preprocessing {
             rescale_factor: if rescale { factor } else { 1.0 },
             mean: if normalize { mean } else { [0.0; 3] },
             std: if normalize { std } else { [1.0; 3] },
+            file: file.name,
         })
+    }
+
+    /// Which file says so, for people.
+    pub fn origin(&self) -> String {
+        match self.file {
+            Some(file) => format!("pixels as {file} says"),
+            None => format!("no {FILE}: pixels as its family is used to them, {} wide", self.size),
+        }
     }
 
     /// As an export writes it.
@@ -79,21 +94,27 @@ impl Preprocessing {
 /// The file's object; empty where there is no file.
 struct File {
     path: PathBuf,
+    name: Option<&'static str>,
     keys: Map<String, Value>,
 }
 
 impl File {
     fn read(dir: &Path) -> Result<File, Error> {
         let path = dir.join(FILE);
-        if !path.exists() {
-            return Ok(File { path, keys: Map::new() });
+        if path.exists() {
+            return Ok(File { keys: read_object(&path)?, path, name: Some(FILE) });
         }
-        let text = std::fs::read_to_string(&path).map_err(|error| Error::file(&path, error))?;
-        match serde_json::from_str(&text) {
-            Ok(Value::Object(keys)) => Ok(File { path, keys }),
-            Ok(other) => Err(Error::file(&path, format!("expected an object, got {other}"))),
-            Err(error) => Err(Error::file(&path, format!("invalid JSON: {error}"))),
+        let nested = dir.join(NESTED_FILE);
+        if nested.exists() {
+            match read_object(&nested)?.remove(NESTED_KEY) {
+                None | Some(Value::Null) => {}
+                Some(Value::Object(keys)) => return Ok(File { path: nested, name: Some(NESTED_FILE), keys }),
+                Some(other) => {
+                    return Err(Error::file(&nested, format!("{NESTED_KEY}: expected an object, got {other}")));
+                }
+            }
         }
+        Ok(File { path, name: None, keys: Map::new() })
     }
 
     /// A key's value; null is none.
@@ -152,6 +173,15 @@ impl File {
     }
 }
 
+fn read_object(path: &Path) -> Result<Map<String, Value>, Error> {
+    let text = std::fs::read_to_string(path).map_err(|error| Error::file(path, error))?;
+    match serde_json::from_str(&text) {
+        Ok(Value::Object(keys)) => Ok(keys),
+        Ok(other) => Err(Error::file(path, format!("expected an object, got {other}"))),
+        Err(error) => Err(Error::file(path, format!("invalid JSON: {error}"))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -176,6 +206,7 @@ mod tests {
             rescale_factor: 1.0 / 255.0,
             mean: [0.5; 3],
             std: [0.5; 3],
+            file: None,
         };
         assert_eq!(siglip, expected);
         assert_eq!(of("vit", None, AutoOr::Auto).unwrap().filter, Filter::Bilinear);
@@ -200,9 +231,34 @@ mod tests {
             rescale_factor: 0.5,
             mean: [0.1, 0.2, 0.3],
             std: [1.0, 2.0, 3.0],
+            file: Some(FILE),
         };
         assert_eq!(read, expected);
         assert_eq!(of("dinov2", Some(file), AutoOr::Given(98)).unwrap().size, 98);
+    }
+
+    #[test]
+    fn the_file_of_transformers_5_holds_where_the_older_one_is_absent() {
+        let dir = tempfile::tempdir().unwrap();
+        let vision = VisionConfig::from_json(&json!({"model_type": "vit"})).unwrap();
+        let read = || Preprocessing::of(dir.path(), &vision, &AutoOr::Auto).map_err(|error| error.to_string());
+        let write = |name: &str, value: Value| std::fs::write(dir.path().join(name), value.to_string()).unwrap();
+        // An export's own has nothing of the pixels.
+        write(NESTED_FILE, json!({"processor_class": "Blip2Processor", "num_query_tokens": 8}));
+        assert_eq!(read().unwrap().file, None);
+        assert!(read().unwrap().origin().starts_with("no preprocessor_config.json: "));
+        write(
+            NESTED_FILE,
+            json!({"image_processor": {"size": {"height": 64, "width": 64}, "image_mean": [0.1, 0.2, 0.3]}}),
+        );
+        let nested = read().unwrap();
+        assert_eq!((nested.size, nested.mean, nested.file), (64, [0.1, 0.2, 0.3], Some(NESTED_FILE)));
+        write(NESTED_FILE, json!({"image_processor": {"image_std": [0, 1, 1]}}));
+        assert!(read().unwrap_err().contains("processor_config.json: image_std: expected numbers above 0"));
+        write(NESTED_FILE, json!({"image_processor": 7}));
+        assert!(read().unwrap_err().ends_with("processor_config.json: image_processor: expected an object, got 7"));
+        write(FILE, json!({"size": 32}));
+        assert_eq!((read().unwrap().size, read().unwrap().file), (32, Some(FILE)));
     }
 
     #[test]

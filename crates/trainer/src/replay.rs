@@ -11,7 +11,7 @@ use blip2_weights::{SafetensorsFile, save_safetensors};
 use tch::{Device, Kind, Tensor};
 
 use crate::batch::{Batch, Negatives, Share, TargetRule, Targets};
-use crate::config::{GradientExchange, Precision, Stage};
+use crate::config::{GradientExchange, Precision, Stage, WeightsSource};
 use crate::error::Error;
 use crate::model_files::ModelFiles;
 use crate::ranks::Ranks;
@@ -21,7 +21,7 @@ use crate::task::{Pass, Stage2Task, Task};
 #[derive(Debug, Clone)]
 pub struct ReplayOptions {
     /// Hugging Face directory of the whole model.
-    pub model: PathBuf,
+    pub model: WeightsSource,
     /// Which stage's step.
     pub stage: Stage,
     /// The recorded batch.

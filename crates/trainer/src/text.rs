@@ -7,7 +7,9 @@
 //! | OPT | `</s> prompt caption "\n"` | the same, from the caption on; without a prompt from `</s>` on, as LAVIS trained it |
 //! | encoder-decoder | `prompt prefix EOS` | `suffix EOS` |
 //!
-//! `prefix suffix` is the caption; the prefix is empty unless captions are split.
+//! `prefix suffix` is the caption; the prefix is empty unless captions are split. Prompt and caption are tokenised as one text, with a space between
+//! them, as LAVIS does, since many tokenizers have other tokens for a word behind a space; the first tokens, as many as the prompt alone has,
+//! count as the prompt.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -26,9 +28,10 @@ pub struct TextFrame {
     pub encoder: Arc<TextEncoder>,
     /// Fills texts up to the longest of a batch.
     pub pad_id: i64,
-    before: Vec<i64>,
-    /// Tokens at the beginning of a framed text that are no targets.
-    untargeted: usize,
+    /// What stands in front of the tokenised text, prompt included.
+    first: Option<i64>,
+    /// The prompt alone, as generation has it.
+    prompt: Vec<i64>,
     after: Vec<i64>,
     end_tokens: Vec<i64>,
     read_apart: Option<ReadApart>,
@@ -49,8 +52,8 @@ impl TextFrame {
         TextFrame {
             encoder,
             pad_id,
-            before: Vec::new(),
-            untargeted: 0,
+            first: None,
+            prompt: Vec::new(),
             after: Vec::new(),
             end_tokens: Vec::new(),
             read_apart: None,
@@ -77,8 +80,7 @@ impl TextFrame {
             },
         };
         let added = 1 + usize::from(first.is_some());
-        let (encoder, prompt) = beside_prompt(whole, max_tokens, prompt, added)?;
-        let untargeted = if prompt.is_empty() { 0 } else { prompt.len() + usize::from(first.is_some()) };
+        let (encoder, prompt) = with_prompt(whole, max_tokens, prompt, added)?;
         let mut end_tokens = own_ends;
         if !end_tokens.contains(&end) {
             end_tokens.insert(0, end);
@@ -86,8 +88,8 @@ impl TextFrame {
         Ok(TextFrame {
             encoder: Arc::new(encoder),
             pad_id: config.pad_token_id(),
-            before: first.into_iter().chain(prompt).collect(),
-            untargeted,
+            first,
+            prompt,
             after: vec![end],
             end_tokens,
             read_apart: None,
@@ -109,12 +111,18 @@ impl TextFrame {
     ) -> Result<TextFrame, Error> {
         let special = TextEncoder::from_file(file, max_tokens, true)?.encode("")?;
         let whole = open(file, max_tokens, config.vocab_size)?;
-        let (encoder, before) = beside_prompt(whole, max_tokens, prompt, special.len().max(1))?;
+        let added = special.len().max(1);
+        let (encoder, prompt) = with_prompt(whole, max_tokens, prompt, added)?;
+        let encoder = match split_seed {
+            Some(_) => encoder,
+            // The decoder writes a text of its own.
+            None => encoder.led_by(String::new()).of_length(max_tokens.saturating_sub(prompt.len() + added))?,
+        };
         Ok(TextFrame {
             encoder: Arc::new(encoder),
             pad_id: config.pad_token_id,
-            before,
-            untargeted: 0,
+            first: None,
+            prompt,
             after: vec![config.eos_token_id],
             end_tokens: vec![config.eos_token_id],
             read_apart: Some(ReadApart { after: special.into_iter().map(i64::from).collect(), split_seed }),
@@ -124,12 +132,16 @@ impl TextFrame {
     /// What the model reads behind the queries before it writes a caption of its own.
     pub fn prompt(&self) -> Vec<i64> {
         let behind = self.read_apart.as_ref().map(|read| read.after.as_slice()).unwrap_or_default();
-        [self.before.as_slice(), behind].concat()
+        [self.first.as_slice(), &self.prompt, behind].concat()
     }
 
-    /// How many tokens at the beginning of the target text are no targets: the prompt, where that stands in it.
+    /// How many tokens at the beginning of the target text are no targets: the prompt and what stands in front of it, where they stand in that
+    /// text.
     pub fn untargeted(&self) -> usize {
-        self.untargeted
+        match (&self.read_apart, self.prompt.len()) {
+            (Some(_), _) | (None, 0) => 0,
+            (None, prompt) => prompt + usize::from(self.first.is_some()),
+        }
     }
 
     /// Tokens that end a generated caption, first the one that training puts there.
@@ -142,17 +154,22 @@ impl TextFrame {
     /// # Panics
     /// When `pad_to_multiple` is zero.
     pub fn frame(&self, batch: HostBatch, pad_to_multiple: usize) -> FramedBatch {
-        if self.before.is_empty() && self.after.is_empty() {
+        if self.after.is_empty() {
             return batch.into();
         }
-        let captions = batch.lengths.iter().enumerate().map(|(row, &n)| &batch.input_ids[row * batch.text_len..][..n]);
+        let texts = batch.lengths.iter().enumerate().map(|(row, &n)| &batch.input_ids[row * batch.text_len..][..n]);
         let (read, written): (Vec<_>, Option<Vec<_>>) = match &self.read_apart {
-            None => (captions.map(|caption| [self.before.as_slice(), caption, &self.after].concat()).collect(), None),
+            None => (texts.map(|text| [self.first.as_slice(), text, &self.after].concat()).collect(), None),
             Some(apart) => {
-                let both = captions.zip(&batch.positions).map(|(caption, &position)| {
-                    let point = apart.split_seed.map_or(0, |seed| split_point(seed, position, caption.len()));
-                    let (prefix, suffix) = caption.split_at(point);
-                    ([self.before.as_slice(), prefix, &apart.after].concat(), [suffix, &self.after].concat())
+                let both = texts.zip(&batch.positions).map(|(text, &position)| {
+                    let (read, written) = match apart.split_seed {
+                        None => (self.prompt.as_slice(), text),
+                        Some(seed) => {
+                            let prompt = self.prompt.len().min(text.len());
+                            text.split_at(prompt + split_point(seed, position, text.len() - prompt))
+                        }
+                    };
+                    ([read, &apart.after].concat(), [written, &self.after].concat())
                 });
                 let (read, written) = both.unzip();
                 (read, Some(written))
@@ -186,23 +203,31 @@ fn line_end(file: &Path, tokenizer: &TextEncoder) -> Result<i64, Error> {
     }
 }
 
-/// The tokenizer for captions that leave room for the prompt and `added` tokens, and the prompt's ids.
-fn beside_prompt(
+/// The tokenizer of captions behind the prompt, of a length that leaves room for `added` tokens, and the ids of the prompt alone.
+fn with_prompt(
     whole: TextEncoder,
     max_tokens: usize,
     prompt: &str,
     added: usize,
 ) -> Result<(TextEncoder, Vec<i64>), Error> {
-    let before: Vec<i64> =
+    let prompt = trimmed(prompt);
+    let ids: Vec<i64> =
         if prompt.is_empty() { Vec::new() } else { whole.encode(prompt)?.into_iter().map(i64::from).collect() };
-    let room = max_tokens.saturating_sub(before.len() + added);
-    if room == 0 {
-        let taken = before.len() + added - 1;
+    let room = max_tokens.saturating_sub(added);
+    if room <= ids.len() {
+        let taken = ids.len() + added - 1;
         return Err(Error::Mismatch(format!(
             "model.language.prompt: takes {taken} of task.max_text_tokens ({max_tokens}), which leaves no caption; raise it"
         )));
     }
-    Ok((whole.of_length(room)?, before))
+    // A prompt that ends with a line break needs no space behind it.
+    let between = if prompt.is_empty() || prompt.ends_with(char::is_whitespace) { "" } else { " " };
+    Ok((whole.of_length(room)?.led_by(format!("{prompt}{between}")), ids))
+}
+
+/// A prompt without the space that separates it from what follows, which many tokenizers make a part of the next word.
+pub fn trimmed(prompt: &str) -> &str {
+    prompt.trim_end_matches(' ')
 }
 
 #[cfg(test)]
@@ -248,9 +273,13 @@ mod tests {
     }
 
     fn frame(read_apart: Option<ReadApart>) -> TextFrame {
-        let untargeted = if read_apart.is_some() { 0 } else { PROMPT.len() };
-        let (before, after, end_tokens) = (PROMPT.into(), vec![END], vec![END]);
-        TextFrame { encoder: encoder(), pad_id: 0, before, untargeted, after, end_tokens, read_apart }
+        let (prompt, after, end_tokens) = (PROMPT.into(), vec![END], vec![END]);
+        TextFrame { encoder: encoder(), pad_id: 0, first: None, prompt, after, end_tokens, read_apart }
+    }
+
+    /// As the tokenizer gives them: with the prompt in front.
+    fn prompted(captions: &[Vec<i64>]) -> Vec<Vec<i64>> {
+        captions.iter().map(|caption| [PROMPT.as_slice(), caption].concat()).collect()
     }
 
     /// The rows without padding.
@@ -266,7 +295,7 @@ mod tests {
         #[test]
         fn prefix_and_suffix_are_the_caption(captions in captions(), seed: u64, first in 0..1u64 << 40) {
             let apart = ReadApart { after: vec![END], split_seed: Some(seed) };
-            let framed = frame(Some(apart)).frame(batch(&captions, first), 1);
+            let framed = frame(Some(apart)).frame(batch(&prompted(&captions), first), 1);
             let read: Vec<&[i64]> = rows(&framed.host.input_ids, &framed.host.lengths, framed.host.text_len).collect();
             let (ids, lengths, width) = framed.target_text();
             for (row, (written, caption)) in rows(ids, lengths, width).zip(&captions).enumerate() {
@@ -281,9 +310,10 @@ mod tests {
         #[test]
         fn a_part_of_a_batch_is_framed_as_in_the_whole(captions in captions(), seed: u64) {
             let frame = frame(Some(ReadApart { after: vec![END], split_seed: Some(seed) }));
-            let whole = frame.frame(batch(&captions, 5), 8);
+            let texts = prompted(&captions);
+            let whole = frame.frame(batch(&texts, 5), 8);
             for row in 0..captions.len() {
-                let alone = frame.frame(batch(&captions[row..=row], 5 + row as u64), 1);
+                let alone = frame.frame(batch(&texts[row..=row], 5 + row as u64), 1);
                 prop_assert_eq!(whole.rows(row..row + 1, 1), alone);
             }
         }
@@ -304,12 +334,13 @@ mod tests {
     #[test]
     fn a_decoder_s_targets_stand_behind_its_prompt() {
         let frame = frame(None);
-        let framed = frame.frame(batch(&[vec![3, 4], vec![6]], 0), 1);
+        let texts = prompted(&[vec![3, 4], vec![6]]);
+        let framed = frame.frame(batch(&texts, 0), 1);
         assert_eq!(framed.host.input_ids, [7, 8, 3, 4, 1, 7, 8, 6, 1, 0]);
         let rule = TargetRule { untargeted: frame.untargeted() };
         assert_eq!(framed.labels(rule), [-100, -100, 3, 4, 1, -100, -100, 6, 1, -100]);
         assert_eq!((frame.prompt(), framed.target_count(rule)), (vec![7, 8], 5));
-        let wide = frame.frame(batch(&[vec![3, 4], vec![6]], 0), 8);
+        let wide = frame.frame(batch(&texts, 0), 8);
         assert_eq!((wide.host.text_len, wide.host.lengths), (8, vec![5, 4]));
     }
 }

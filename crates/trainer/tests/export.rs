@@ -91,7 +91,7 @@ fn stage_2_captions_as_the_model_it_came_from() {
     let run = RunOf::new("stage2_llama", 2, "");
     run.checkpoint(10, None, 0.0);
     let exported = export_checkpoint(&run.path(), &run.out(), FrozenTowers::Copied, &Hub::local()).unwrap();
-    assert_eq!((exported.step, exported.rejected.len()), (10, 0));
+    assert_eq!((exported.step, exported.rejected.len(), exported.without_class), (10, 0, None));
 
     let config = read_json(run.out().join("config.json"));
     assert_eq!(config["before_queries"], json!([2]));
@@ -174,7 +174,7 @@ fn stage_1_replays_as_the_model_it_came_from() {
     let losses = |model: PathBuf| {
         replay(
             &ReplayOptions {
-                model,
+                model: model.into(),
                 stage: Stage::One,
                 batch: golden("stage1").join("batch.safetensors"),
                 out: run.folder.path().join("replay.safetensors"),

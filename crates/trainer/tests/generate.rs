@@ -114,7 +114,7 @@ fn sampling_is_a_function_of_the_seed() {
     // More than one batch.
     let images: Vec<PathBuf> = case.images.iter().cycle().take(20).cloned().collect();
     let draw = |seed| {
-        let options = case.options(Decoding::Nucleus { top_p: 0.95, temperature: 2.0, seed });
+        let options = case.options(Decoding::Nucleus { top_k: None, top_p: 0.95, temperature: 2.0, seed });
         captions(&captioner, &images, &[], &options).into_iter().map(|c| c.ids).collect::<Vec<_>>()
     };
     assert_eq!(draw(1), draw(1));
@@ -151,6 +151,23 @@ fn tokens_outside_the_vocabulary_are_refused() {
         let folder = changed(file, |json| json[key] = value);
         let error = Captioner::open(folder.path(), Device::Cpu, None).err().unwrap().to_string();
         assert!(error.contains(&format!("{key}: expected ids below the vocabulary's size of 120, got ")), "{error}");
+    }
+}
+
+#[test]
+fn sizes_that_no_file_has_are_refused_before_they_are_built() {
+    let most = 1 << 24;
+    for (pointer, value, expected) in [
+        ("/num_query_tokens", json!(-1), "top level.num_query_tokens: got -1, supported: 1 to 2^24"),
+        ("/num_query_tokens", json!(1_000_000_000_000_000i64), "num_query_tokens: got 1000000000000000"),
+        ("/num_query_tokens", json!(most), "query_tokens"),
+        ("/qformer_config/hidden_size", json!(most), "expected shape [32, 16777216]"),
+        ("/text_config/hidden_size", json!(most), "language_projection.weight"),
+        ("/vision_config/hidden_size", json!(most), "vision_model."),
+    ] {
+        let folder = changed("config.json", |json| *json.pointer_mut(pointer).unwrap() = value.clone());
+        let error = Captioner::open(folder.path(), Device::Cpu, None).err().unwrap().to_string();
+        assert!(error.contains(expected), "{pointer}: {error}");
     }
 }
 

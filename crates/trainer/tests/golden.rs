@@ -27,7 +27,7 @@ fn check(name: &str, stage: Stage) {
     let out = folder.path().join("out.safetensors");
     let dir = case(name);
     let options = ReplayOptions {
-        model: dir.clone(),
+        model: (&dir).into(),
         stage,
         batch: dir.join("batch.safetensors"),
         out: out.clone(),

@@ -162,6 +162,87 @@ fn a_chat_model_s_language_model_is_the_one_alone() {
     }
 }
 
+/// The configuration as `transformers` 5 saves it.
+fn of_version_5(config: &Value) -> Value {
+    let mut json = config.clone();
+    let keys = json.as_object_mut().unwrap();
+    let (theta, local) = (keys.remove("rope_theta").unwrap(), keys.remove("rope_local_base_freq"));
+    let mut table = match keys.remove("rope_scaling") {
+        Some(Value::Object(table)) => table,
+        _ => Default::default(),
+    };
+    let rope_type = table.remove("type").or(table.remove("rope_type")).unwrap_or(json!("default"));
+    table.insert("rope_type".into(), rope_type);
+    table.insert("rope_theta".into(), theta);
+    for key in ["partial_rotary_factor", "original_max_position_embeddings"] {
+        table.extend(keys.remove(key).map(|value| (key.to_string(), value)));
+    }
+    json["rope_parameters"] = match local {
+        None => Value::Object(table),
+        Some(theta) => {
+            json!({"full_attention": table, "sliding_attention": {"rope_type": "default", "rope_theta": theta}})
+        }
+    };
+    json
+}
+
+#[test]
+fn configurations_of_version_5_compute_what_those_of_version_4_do() {
+    let mut compared = Vec::new();
+    for family in FAMILIES {
+        let case = Case::open(family, Kind::Float);
+        let older = case.json("config.json");
+        if older.get("rope_theta").is_none() {
+            continue;
+        }
+        let newer = of_version_5(&older);
+        let dir = ModelDir::open(&case.folder).unwrap();
+        let config = LanguageConfig::from_json(&newer).unwrap_or_else(|error| panic!("{family}: {error}"));
+        let (model, _) = load_language_model(&dir, &config, Device::Cpu, Kind::Float).unwrap();
+        let LanguageModel::Decoder(decoder) = &*model else { panic!("{family} is no decoder") };
+        let hidden = decoder.forward(&case.tensor("embeds"), &Dropout::off());
+        let error = relative(&case.tokens(&hidden), &case.tensor("hidden"));
+        assert!(error <= 1e-5, "{family}: hidden differs by {error:e}");
+        // What an export says is what version 4 has said.
+        let written = DecoderConfig::with_older_keys(&newer).unwrap();
+        for key in ["rope_theta", "rope_scaling", "rope_local_base_freq", "partial_rotary_factor", "rope_parameters"] {
+            let said = |json: &Value| json.get(key).filter(|value| !value.is_null()).cloned();
+            assert_eq!(said(&written), said(&older), "{family}: {key}");
+        }
+        compared.push(family);
+    }
+    assert!(["llama3", "llama_yarn", "phi3", "phi3_long", "gemma3", "qwen3"].iter().all(|f| compared.contains(f)));
+}
+
+/// A fixture's directory with a head beside the embedding that it is tied to.
+fn with_head(family: &str, head: impl FnOnce(&Tensor) -> Tensor) -> tempfile::TempDir {
+    let case = Case::open(family, Kind::Float);
+    let weights = SafetensorsFile::open(&case.folder.join("model.safetensors")).unwrap();
+    let mut tensors: Vec<(String, Tensor)> =
+        weights.entries().into_iter().map(|(name, _)| (name.clone(), weights.read(&name).unwrap())).collect();
+    tensors.push(("lm_head.weight".into(), head(&weights.read("model.embed_tokens.weight").unwrap())));
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(case.folder.join("config.json"), folder.path().join("config.json")).unwrap();
+    save_safetensors(&tensors, &BTreeMap::new(), &folder.path().join("model.safetensors")).unwrap();
+    folder
+}
+
+#[test]
+fn a_head_beside_the_embedding_that_it_is_tied_to_must_be_the_same() {
+    let foreign = with_head("llama3", |embedding| embedding + 1);
+    let error = ModelDir::open(foreign.path()).err().unwrap().to_string();
+    let expected = "language_model.lm_head.weight differs from language_model.model.embed_tokens.weight, but config.json calls the head tied";
+    assert!(error.contains(expected) && error.lines().count() == 1, "{error}");
+    let narrow = with_head("llama3", |embedding| embedding.narrow(0, 0, 3));
+    assert!(ModelDir::open(narrow.path()).err().unwrap().to_string().contains(expected));
+
+    let same = with_head("llama3", |embedding| embedding.copy());
+    let dir = ModelDir::open(same.path()).unwrap();
+    let config = LanguageConfig::from_json(dir.part(Part::Language).unwrap().config).unwrap();
+    let (_, loaded) = load_language_model(&dir, &config, Device::Cpu, Kind::Float).unwrap();
+    assert_eq!(loaded.dropped_modules.as_deref(), Some("language_model (1)"));
+}
+
 #[test]
 fn greedy_and_beam_ids_equal_transformers() {
     for family in FAMILIES {

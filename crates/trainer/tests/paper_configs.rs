@@ -27,7 +27,7 @@ fn trained(stage: Stage, vision_width: i64, language_width: i64) -> u64 {
         "architectures": ["Blip2ForImageTextRetrieval"],
         "num_query_tokens": 32,
         "vision_config": {"hidden_size": vision_width, "num_attention_heads": 16},
-        "qformer_config": {"encoder_hidden_size": vision_width},
+        "qformer_config": {"vocab_size": 30_523, "encoder_hidden_size": vision_width},
     });
     let config = Blip2Config::from_json(&json).unwrap();
     let params = ParamStore::declared(Kind::Float);

@@ -12,7 +12,7 @@ use blip2_model::{Dropout, Frozen};
 use blip2_torchx::params::TensorSource;
 use blip2_trainer::model_files::load_language_model;
 use blip2_weights::{ModelDir, Part, SafetensorsFile};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 const CASES: [&str; 3] = ["t5", "t5_v1_1", "t5_exact_gelu"];
@@ -75,6 +75,49 @@ fn hidden_states_and_logits_equal_transformers() {
         let (encoder, logits) = errors(name, Kind::Float, "");
         assert!(encoder < 1e-5 && logits < 1e-5, "{name}: {encoder:e}, {logits:e}");
     }
+}
+
+/// A fixture's directory with keys of its configuration changed, and its configuration as it is read.
+fn with_keys(name: &str, keys: &[(&str, Value)]) -> (tempfile::TempDir, Result<ModelDir, String>) {
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(case(name).join("model.safetensors"), folder.path().join("model.safetensors")).unwrap();
+    let mut config: Value = serde_json::from_slice(&fs::read(case(name).join("config.json")).unwrap()).unwrap();
+    keys.iter().for_each(|(key, value)| config[*key] = value.clone());
+    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let dir = ModelDir::open(folder.path()).map_err(|error| error.to_string());
+    (folder, dir)
+}
+
+fn logits(name: &str, model: &LanguageModel) -> Tensor {
+    let expected = expected(name);
+    let (read, mask) = (expected("inputs_embeds"), expected("attention_mask").to_kind(Kind::Bool));
+    let labels = expected("labels");
+    let written = labels.masked_fill(&labels.eq(-100), 0);
+    let t5 = t5(model);
+    t5.logits(&t5.forward(&read, &mask, &written, &Dropout::off()))
+}
+
+#[test]
+fn a_head_that_version_5_calls_tied_and_is_not_is_the_model_s_own() {
+    let loaded = |dir: &ModelDir| {
+        let config = LanguageConfig::from_json(dir.part(Part::Language).unwrap().config).unwrap();
+        load_language_model(dir, &config, Device::Cpu, Kind::Float).unwrap().0
+    };
+    let (tied, unscaled) = (("tie_word_embeddings", json!(true)), ("scale_decoder_outputs", json!(false)));
+    let (_folder, dir) = with_keys("t5_v1_1", &[tied.clone(), unscaled.clone()]);
+    let dir = dir.unwrap();
+    assert_eq!(dir.config()["tie_word_embeddings"], false, "as version 4 says it");
+    assert!(logits("t5_v1_1", &loaded(&dir)).equal(&logits("t5_v1_1", &model("t5_v1_1", Kind::Float))));
+
+    let (_folder, dir) = with_keys("t5_v1_1", &[tied]);
+    let error = dir.err().unwrap();
+    assert!(error.contains("language_model.lm_head.weight differs from language_model.shared.weight, but "), "{error}");
+
+    // A head that is the embedding, and an output that is not scaled before it.
+    let (_folder, dir) = with_keys("t5", &[unscaled]);
+    let ratio = logits("t5", &loaded(&dir.unwrap())) / logits("t5", &model("t5", Kind::Float));
+    let width = 24f64;
+    assert!((ratio - width.sqrt()).abs().max().double_value(&[]) < 1e-2);
 }
 
 #[test]

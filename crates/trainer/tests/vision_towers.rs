@@ -9,7 +9,8 @@ use blip2_data::Filter;
 use blip2_model::vision::{VisionConfig, VisionTower};
 use blip2_model::{Blip2Config, Frozen, Stage1};
 use blip2_torchx::params::{LoadReport, ParamStore, TensorSource};
-use blip2_trainer::config::AutoOr;
+use blip2_trainer::blueprint::Blueprint;
+use blip2_trainer::config::{AutoOr, Config};
 use blip2_trainer::encoder::check_image_size;
 use blip2_trainer::model_files::{ModelFiles, load_image_encoder};
 use blip2_trainer::preprocessing::Preprocessing;
@@ -155,16 +156,16 @@ fn a_size_that_patches_do_not_tile_is_refused() {
     }
 }
 
-/// Stage 1 around the CLIP tower, with a ln_vision that is none of CLIP's norms.
-fn export_of_clip(out: &Path) -> Vec<(String, Tensor)> {
-    let clip = ModelDir::open(&golden("clip_whole")).unwrap();
+/// Stage 1 around a tower's first two blocks, with a ln_vision that is none of its norms.
+fn export_of(tower: &ModelDir, out: &Path) -> Vec<(String, Tensor)> {
+    let vision = config(tower);
     let qformer = json!({
         "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
-        "max_position_embeddings": 16, "cross_attention_frequency": 2, "encoder_hidden_size": 24,
+        "max_position_embeddings": 16, "cross_attention_frequency": 2, "encoder_hidden_size": vision.hidden_size(),
     });
     let model = json!({
         "architectures": ["Blip2ForImageTextRetrieval"], "num_query_tokens": 4, "image_text_hidden_size": 8,
-        "vision_config": clip.part(Part::Vision).unwrap().config, "qformer_config": qformer,
+        "vision_config": tower.part(Part::Vision).unwrap().config, "qformer_config": qformer,
     });
     tch::manual_seed(3);
     let params = ParamStore::trainable(Device::Cpu);
@@ -177,11 +178,11 @@ fn export_of_clip(out: &Path) -> Vec<(String, Tensor)> {
             (name, tensor.detach())
         })
         .collect();
-    let image = Preprocessing::of(clip.path(), &config(&clip), &AutoOr::Given(40)).unwrap();
+    let image = Preprocessing::of(tower.path(), &vision, &AutoOr::Given(40)).unwrap();
     let export = Export {
         task: ExportTask::Stage1 { image_text_hidden_size: 8, decoder_start_token_id: 39 },
         trained: &trained,
-        vision: &clip,
+        vision: tower,
         vision_depth: 2,
         qformer_config: qformer,
         num_query_tokens: 4,
@@ -192,6 +193,93 @@ fn export_of_clip(out: &Path) -> Vec<(String, Tensor)> {
     };
     export.write(out).unwrap();
     trained
+}
+
+fn export_of_clip(out: &Path) -> Vec<(String, Tensor)> {
+    export_of(&ModelDir::open(&golden("clip_whole")).unwrap(), out)
+}
+
+#[test]
+fn a_tower_that_leaves_its_number_of_blocks_to_its_class_goes_out_with_the_number_in_use() {
+    for name in ["siglip_whole", "../stage1"] {
+        let copy = with_config(name, |config| {
+            config["vision_config"].as_object_mut().unwrap().remove("num_hidden_layers").unwrap();
+        });
+        let out = copy.path().join("out");
+        export_of(&ModelDir::open(copy.path()).unwrap(), &out);
+        let files = ModelFiles::open(&out).unwrap();
+        assert_eq!(files.config.vision.num_hidden_layers(), 2, "{name}");
+        files.image_encoder(Device::Cpu, Kind::Float).unwrap();
+    }
+}
+
+/// Stage 1 that begins from `init`.
+fn blueprint(vision: &Path, layer: &str, init: &Path) -> Result<Blueprint, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.yaml");
+    let text = format!(
+        "run: {{dir: {}, name: a}}\ntask: {{stage: 1}}\n\
+         model: {{vision: {{weights: {}, layer: {layer}}}, qformer: {{init: {}, query_tokens: 4}}}}\n\
+         data: {{train: [{{shards: s.tar}}]}}\n",
+        folder.path().display(),
+        vision.display(),
+        init.display()
+    );
+    fs::write(&file, text).unwrap();
+    Blueprint::open(&Config::load_resolved(&file).unwrap()).map_err(|error| error.to_string())
+}
+
+#[test]
+fn a_tower_inside_a_whole_model_keeps_the_layer_that_the_model_was_trained_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("export");
+    export_of_clip(&out);
+    let again = blueprint(&out, "auto", &out).unwrap();
+    assert_eq!((again.depth, &again.model_json["vision_feature_layer"]), (2, &json!(2)), "and not the layer before");
+    let encoder = |b: &Blueprint| {
+        let (tower, _) = load(&b.vision_dir, b.depth);
+        let pixels = SafetensorsFile::open(&golden("clip_whole").join("expected.safetensors")).unwrap();
+        tower.features(&pixels.read("pixels.40").unwrap())
+    };
+    // The tower's own directory has one block more, and its family's layer is the same.
+    let alone = blueprint(&golden("clip_whole"), "auto", &out).unwrap();
+    assert_eq!(alone.depth, 2);
+    assert!(encoder(&again).equal(&encoder(&alone)));
+
+    for (vision, layer, got) in [(&out, "1", 1), (&golden("clip_whole"), "-1", 3)] {
+        let error = blueprint(vision, layer, &out).err().unwrap();
+        assert!(
+            error.starts_with("model.vision.layer: expected 2, the hidden state that model.qformer.init ("),
+            "{error}"
+        );
+        assert!(error.contains(&format!(" was trained on, got {got}; ")) && error.lines().count() == 1, "{error}");
+    }
+    assert_eq!(blueprint(&out, "-1", &out).unwrap().depth, 2);
+}
+
+#[test]
+fn clip_s_old_vision_config_dict_goes_before_vision_config() {
+    let copy = with_config("clip_whole", |config| {
+        let mut dict = config["vision_config"].clone();
+        // Left to the class, whose default holds whatever vision_config says.
+        dict.as_object_mut().unwrap().remove("hidden_act").unwrap();
+        config["vision_config_dict"] = dict;
+        config["vision_config"]["hidden_act"] = json!("gelu");
+        config["vision_config"]["num_hidden_layers"] = json!(1);
+    });
+    let features = |dir: &ModelDir| {
+        let (tower, _) = load(dir, config(dir).num_hidden_layers());
+        let pixels = SafetensorsFile::open(&golden("clip_whole").join("expected.safetensors")).unwrap();
+        tower.features(&pixels.read("pixels.40").unwrap())
+    };
+    let (ours, plain) = (ModelDir::open(copy.path()).unwrap(), ModelDir::open(&golden("clip_whole")).unwrap());
+    assert_eq!(config(&ours).num_hidden_layers(), 3);
+    assert!(features(&ours).equal(&features(&plain)));
+    let alone = with_config("clip_whole", |config| {
+        let section = config.as_object_mut().unwrap().remove("vision_config").unwrap();
+        config["vision_config_dict"] = section;
+    });
+    assert!(features(&ModelDir::open(alone.path()).unwrap()).equal(&features(&plain)));
 }
 
 #[test]

@@ -12,6 +12,7 @@ use crate::json_file::{describe, read_object};
 use crate::lavis;
 use crate::layouts::{Layout, has_section, in_language_model, name_sections};
 use crate::part_view::{PartView, Recipe};
+use crate::tied_head::has_own_head;
 use crate::weights_dir::WeightsDir;
 use crate::weights_file::WeightsFile;
 
@@ -90,7 +91,29 @@ impl ModelDir {
             name_sections(&mut config, model_type);
         }
         let frozen = frozen_elsewhere(path, &config)?.into_iter().map(|named| (named, OnceCell::new())).collect();
-        Ok(ModelDir { weights: WeightsDir::open(path)?, path: path.to_path_buf(), config, kind, frozen })
+        let mut dir = ModelDir { weights: WeightsDir::open(path)?, path: path.to_path_buf(), config, kind, frozen };
+        dir.settle_head()?;
+        Ok(dir)
+    }
+
+    /// Calls a T5's head its own where version 5 of `transformers` calls it tied, as version 4 would.
+    fn settle_head(&mut self) -> Result<(), WeightsError> {
+        if self.frozen_elsewhere(Part::Language).is_some() {
+            return Ok(());
+        }
+        let own = match self.part(Part::Language) {
+            Ok(part) => has_own_head(&part)?,
+            // No language model, or one that whoever asks for it will hear about.
+            Err(_) => false,
+        };
+        if own {
+            let section = match &self.kind {
+                ModelKind::Tower(model_type) if !has_section(model_type, Part::Language) => Some(&mut self.config),
+                _ => self.config.get_mut(Part::Language.section()),
+            };
+            section.into_iter().for_each(|section| section["tie_word_embeddings"] = false.into());
+        }
+        Ok(())
     }
 
     fn open_lavis(path: &Path) -> Result<ModelDir, WeightsError> {
@@ -111,7 +134,8 @@ impl ModelDir {
     }
 
     /// The whole `config.json`. In the directory of a model of several parts (CLIP, SigLIP, AIMv2; LLaVA, Gemma 3) the section that is used has
-    /// its `model_type` even where the file leaves it to the class.
+    /// its `model_type` even where the file leaves it to the class; of CLIP it is what its class makes of `vision_config_dict`. A T5 that was saved with
+    /// a head of its own has `tie_word_embeddings: false`, whatever the version that saved it.
     pub fn config(&self) -> &Value {
         &self.config
     }
@@ -129,6 +153,14 @@ impl ModelDir {
     /// Where a frozen tower lies that this directory names instead of holding it.
     pub fn frozen_elsewhere(&self, part: Part) -> Option<&FrozenElsewhere> {
         self.frozen.iter().map(|(elsewhere, _)| elsewhere).find(|elsewhere| elsewhere.part == part)
+    }
+
+    /// Looks for a frozen tower that this directory names in another folder than it says.
+    pub fn take_from(&mut self, part: Part, folder: PathBuf) {
+        for (elsewhere, opened) in self.frozen.iter_mut().filter(|(elsewhere, _)| elsewhere.part == part) {
+            elsewhere.path = folder.clone();
+            opened.take();
+        }
     }
 
     /// The directory of a frozen tower that this one names.

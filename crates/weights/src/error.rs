@@ -202,6 +202,28 @@ pub enum WeightsError {
         /// The tensor that it must equal.
         tied_to: String,
     },
+    /// A language model whose head is called tied, and is not.
+    #[error(
+        "{origin}: {name} differs from {tied_to}, but config.json calls the head tied; write tie_word_embeddings: false there if it is the model's own, else remove it"
+    )]
+    ForeignHead {
+        /// The source.
+        origin: String,
+        /// The head.
+        name: String,
+        /// The embedding that it should equal.
+        tied_to: String,
+    },
+    /// A tensor that is looked at before loading cannot be read.
+    #[error("{origin}: {name}: {message}")]
+    Unreadable {
+        /// The source.
+        origin: String,
+        /// The tensor.
+        name: String,
+        /// Why.
+        message: String,
+    },
     /// The system refused to write.
     #[error("{}: cannot be written: {source}", path.display())]
     Write {

@@ -36,7 +36,11 @@ pub struct ImagePreprocessing {
 pub(crate) fn model_config(export: &Export) -> Result<Value, WeightsError> {
     let vision = export.vision.part(Part::Vision)?;
     let origin = export.vision.path().join("config.json");
-    let blocks = unsigned_in(&origin, vision.config, "num_hidden_layers")?;
+    // A file may leave the number to its class; whoever chose the depth has asked that.
+    let blocks = match vision.config.get("num_hidden_layers") {
+        None | Some(Value::Null) => export.vision_depth,
+        Some(_) => unsigned_in(&origin, vision.config, "num_hidden_layers")?,
+    };
     if export.vision_depth == 0 || export.vision_depth > blocks {
         return Err(WeightsError::Key {
             path: origin,

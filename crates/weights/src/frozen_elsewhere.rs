@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::directory::Part;
 use crate::error::WeightsError;
-use crate::json_file::describe;
+use crate::json_file::{describe, read_object};
 
 /// The key of `config.json` under which such an export names its towers.
 pub(crate) const FROZEN_KEY: &str = "frozen_weights";
@@ -22,6 +22,14 @@ pub struct FrozenElsewhere {
     pub path: PathBuf,
     /// BLAKE3 of its weights.
     pub digest: String,
+}
+
+impl FrozenElsewhere {
+    /// What the `config.json` of `directory` names so; nothing where there is none that can be read, which opening the directory will say.
+    pub fn named_by(directory: &Path) -> Vec<FrozenElsewhere> {
+        let config = read_object(&directory.join("config.json"));
+        config.and_then(|config| frozen_elsewhere(directory, &config)).unwrap_or_default()
+    }
 }
 
 /// Reads `frozen_weights`: `{"vision": {"source": .., "path": .., "digest": ..}, "language": ..}`.

@@ -92,12 +92,41 @@ pub(crate) fn has_section(model_type: &str, part: Part) -> bool {
     OF_PARTS.iter().any(|&(whole, its, _)| whole == model_type && its == part)
 }
 
+/// The keys that decide what CLIP's image encoder computes.
+const CLIP_VISION_KEYS: [&str; 9] = [
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_channels",
+    "image_size",
+    "patch_size",
+    "hidden_act",
+    "layer_norm_eps",
+];
+
 /// Writes into the sections of a model of several parts what its class takes for granted.
 pub(crate) fn name_sections(config: &mut Value, model_type: &str) {
+    if model_type == "clip" {
+        replace_by_dict(config);
+    }
     for (_, part, section_type) in OF_PARTS.iter().filter(|(whole, ..)| *whole == model_type) {
         if let Some(section) = config.get_mut(part.section()).and_then(Value::as_object_mut) {
             section.entry("model_type").or_insert_with(|| (*section_type).into());
         }
+    }
+}
+
+/// CLIP's class lets the old `vision_config_dict`, with its own defaults for what that leaves out, go before `vision_config`.
+fn replace_by_dict(config: &mut Value) {
+    let Some(Value::Object(dict)) = config.get("vision_config_dict").cloned() else { return };
+    let section = &mut config[Part::Vision.section()];
+    if section.is_null() {
+        *section = Value::Object(Default::default());
+    }
+    if let Some(section) = section.as_object_mut() {
+        section.retain(|key, _| !CLIP_VISION_KEYS.contains(&key.as_str()));
+        section.extend(dict);
     }
 }
 

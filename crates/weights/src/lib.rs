@@ -26,6 +26,7 @@ pub mod plans;
 mod safetensors_file;
 mod save;
 mod staging;
+mod tied_head;
 mod torch_file;
 mod weights_dir;
 mod weights_file;

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::arguments::{DeviceArgument, EarlyStopping, Precision, finite, positive, probability};
 use crate::hub;
-use crate::output::{UsageError, print, print_json};
+use crate::output::{UsageError, print, print_json, say};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -18,7 +18,8 @@ Examples:
   blip2 generate --model model --image cat.jpg --prompt 'Question: what is this? Answer:'
   blip2 generate --model model --image cat.jpg --top-p 0.9 --temperature 0.8 --seed 1
 
-The likeliest token is taken at each step unless --num-beams asks for beam search, or --top-p, --temperature or --seed for sampling.";
+The likeliest token is taken at each step unless --num-beams asks for beam search, or --top-k, --top-p, --temperature or --seed for
+sampling.";
 
 /// Caption images with an exported stage-2 model
 #[derive(Args)]
@@ -48,6 +49,9 @@ pub(crate) struct GenerateArguments {
     /// When beam search ends before the length limit, as in transformers
     #[arg(long, value_name = "WHEN", default_value = "false")]
     early_stopping: EarlyStopping,
+    /// Sample among so many of the likeliest tokens [default when sampling: no such limit, where transformers has 50]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    top_k: Option<u32>,
     /// Sample among the likeliest tokens that have this probability together [default when sampling: 0.9]
     #[arg(long, value_name = "F", value_parser = probability)]
     top_p: Option<f64>,
@@ -84,26 +88,31 @@ impl GenerateArguments {
             ))
             .into());
         }
-        let model = hub::from_environment()?.folder(&self.model)?;
+        let model = hub::from_environment()?.model(&self.model)?;
         let captioner = Captioner::open(&model, self.device.select()?, self.precision.map(Into::into))?;
         for batch in captioner.caption(&self.images, &self.prompts, &options)? {
             for caption in batch? {
                 self.print(&caption)?;
             }
         }
+        if captioner.preprocessing().file.is_none() {
+            say(&format!("warning: {}: {}", model.display(), captioner.preprocessing().origin()));
+        }
         Ok(())
     }
 
     fn options(&self) -> Result<CaptionOptions> {
-        let samples = self.top_p.is_some() || self.temperature.is_some() || self.seed.is_some();
+        let samples = self.top_k.is_some() || self.top_p.is_some() || self.temperature.is_some() || self.seed.is_some();
         let decoding = match (samples, self.num_beams) {
             (true, 1) => Decoding::Nucleus {
+                top_k: self.top_k.map(|top_k| top_k as usize),
                 top_p: self.top_p.unwrap_or(0.9),
                 temperature: self.temperature.unwrap_or(1.0),
                 seed: self.seed.unwrap_or(0),
             },
             (true, beams) => {
-                let message = format!("--num-beams {beams}: expected no --top-p, --temperature or --seed beside it");
+                let message =
+                    format!("--num-beams {beams}: expected no --top-k, --top-p, --temperature or --seed beside it");
                 return Err(UsageError(message).into());
             }
             (false, 1) => Decoding::Greedy,

@@ -61,7 +61,7 @@ impl ReplayArguments {
         let launch = launch::launch()?;
         let (rank, local_rank) = launch.as_ref().map_or((0, 0), |launch| (launch.rank, launch.local_rank));
         let options = ReplayOptions {
-            model: hub::from_environment()?.folder(&self.model)?,
+            model: hub::from_environment()?.model(&self.model)?,
             stage: match self.task {
                 Stage::One => config::Stage::One,
                 Stage::Two => config::Stage::Two,

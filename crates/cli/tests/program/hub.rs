@@ -92,6 +92,51 @@ fn a_run_keeps_the_commit_of_its_tower_and_goes_on_with_it() {
 }
 
 #[test]
+fn an_export_of_trained_weights_alone_is_completed_from_the_hub_on_another_machine() {
+    let (tiny, home) = (TinyRun::new(), tempfile::tempdir().unwrap());
+    let model = served("stage2_llama", COMMIT);
+    let server = Server::start(move |request| model.answer(request));
+    let changes = [
+        ("/model/qformer/init", json!(golden("stage2_llama"))),
+        ("/model/vision/weights", json!("hf://org/name")),
+        ("/model/language/weights", json!("hf://org/name")),
+    ];
+    let config = tiny.stage2("hub", "none", &changes);
+    run(env!("CARGO_BIN_EXE_train"), home.path(), &server, &[], &["--config".into(), config]).success();
+    let export = |more: &[&str]| {
+        let out = tiny.path(&format!("out{}", more.len()));
+        let arguments = ["export".into(), "--checkpoint".into(), tiny.run("hub"), "--out".into(), out.clone()];
+        let more: Vec<PathBuf> = more.iter().map(PathBuf::from).collect();
+        run(env!("CARGO_BIN_EXE_blip2"), home.path(), &server, &[], &[arguments.as_slice(), &more].concat()).success();
+        out
+    };
+    let (whole, alone) = (export(&[]), export(&["--trained-only"]));
+    let generate = |home: &Path, model: &Path, more: &[(&str, &str)]| {
+        let arguments = ["generate", "--device", "cpu", "--json", "--image"].map(PathBuf::from);
+        let image = golden("stage2_llama").join("image_0.png");
+        let arguments = [arguments.as_slice(), &[image, "--model".into(), model.into()]].concat();
+        run(env!("CARGO_BIN_EXE_blip2"), home, &server, more, &arguments)
+    };
+    let expected = generate(home.path(), &whole, &[]).success();
+    // The other machine has neither the folders that the export names nor a cache.
+    drop(home);
+    let other = tempfile::tempdir().unwrap();
+    let message = generate(other.path(), &alone, &[("HF_HUB_OFFLINE", "1")]).failure();
+    let snapshot = other.path().join(format!("hub/models--org--name/snapshots/{COMMIT}"));
+    assert!(message.contains(&format!("hf://org/name#{COMMIT}: not in {}, ", snapshot.display())), "{message}");
+    assert_eq!(generate(other.path(), &alone, &[]).success(), expected);
+    assert_eq!(generate(other.path(), &alone, &[("HF_HUB_OFFLINE", "1")]).success(), expected);
+
+    // Other weights under the same name are refused.
+    let weights = snapshot.join("model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    let message = generate(other.path(), &alone, &[]).failure();
+    assert!(message.contains("was trained with (BLAKE3 "), "{message}");
+}
+
+#[test]
 fn a_mistyped_id_is_told_with_its_key() {
     let (tiny, home) = (TinyRun::new(), tempfile::tempdir().unwrap());
     let config = tiny.stage1("hub", &[("/model/vision", json!({"weights": "hf://org"}))]);

@@ -56,9 +56,7 @@ fn a_tokenizer_that_is_not_beside_the_file_is_asked_for() {
 }
 
 /// A BERT of another language as it lies on the hub: PyTorch's format, old names, a vocabulary alone, other names of special tokens.
-#[test]
-fn a_bert_in_pytorch_s_format_with_a_vocabulary_and_lavis_vit() {
-    let tiny = TinyRun::new();
+pub fn old_bert() -> tempfile::TempDir {
     let bert = tempfile::tempdir().unwrap();
     for name in ["config.json", "pytorch_model.bin"] {
         fs::copy(fixture("bert_old").join(name), bert.path().join(name)).unwrap();
@@ -67,6 +65,12 @@ fn a_bert_in_pytorch_s_format_with_a_vocabulary_and_lavis_vit() {
     fs::write(bert.path().join("vocab.txt"), format!("t9\n<s>\n</s>\n<pad>\n<unk>\n<mask>\n{words}")).unwrap();
     let tokens = json!({"pad_token": "<pad>", "cls_token": "<s>", "sep_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"});
     fs::write(bert.path().join("special_tokens_map.json"), tokens.to_string()).unwrap();
+    bert
+}
+
+#[test]
+fn a_bert_in_pytorch_s_format_with_a_vocabulary_and_lavis_vit() {
+    let (tiny, bert) = (TinyRun::new(), old_bert());
     let config = tiny.stage1(
         "bert",
         &[

@@ -20,6 +20,7 @@ mod resume;
 mod server;
 mod shards;
 mod tiny_run;
+mod towers;
 mod training;
 mod weights;
 

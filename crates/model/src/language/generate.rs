@@ -20,8 +20,10 @@ pub enum Decoding {
         /// When an image's search ends before the length limit.
         early_stopping: EarlyStopping,
     },
-    /// A draw from the smallest set of tokens whose probability reaches `top_p`.
+    /// A draw from the smallest set of tokens whose probability reaches `top_p`, of the `top_k` likeliest.
     Nucleus {
+        /// At most so many tokens, at least 1; their probabilities then count as all there is. `None`: no such limit.
+        top_k: Option<usize>,
         /// Probability mass kept, in (0, 1].
         top_p: f64,
         /// Divides the logits, positive.
@@ -62,7 +64,7 @@ pub fn generate(model: &LanguageModel, prefixes: &[Prompt], options: &GenerateOp
             Decoding::Beam { .. } | Decoding::Greedy => {
                 step_by_step(session, first, options, |scores, _, _| ints(&scores.argmax(-1, false)))
             }
-            Decoding::Nucleus { top_p, temperature, seed } => {
+            Decoding::Nucleus { top_k, top_p, temperature, seed } => {
                 step_by_step(session, first, options, |scores, step, rows| {
                     let probabilities = (scores / temperature).softmax(-1, Kind::Float);
                     let (sorted, order) = probabilities.sort(-1, true);
@@ -70,7 +72,7 @@ pub fn generate(model: &LanguageModel, prefixes: &[Prompt], options: &GenerateOp
                         .map(|row| {
                             let draw = uniform(seed, row, step);
                             let i = row as i64;
-                            nucleus(&floats(&sorted.get(i)), &ints(&order.get(i)), top_p, draw)
+                            nucleus(&floats(&sorted.get(i)), &ints(&order.get(i)), top_k, top_p, draw)
                         })
                         .collect()
                 })
@@ -152,10 +154,18 @@ fn beam(mut session: Session, first: &Tensor, options: &GenerateOptions, rule: B
 }
 
 /// The token at which the kept mass, scaled to 1, reaches `draw`. `probabilities` fall.
-fn nucleus(probabilities: &[f32], tokens: &[i64], top_p: f64, draw: f64) -> i64 {
+fn nucleus(probabilities: &[f32], tokens: &[i64], top_k: Option<usize>, top_p: f64, draw: f64) -> i64 {
+    // As in transformers, top_p is a share of what top_k has left.
+    let (most, whole) = match top_k {
+        None => (probabilities.len(), 1.0),
+        Some(top_k) => {
+            let most = top_k.clamp(1, probabilities.len());
+            (most, probabilities[..most].iter().map(|&p| f64::from(p)).sum())
+        }
+    };
     let mut kept = 0;
     let mut mass = 0.0;
-    while kept < probabilities.len() && (kept == 0 || mass < top_p) {
+    while kept < most && (kept == 0 || mass < top_p * whole) {
         mass += f64::from(probabilities[kept]);
         kept += 1;
     }
@@ -200,11 +210,21 @@ mod tests {
     #[test]
     fn nucleus_keeps_the_smallest_set_that_reaches_the_mass() {
         let (p, ids) = ([0.5, 0.3, 0.2], [7, 8, 9]);
-        assert_eq!(nucleus(&p, &ids, 0.5, 0.999), 7);
-        assert_eq!(nucleus(&p, &ids, 0.6, 0.999), 8);
-        assert_eq!(nucleus(&p, &ids, 0.6, 0.6), 7);
-        assert_eq!(nucleus(&p, &ids, 1.0, 0.999), 9);
-        assert_eq!(nucleus(&p, &ids, 1e-9, 0.5), 7);
+        assert_eq!(nucleus(&p, &ids, None, 0.5, 0.999), 7);
+        assert_eq!(nucleus(&p, &ids, None, 0.6, 0.999), 8);
+        assert_eq!(nucleus(&p, &ids, None, 0.6, 0.6), 7);
+        assert_eq!(nucleus(&p, &ids, None, 1.0, 0.999), 9);
+        assert_eq!(nucleus(&p, &ids, None, 1e-9, 0.5), 7);
+    }
+
+    #[test]
+    fn top_k_comes_before_the_share_that_top_p_keeps() {
+        let (p, ids) = ([0.5, 0.3, 0.2], [7, 8, 9]);
+        assert_eq!(nucleus(&p, &ids, Some(1), 1.0, 0.999), 7);
+        assert_eq!(nucleus(&p, &ids, Some(2), 1.0, 0.999), 8);
+        assert_eq!(nucleus(&p, &ids, Some(99), 1.0, 0.999), 9);
+        // 0.5 is more than 0.6 of 0.8, but less than 0.6 of 1.
+        assert_eq!(nucleus(&p, &ids, Some(2), 0.6, 0.999), 7);
     }
 
     #[test]

@@ -45,10 +45,10 @@ pub struct QFormerConfig {
 }
 
 impl Default for QFormerConfig {
-    /// `bert-base-uncased` with `[DEC]` behind ViT-g.
+    /// `bert-base-uncased` behind ViT-g, as the classes of `transformers` have it.
     fn default() -> Self {
         QFormerConfig {
-            vocab_size: 30_523,
+            vocab_size: 30_522,
             hidden_size: 768,
             num_hidden_layers: 12,
             num_attention_heads: 12,

@@ -5,6 +5,7 @@
 //!   blobs/<digest>                    a file's content; <digest>.incomplete while it arrives
 //!   snapshots/<commit>/config.json    a link to its blob
 //!   refs/main                         the commit that the branch stood at
+//!   .no_exist/<commit>/vocab.txt      an empty file: the model has none of this name
 //! ```
 
 use std::fs;
@@ -12,9 +13,12 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use blip2_weights::WEIGHT_FILES;
+use blip2_weights::{TOKENIZER_FILES, WEIGHT_FILES};
 
 use super::id::{HubId, is_commit};
+
+/// The files that may say how pixels are made.
+pub(super) const PREPROCESSING: [&str; 2] = ["preprocessor_config.json", "processor_config.json"];
 
 /// One model's folder.
 pub(super) struct RepoCache {
@@ -84,6 +88,27 @@ impl RepoCache {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             other => other,
         }
+    }
+
+    /// Whether it is known of tokenizer and preprocessing that a snapshot has them or that the model has none. A snapshot that other tools have
+    /// made may lack them.
+    pub fn knows_companions(&self, commit: &str) -> bool {
+        let (snapshot, absent) = (self.snapshot(commit), self.absent(commit));
+        [PREPROCESSING.as_slice(), &TOKENIZER_FILES].iter().all(|names| {
+            names.iter().any(|name| snapshot.join(name).exists()) || names.iter().all(|name| absent.join(name).exists())
+        })
+    }
+
+    fn absent(&self, commit: &str) -> PathBuf {
+        self.folder.join(".no_exist").join(commit)
+    }
+
+    /// Writes down which of these files the model does not have.
+    #[cfg(feature = "hub")]
+    pub fn note_absent<'n>(&self, commit: &str, mut names: impl Iterator<Item = &'n str>) -> io::Result<()> {
+        let folder = self.absent(commit);
+        fs::create_dir_all(&folder)?;
+        names.try_for_each(|name| fs::write(folder.join(name), b""))
     }
 
     /// The snapshot of a commit where it has a configuration and weights with all their shards.

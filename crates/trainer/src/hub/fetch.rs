@@ -10,7 +10,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use ureq::http::StatusCode;
 
-use super::cache::{RepoCache, shards_of};
+use super::cache::{PREPROCESSING, RepoCache, shards_of};
 use super::error::HubError;
 use super::http::Client;
 use super::id::{HubId, is_commit};
@@ -18,7 +18,7 @@ use super::{Hub, HubEvent};
 
 /// What is taken beside the weights, where it exists.
 const COMPANIONS: [&str; 4] =
-    ["generation_config.json", "preprocessor_config.json", "processor_config.json", "pretraining_heads.safetensors"];
+    ["generation_config.json", PREPROCESSING[0], PREPROCESSING[1], "pretraining_heads.safetensors"];
 /// What a file begins with that stands for a large one.
 const POINTER: &[u8] = b"version https://git-lfs";
 const MIB: u64 = 1 << 20;
@@ -70,11 +70,13 @@ impl Hub {
         if !is_commit(&listing.sha) {
             return Err(answer(format!("sha: expected a commit, got {:?}", listing.sha)));
         }
+        let pinned = id.known_commit().is_some();
         let id = &id.at(&listing.sha);
         let fetch = Fetch { hub: self, client, id, cache, commit: &listing.sha };
         cache.make_folders(fetch.commit).map_err(fetch.io(cache.folder()))?;
         fetch.all(&listing.siblings)?;
-        if id.revision.as_deref() != Some(fetch.commit) {
+        // What a commit holds says nothing of where a branch stands.
+        if !pinned {
             cache.remember(id.revision(), fetch.commit).map_err(fetch.io(cache.folder()))?;
         }
         Ok((id.clone(), cache.snapshot(fetch.commit)))
@@ -101,10 +103,12 @@ impl Fetch<'_> {
     fn all(&self, siblings: &[Sibling]) -> Result<(), HubError> {
         let mut wanted = vec![self.require(siblings, &["config.json"], "config.json")?];
         let named = |name: &str| siblings.iter().any(|sibling| sibling.rfilename == name);
-        let companions = COMPANIONS.iter().chain(&blip2_weights::TOKENIZER_FILES).filter(|name| named(name));
-        for name in companions {
+        let (present, absent): (Vec<&str>, Vec<&str>) =
+            COMPANIONS.into_iter().chain(blip2_weights::TOKENIZER_FILES).partition(|name| named(name));
+        for name in present {
             wanted.push(self.require(siblings, &[name], "it")?);
         }
+        self.cache.note_absent(self.commit, absent.into_iter()).map_err(self.io(self.cache.folder()))?;
         let (single, index) =
             WEIGHT_FILES.into_iter().find(|(single, index)| named(single) || named(index)).unwrap_or(WEIGHT_FILES[0]);
         let expected = "model.safetensors or pytorch_model.bin, whole or in shards,";

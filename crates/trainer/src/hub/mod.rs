@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use blip2_weights::{FrozenElsewhere, Part};
 use cache::RepoCache;
 pub use error::HubError;
 pub use id::{HubId, SCHEME};
@@ -107,6 +108,26 @@ impl Hub {
         }
     }
 
+    /// The model behind a path or an `hf://` id given on the command line, with the frozen towers that it names by hub ids.
+    ///
+    /// # Errors
+    /// As [`Hub::folder`], of the model or of a tower that is not where the model says.
+    pub fn model(&self, path: &Path) -> Result<WeightsSource, HubError> {
+        let mut source = WeightsSource::from(self.folder(path)?);
+        self.complete(&mut source, &[Part::Vision, Part::Language])?;
+        Ok(source)
+    }
+
+    /// Finds or fetches those frozen towers of an export of trained weights alone that are not where it was exported.
+    fn complete(&self, source: &mut WeightsSource, parts: &[Part]) -> Result<(), HubError> {
+        for tower in FrozenElsewhere::named_by(source) {
+            if parts.contains(&tower.part) && tower.source.starts_with(SCHEME) && !tower.path.exists() {
+                source.take_from(tower.part, self.folder(Path::new(&tower.source))?);
+            }
+        }
+        Ok(())
+    }
+
     /// Gives the hub ids of `config` the commits that its run has begun with, else those that this command has used already.
     ///
     /// A run whose `config.yaml` cannot be read has no commits; opening it will say what is wrong.
@@ -133,10 +154,14 @@ impl Hub {
         for source in config.weights_sources_mut() {
             if let Some(id) = source.hub_id() {
                 let (id, folder) = self.locate(id)?;
-                *source = WeightsSource::Hub { id, folder };
+                *source = WeightsSource::located(id, folder);
             }
         }
-        Ok(())
+        self.complete(&mut config.model.vision.weights, &[Part::Vision])?;
+        match &mut config.model.language {
+            Some(language) => self.complete(&mut language.weights, &[Part::Language]),
+            None => Ok(()),
+        }
     }
 
     /// The id at its commit, and the folder of that snapshot.
@@ -146,8 +171,13 @@ impl Hub {
         let known = id.known_commit().map(str::to_string).or(used);
         let known = known.or_else(|| self.settings.offline.then(|| cache.commit_of(id.revision())).flatten());
         let cached = known.as_deref().and_then(|commit| Some((id.at(commit), cache.complete_snapshot(commit)?)));
+        let settled = |(id, _): &(HubId, PathBuf)| {
+            self.settings.offline || id.known_commit().is_some_and(|commit| cache.knows_companions(commit))
+        };
         let (id, folder) = match cached {
-            Some(found) => found,
+            Some(found) if settled(&found) => found,
+            // Other tools fetch what they need of a model. Weights that are there are enough where the rest cannot be had; what misses it will say so.
+            Some(found) => self.fetch(&found.0, &cache).unwrap_or(found),
             None if self.settings.offline => {
                 let folder = known.map_or(cache.folder().to_path_buf(), |commit| cache.snapshot(&commit));
                 return Err(HubError::Offline { id: id.to_string(), folder });

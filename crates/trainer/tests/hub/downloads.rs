@@ -49,6 +49,34 @@ fn a_model_lies_as_the_hubs_own_tools_lay_it_and_only_what_is_read_is_fetched() 
 }
 
 #[test]
+fn a_snapshot_of_other_tools_is_completed_once_and_stays_usable_without_the_hub() {
+    let (home, model) = (tempfile::tempdir().unwrap(), Model::usual());
+    let answering = model.clone();
+    let server = Server::start(move |request| answering.answer(request));
+    let snapshot = repo_folder(home.path()).join("snapshots").join(COMMIT);
+    fs::create_dir_all(&snapshot).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs::write(snapshot.join(name), &model.files[name]).unwrap();
+    }
+    let pinned = format!("hf://org/name#{COMMIT}");
+    let ask = |endpoint: String| hub(home.path(), endpoint).folder(Path::new(&pinned)).unwrap();
+    // A hub that has forgotten the model is no reason to stop.
+    let gone = Server::start(|_| Answer::new(404, "Not Found"));
+    assert_eq!(ask(gone.endpoint()), snapshot);
+    assert!(!snapshot.join("tokenizer.json").exists());
+
+    assert_eq!(ask(server.endpoint()), snapshot);
+    assert_eq!(fs::read(snapshot.join("tokenizer.json")).unwrap(), b"{}");
+    // It has no preprocessing, which is written down as the hub's own tools do.
+    let noted = repo_folder(home.path()).join(".no_exist").join(COMMIT);
+    assert!(noted.join("preprocessor_config.json").exists() && !noted.join("tokenizer.json").exists());
+    assert!(!repo_folder(home.path()).join("refs").exists(), "a commit says nothing of the branch");
+    let before = server.requests().len();
+    assert_eq!(ask(server.endpoint()), snapshot);
+    assert_eq!(server.requests().len(), before);
+}
+
+#[test]
 fn shards_are_those_that_the_index_names() {
     let home = tempfile::tempdir().unwrap();
     let index =

@@ -37,7 +37,7 @@ fn a_run_goes_on_from_its_commit_though_the_branch_has_moved() {
     assert_eq!(vision_id(&begun), format!("hf://org/name#{COMMIT}"));
     let snapshot = repo_folder(home.path()).join("snapshots").join(COMMIT);
     assert_eq!(&*begun.model.vision.weights, snapshot);
-    assert_eq!(begun.model.qformer.init, WeightsSource::Path(home.path().into()));
+    assert_eq!(begun.model.qformer.init, WeightsSource::from(home.path()));
     fs::create_dir(home.path().join("a")).unwrap();
     fs::write(home.path().join("a/config.yaml"), begun.to_yaml()).unwrap();
 
@@ -70,7 +70,7 @@ fn another_revision_is_another_configuration() {
     hub(home.path(), server.endpoint()).resolve(&mut begun).unwrap();
     let mut other = begun.clone();
     let id = format!("hf://org/name@{LATER}").parse().unwrap();
-    other.model.vision.weights = WeightsSource::Hub { id, folder: home.path().into() };
+    other.model.vision.weights = WeightsSource::located(id, home.path().into());
     let differences = other.differences(&begun);
     assert_eq!(differences.len(), 1);
     assert_eq!(differences[0].key, "model.vision.weights");

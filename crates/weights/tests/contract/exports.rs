@@ -150,6 +150,11 @@ fn towers(directory: &Path) -> (ModelDir, ModelDir) {
         ("model.layers.0.self_attn.rotary_emb.inv_freq", &[4]),
     ];
     write_model(&language, &config, &shapes);
+    let embedding = "model.embed_tokens.weight";
+    let tied = |name: &str| if name == "lm_head.weight" { embedding.to_string() } else { name.to_string() };
+    let tensors: Vec<(String, Tensor)> =
+        shapes.iter().map(|(name, shape)| (name.to_string(), numbered(&tied(name), shape))).collect();
+    blip2_weights::save_safetensors(&tensors, &Default::default(), &language.join("model.safetensors")).unwrap();
     (ModelDir::open(&vision).unwrap(), ModelDir::open(&language).unwrap())
 }
 

@@ -1,8 +1,11 @@
 //! What a decoder is made of: the parts that a family and its configuration choose.
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 
 use super::families;
+use super::rope_parameters::with_older_keys;
 use super::rope_scaling::RotaryConfig;
 use crate::activation::Activation;
 use crate::config::ConfigError;
@@ -201,6 +204,14 @@ impl DecoderConfig {
     /// A mistyped key, a size that cannot be, a value that no code of ours computes; each by its key.
     pub fn from_json(json: &Value) -> Option<Result<DecoderConfig, ConfigError>> {
         families::read(json.get("model_type")?.as_str()?, json)
+    }
+
+    /// The same configuration with the keys that `transformers` 4 knows: version 5's `rope_parameters` become the older ones.
+    ///
+    /// # Errors
+    /// Values that have no counterpart there, or contradict older keys beside them.
+    pub fn with_older_keys(json: &Value) -> Result<Value, ConfigError> {
+        with_older_keys(json).map(Cow::into_owned)
     }
 
     /// Width of what goes in and comes out: of its embeddings.

@@ -20,6 +20,7 @@ mod norm;
 mod pass;
 mod positions;
 mod projection;
+mod rope_parameters;
 pub mod rope_scaling;
 
 use blip2_torchx::params::{Init, Scope};

@@ -8,7 +8,9 @@ use tch::{Device, Kind, Tensor};
 use super::keys::{Keys, invalid, unsupported};
 use crate::config::ConfigError;
 
-const SUPPORTED: &str = "null, or rope_type default, linear, llama3, yarn, longrope";
+pub(super) const SUPPORTED: &str = "null, or rope_type default, linear, llama3, yarn, longrope";
+/// Every `rope_type` of [`SUPPORTED`].
+pub(super) const TYPES: [&str; 5] = ["default", "linear", "llama3", "yarn", "longrope"];
 
 /// One table of rotation angles.
 #[derive(Debug, Clone, PartialEq)]
@@ -67,20 +69,20 @@ pub enum RopeScaling {
 impl RotaryConfig {
     /// Reads `rope_theta` and `rope_scaling`; `size` numbers of a head of `head_size` are turned.
     ///
-    /// `su_is_longrope`: Phi-3's files say `su` or `yarn` where they mean LongRoPE.
+    /// `phi_rotary`: Phi-3's files say `su` or `yarn` where they mean LongRoPE, and have an original length of 4096 where they name none.
     pub(super) fn read(
         keys: &Keys,
         size: i64,
         theta: f64,
         max_positions: i64,
-        su_is_longrope: bool,
+        phi_rotary: bool,
     ) -> Result<RotaryConfig, ConfigError> {
         if size < 2 || size % 2 != 0 {
             return Err(unsupported("head_dim", size, "an even number of rotated dimensions"));
         }
         let scaling = match keys.value("rope_scaling") {
             None => RopeScaling::None,
-            Some(scaling) => Reader { keys, scaling, size, theta, max_positions }.read(su_is_longrope)?,
+            Some(scaling) => Reader { keys, scaling, size, theta, max_positions }.read(phi_rotary)?,
         };
         Ok(RotaryConfig { size, theta, scaling })
     }
@@ -132,12 +134,13 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn read(&self, su_is_longrope: bool) -> Result<RopeScaling, ConfigError> {
+    fn read(&self, phi_rotary: bool) -> Result<RopeScaling, ConfigError> {
         let named = self.scaling.get("rope_type").or(self.scaling.get("type"));
         match named.and_then(Value::as_str) {
             Some("default") => Ok(RopeScaling::None),
-            Some("longrope") => self.longrope(),
-            Some("su" | "yarn") if su_is_longrope => self.longrope(),
+            // Phi-3's class has a default where the others have none.
+            Some("longrope") => self.longrope(phi_rotary.then_some(4096)),
+            Some("su" | "yarn") if phi_rotary => self.longrope(Some(4096)),
             Some("linear") => Ok(RopeScaling::Linear { factor: self.number("factor")? }),
             Some("llama3") => self.llama3(),
             Some("yarn") => self.yarn(),
@@ -176,9 +179,9 @@ impl Reader<'_> {
         Ok(RopeScaling::Yarn { factor, ramp: (first, last), attention_factor })
     }
 
-    fn longrope(&self) -> Result<RopeScaling, ConfigError> {
+    fn longrope(&self, default_original: Option<i64>) -> Result<RopeScaling, ConfigError> {
         let max = self.max_positions;
-        let original = self.keys.optional_size("original_max_position_embeddings")?;
+        let original = self.keys.nullable_size("original_max_position_embeddings", default_original)?;
         let factor = match original {
             Some(original) => max as f64 / original as f64,
             None => self.number("factor")?,
@@ -235,6 +238,11 @@ mod tests {
 
     fn floats(t: &Tensor) -> Vec<f32> {
         Vec::<f32>::try_from(t).unwrap()
+    }
+
+    #[test]
+    fn the_message_about_an_unknown_type_lists_every_one() {
+        assert!(SUPPORTED.ends_with(&TYPES.join(", ")));
     }
 
     #[test]

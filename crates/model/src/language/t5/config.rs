@@ -12,13 +12,19 @@ const PART: &str = "text_config";
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[allow(missing_docs)] // Hugging Face's keys
 pub struct T5Config {
+    #[serde(default = "default_vocab_size")]
     pub vocab_size: i64,
+    #[serde(default = "default_d_model")]
     pub d_model: i64,
+    #[serde(default = "default_d_kv")]
     pub d_kv: i64,
+    #[serde(default = "default_d_ff")]
     pub d_ff: i64,
+    #[serde(default = "default_layers")]
     pub num_layers: i64,
     #[serde(default)]
     pub num_decoder_layers: Option<i64>,
+    #[serde(default = "default_heads")]
     pub num_heads: i64,
     #[serde(default = "default_buckets")]
     pub relative_attention_num_buckets: i64,
@@ -37,10 +43,36 @@ pub struct T5Config {
     #[serde(default = "default_tied")]
     pub tie_word_embeddings: bool,
     #[serde(default)]
+    scale_decoder_outputs: Option<bool>,
+    #[serde(default)]
     pub pad_token_id: i64,
     #[serde(default = "default_eos")]
     pub eos_token_id: i64,
     pub decoder_start_token_id: i64,
+}
+
+fn default_vocab_size() -> i64 {
+    32_128
+}
+
+fn default_d_model() -> i64 {
+    512
+}
+
+fn default_d_kv() -> i64 {
+    64
+}
+
+fn default_d_ff() -> i64 {
+    2048
+}
+
+fn default_layers() -> i64 {
+    6
+}
+
+fn default_heads() -> i64 {
+    8
 }
 
 fn default_buckets() -> i64 {
@@ -126,6 +158,12 @@ impl T5Config {
         self.num_decoder_layers.unwrap_or(self.num_layers)
     }
 
+    /// Whether the decoder's output is divided by the root of its width before the head. `transformers` 4 does so where the head is tied;
+    /// version 5 has a key for it, since it calls every head tied.
+    pub fn scales_output(&self) -> bool {
+        self.scale_decoder_outputs.unwrap_or(self.tie_word_embeddings)
+    }
+
     /// The feed-forward layer's function.
     pub fn activation(&self) -> Activation {
         match self.named_activation().0 {
@@ -175,6 +213,28 @@ mod tests {
         let c = T5Config::from_json(&small()).unwrap();
         assert_eq!((c.activation(), c.is_gated(), c.tie_word_embeddings), (Activation::Relu, false, true));
         assert_eq!((c.decoder_layers(), c.pad_token_id, c.eos_token_id, c.dropout_rate), (2, 0, 1, 0.1));
+    }
+
+    #[test]
+    fn sizes_that_a_file_leaves_out_are_those_of_t5_small() {
+        let c = T5Config::from_json(&json!({"decoder_start_token_id": 0})).unwrap();
+        assert_eq!((c.vocab_size, c.d_model, c.d_kv, c.d_ff), (32_128, 512, 64, 2048));
+        assert_eq!((c.num_layers, c.decoder_layers(), c.num_heads), (6, 6, 8));
+    }
+
+    #[test]
+    fn the_output_is_scaled_before_a_tied_head_unless_the_file_says_otherwise() {
+        for (tied, key, scaled) in [
+            (true, Value::Null, true),
+            (false, Value::Null, false),
+            (true, json!(false), false),
+            (true, json!(true), true),
+        ] {
+            let mut json = small();
+            json["tie_word_embeddings"] = json!(tied);
+            json["scale_decoder_outputs"] = key.clone();
+            assert_eq!(T5Config::from_json(&json).unwrap().scales_output(), scaled, "{tied} {key}");
+        }
     }
 
     #[test]

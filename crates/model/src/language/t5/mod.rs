@@ -22,17 +22,11 @@ pub struct T5 {
     shared: Tensor,
     encoder: Encoder,
     decoder: Decoder,
-    head: Head,
+    /// T5 1.1 and FlanT5 have a head of their own, T5's is the word embedding.
+    head: Option<Tensor>,
+    /// Multiplies what the head gets: T5's.
+    output_scale: Option<f64>,
     decoder_start_token_id: i64,
-}
-
-/// From hidden states to logits.
-#[derive(Debug)]
-enum Head {
-    /// T5 1.1 and FlanT5.
-    Own(Tensor),
-    /// T5: the word embedding, behind this factor.
-    Tied(f64),
 }
 
 impl T5 {
@@ -44,10 +38,8 @@ impl T5 {
             shared: embedding("shared"),
             encoder: Encoder::new(&scope.pp("encoder"), c),
             decoder: Decoder::new(&scope.pp("decoder"), c),
-            head: match c.tie_word_embeddings {
-                true => Head::Tied((c.d_model as f64).powf(-0.5)),
-                false => Head::Own(embedding("lm_head")),
-            },
+            head: (!c.tie_word_embeddings).then(|| embedding("lm_head")),
+            output_scale: c.scales_output().then(|| (c.d_model as f64).powf(-0.5)),
             decoder_start_token_id: c.decoder_start_token_id,
         }
     }
@@ -64,10 +56,10 @@ impl T5 {
 
     /// `hidden [.., d_model] -> logits [.., vocabulary]`.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        let none: Option<&Tensor> = None;
-        match &self.head {
-            Head::Own(weight) => hidden.linear(weight, none),
-            Head::Tied(factor) => (hidden * *factor).linear(&self.shared, none),
+        let (head, none): (_, Option<&Tensor>) = (self.head.as_ref().unwrap_or(&self.shared), None);
+        match self.output_scale {
+            None => hidden.linear(head, none),
+            Some(scale) => (hidden * scale).linear(head, none),
         }
     }
 

@@ -43,6 +43,7 @@ const GEMMA2_DEFAULTS: Defaults = Defaults {
 
 /// Gemma 1: all that comes in is scaled by the root of the width.
 pub(super) fn gemma(keys: &Keys) -> Result<DecoderConfig, ConfigError> {
+    keys.only("use_bidirectional_attention", "false")?;
     let defaults = Defaults {
         hidden_size: 3072,
         intermediate_size: 24_576,
@@ -58,6 +59,7 @@ pub(super) fn gemma(keys: &Keys) -> Result<DecoderConfig, ConfigError> {
 
 /// Gemma 2: norms on both sides, a window in every other layer, capped scores and logits.
 pub(super) fn gemma2(keys: &Keys) -> Result<DecoderConfig, ConfigError> {
+    keys.only("use_bidirectional_attention", "false")?;
     let c = attention_biased(keys, one_plus(rms_decoder(keys, &GEMMA2_DEFAULTS, SANDWICH)?))?;
     let window = Some(keys.size("sliding_window", 4096)?);
     let windows = windows(keys, c.layers.len(), window, |i| (i + 1) % 2 != 0)?;

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::config::DecoderConfig;
 use super::keys::{Keys, unsupported};
+use super::rope_parameters::with_older_keys;
 use crate::activation::Activation;
 use crate::config::ConfigError;
 
@@ -32,15 +33,21 @@ pub(super) fn read(model_type: &str, json: &Value) -> Option<Result<DecoderConfi
         "gemma3_text" => gemma::gemma3,
         _ => return None,
     };
-    let keys = Keys::new(json);
-    let plain = match keys.value("quantization_config") {
+    Some(with_older_keys(json).and_then(|json| {
+        let keys = Keys::new(&json);
+        refuse_quantized(&keys)?;
+        family(&keys)
+    }))
+}
+
+fn refuse_quantized(keys: &Keys) -> Result<(), ConfigError> {
+    match keys.value("quantization_config") {
         None => Ok(()),
         Some(config) => {
             let method = config.get("quant_method").unwrap_or(config);
             Err(unsupported("quantization_config", method, "null: weights in fp32, bf16 or fp16"))
         }
-    };
-    Some(plain.and_then(|()| family(&keys)))
+    }
 }
 
 /// An activation by the name that `transformers` has for it.
@@ -67,6 +74,7 @@ fn head_size(keys: &Keys, key: &'static str, width: i64, heads: i64) -> Result<i
 mod tests {
     use serde_json::json;
 
+    use super::super::config::Positions;
     use super::*;
 
     fn error(json: Value) -> String {
@@ -80,6 +88,21 @@ mod tests {
             let config = config.unwrap_or_else(|| panic!("{model_type} is listed but not read")).unwrap();
             assert!(config.layers.len() > 10, "{model_type}");
         }
+        // Phi-3's class has an original length where the file names none.
+        let longrope = |more: Value| {
+            let factors = vec![1.0; 48];
+            let mut json = json!({
+                "model_type": "phi3", "max_position_embeddings": 131_072,
+                "rope_scaling": {"type": "longrope", "short_factor": factors, "long_factor": factors},
+            });
+            json.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let Positions::Rotary(tables) = read("phi3", &json).unwrap().unwrap().positions else {
+                panic!("no rotary")
+            };
+            tables[0].scaling.clone()
+        };
+        assert_eq!(longrope(json!({})), longrope(json!({"original_max_position_embeddings": 4096})));
+        assert_ne!(longrope(json!({})), longrope(json!({"original_max_position_embeddings": 8192})));
         assert!(read("mamba", &json!({})).is_none());
     }
 
@@ -159,6 +182,18 @@ mod tests {
             (
                 json!({"model_type": "gemma3_text", "use_bidirectional_attention": true}),
                 "text_config.use_bidirectional_attention: got true, supported: false",
+            ),
+            (
+                json!({"model_type": "gemma", "use_bidirectional_attention": true}),
+                "use_bidirectional_attention: got true",
+            ),
+            (
+                json!({"model_type": "gemma2", "use_bidirectional_attention": true}),
+                "use_bidirectional_attention: got true",
+            ),
+            (
+                json!({"model_type": "llama", "rope_parameters": {"rope_type": "dynamic", "factor": 2}}),
+                "text_config.rope_parameters: got {",
             ),
             (json!({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}), "attn_logit_softcapping: got 50.0"),
             (json!({"model_type": "phi3", "rope_scaling": {"type": "linear", "factor": 2}}), "rope_scaling: got"),
