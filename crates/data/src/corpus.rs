@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::caption::Pick;
-use crate::{DataError, Dataset, MixtureSet, Problem, RawSample, SampleError, Shard};
+use crate::{CacheUse, DataError, Dataset, MixtureSet, Problem, RawSample, SampleError, Shard};
 
 /// Data sets with their weights. A sample's index counts through all of them.
 pub struct Corpus {
@@ -123,19 +123,36 @@ impl Corpus {
         for (place, set) in self.sets().enumerate() {
             let (start, end) = (self.starts[place], self.starts[place + 1]);
             let own = samples.start.clamp(start, end) - start..samples.end.clamp(start, end) - start;
-            if !own.is_empty() {
+            if own.is_empty() {
+                set.prefetch(&[]);
+            } else {
                 set.prefetch_samples(own);
             }
         }
     }
 
-    /// Whether the shard cache can hold what the order law has in use at once: `count` shards of each set.
+    /// Lets go of the shards that were fetched.
+    pub(crate) fn let_go(&self) {
+        self.sets().for_each(|set| set.prefetch(&[]));
+    }
+
+    /// Whether the shard cache can hold what is in use at once: `count` shards of each of these sets, which is `what`, and
+    /// what else this process reads.
     ///
     /// # Errors
     /// When it cannot.
-    pub(crate) fn check_cache(&self, count: usize) -> Result<(), DataError> {
-        let what = || format!("the windows of this rank's lanes, up to {count} shards,");
-        self.sets().try_for_each(|set| set.check_cache(count, what()))
+    pub(crate) fn check_cache(&self, count: usize, what: &str) -> Result<(), DataError> {
+        self.sets().for_each(|set| set.claim_cache(count));
+        let what = format!("{what}, with what else this process reads,");
+        self.sets().try_for_each(|set| set.check_cache(&what))
+    }
+
+    /// What the shard cache was good for, for all sets together; `None` where no shard has to be fetched.
+    pub fn cache_use(&self) -> Option<CacheUse> {
+        self.sets().filter_map(Dataset::cache_use).reduce(|mut sum, set| {
+            sum += set;
+            sum
+        })
     }
 
     /// Reads a sample's image and caption.

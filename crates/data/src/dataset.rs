@@ -1,11 +1,11 @@
 //! One split of image-text pairs: its shards, their sample counts, and any sample by its index.
 
-use std::collections::VecDeque;
+use std::collections::HashSet;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::prelude::*;
 
@@ -13,9 +13,11 @@ use crate::attributes::AttributesFile;
 use crate::caption::{CaptionMembers, CaptionRule, Pick};
 use crate::filter::{Passed, SampleFilter};
 use crate::index::{Digest, IndexedSample, Member};
+use crate::loaded::LoadedShards;
+use crate::remote::Remote;
 use crate::scan::Problem;
 use crate::shard::{Indices, OpenShard, Shard, Shards};
-use crate::{DataError, RemoteOptions, SampleError};
+use crate::{CacheUse, DataError, RemoteOptions, SampleError};
 
 /// How a data set is opened.
 #[derive(Clone)]
@@ -72,7 +74,7 @@ pub struct Dataset {
     selections: Vec<Digest>,
     captions: CaptionRule,
     filter: SampleFilter,
-    loaded: Mutex<VecDeque<Slot>>,
+    loaded: Arc<LoadedShards<Loaded>>,
 }
 
 /// A shard in use.
@@ -81,15 +83,6 @@ struct Loaded {
     /// Places in the index of the samples that pass the filter; `None`: of all.
     selected: Option<Vec<u32>>,
 }
-
-struct Slot {
-    shard: usize,
-    /// Filled by the first who needs it, without holding up those who need other shards.
-    loaded: Arc<Mutex<Option<Arc<Loaded>>>>,
-}
-
-/// Enough for eight lanes with windows of eight shards.
-const KEEP_LOADED: usize = 64;
 
 impl Dataset {
     /// Opens the shards that `patterns` name: files, globs, URLs or manifests. Indices that are missing or stale are
@@ -114,8 +107,12 @@ impl Dataset {
             selections: Vec::new(),
             captions: options.captions.clone(),
             filter: options.filter.clone(),
-            loaded: Mutex::new(VecDeque::new()),
+            loaded: Arc::default(),
         };
+        if let Some(remote) = dataset.shards.remote() {
+            let loaded = Arc::downgrade(&dataset.loaded);
+            remote.close_idle_with(move || loaded.upgrade().is_some_and(|loaded| loaded.close_one()));
+        }
         let counts = dataset.count(options)?;
         let mut samples = 0;
         dataset.starts.push(0);
@@ -236,13 +233,28 @@ impl Dataset {
     /// When the shard cannot be read any more, or the caption is not where it should be.
     pub fn read(&self, index: u64, pick: Pick) -> Result<RawSample, SampleError> {
         let (shard, at) = self.find(index).ok_or(SampleError::NoSuchSample(index))?;
-        let loaded = self.load(shard).map_err(|error| match error {
+        let cache =
+            self.shards.remote().filter(|_| self.shards.all[shard].is_remote()).map(|remote| remote.capacity().0);
+        let in_cache = |error: DataError| match cache {
+            Some(dir) => error.in_shard_cache(dir),
+            None => error,
+        };
+        let loaded = self.load(shard).map_err(|error| match in_cache(error) {
+            error if error.is_of_this_machine() => SampleError::Machine(Box::new(error)),
             DataError::Remote { location, reason } => SampleError::ShardUnreadable(format!("{location}: {reason}")),
             error => SampleError::ShardChanged(error.to_string()),
         })?;
         let sample = loaded.sample(at).ok_or(SampleError::NoSuchSample(index))?;
-        let caption = self.captions.caption(&loaded.shard.captions(sample, &self.captions)?.members(), pick)?;
-        let image = loaded.shard.read(&sample.image)?;
+        let read = || {
+            let caption = self.captions.caption(&loaded.shard.captions(sample, &self.captions)?.members(), pick)?;
+            Ok((caption, loaded.shard.read(&sample.image)?))
+        };
+        let (caption, image) = read().map_err(|error| match (error, cache) {
+            (SampleError::Io(source), Some(dir)) => {
+                SampleError::Machine(Box::new(DataError::ShardCache { dir: dir.to_owned(), source }))
+            }
+            (error, _) => error,
+        })?;
         Ok(RawSample { shard: self.shards.all[shard].name(), key: sample.key.clone(), image, caption })
     }
 
@@ -260,10 +272,13 @@ impl Dataset {
         self.find(index).map(|(shard, _)| self.shards.all[shard].name())
     }
 
-    /// Begins to fetch shards that lie elsewhere, in this order, and keeps those that are there until the next call.
-    /// It does not wait, and does nothing for shards of this machine.
+    /// Begins to fetch shards that lie elsewhere, in this order, and keeps those that are there until the next call, or
+    /// until somebody needs their room at once; others, if they lie elsewhere, are let go. It does not wait, and does
+    /// nothing for shards of this machine.
     pub fn prefetch(&self, shards: &[usize]) {
         if let Some(remote) = self.shards.remote() {
+            let keep: HashSet<usize> = shards.iter().copied().collect();
+            self.loaded.retain(|shard| keep.contains(&shard) || !self.shards.all[shard].is_remote());
             let wanted = shards.iter().filter_map(|&shard| self.shards.all.get(shard));
             remote.prefetch(wanted.filter(|shard| shard.is_remote()).cloned().collect());
         }
@@ -284,57 +299,41 @@ impl Dataset {
         self.shards.remote().is_some()
     }
 
-    /// Whether the shard cache can hold any `count` shards at once, which `what` says the use of.
+    /// Says that any `count` shards are in use at once.
+    pub(crate) fn claim_cache(&self, count: usize) {
+        if let Some(remote) = self.shards.remote() {
+            let mut bytes: Vec<u64> = self.shards.all.iter().filter(|s| s.is_remote()).map(|s| s.bytes).collect();
+            bytes.sort_unstable_by(|a, b| b.cmp(a));
+            remote.claim(bytes.iter().take(count).sum());
+        }
+    }
+
+    /// Whether the shard cache can hold at once what the sets of this process claim, which `what` says the use of.
     ///
     /// # Errors
     /// When it cannot.
-    pub(crate) fn check_cache(&self, count: usize, what: String) -> Result<(), DataError> {
+    pub(crate) fn check_cache(&self, what: &str) -> Result<(), DataError> {
         let Some(remote) = self.shards.remote() else { return Ok(()) };
-        let mut bytes: Vec<u64> = self.shards.all.iter().filter(|s| s.is_remote()).map(|s| s.bytes).collect();
-        bytes.sort_unstable_by(|a, b| b.cmp(a));
-        let needed = bytes.iter().take(count).sum();
+        let needed = remote.claim(0);
         let (dir, max_bytes) = remote.capacity();
         match needed <= max_bytes {
             true => Ok(()),
-            false => Err(DataError::ShardCacheTooSmall { dir: dir.to_owned(), max_bytes, what, needed }),
+            false => {
+                Err(DataError::ShardCacheTooSmall { dir: dir.to_owned(), max_bytes, what: what.to_owned(), needed })
+            }
         }
+    }
+
+    /// What the shard cache was good for; `None` where no shard has to be fetched.
+    pub fn cache_use(&self) -> Option<CacheUse> {
+        self.shards.remote().map(Remote::usage)
     }
 
     /// The shard's open file and index, from memory where it was used lately.
     fn load(&self, shard: usize) -> Result<Arc<Loaded>, DataError> {
-        let slot = {
-            let mut slots = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-            let slot = match slots.iter().position(|slot| slot.shard == shard) {
-                Some(place) => slots.remove(place),
-                None => None,
-            };
-            let slot = slot.unwrap_or_else(|| Slot { shard, loaded: Arc::default() });
-            let loaded = Arc::clone(&slot.loaded);
-            slots.push_back(slot);
-            self.close_some(&mut slots);
-            loaded
-        };
-        let mut loaded = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(loaded) = &*loaded {
-            return Ok(Arc::clone(loaded));
-        }
-        let fresh = Arc::new(self.load_shard(shard)?);
-        *loaded = Some(Arc::clone(&fresh));
-        Ok(fresh)
+        self.loaded.get(shard, || self.load_shard(shard))
     }
 
-    /// Closes the shards that were used longest ago: an open one stays in the shard cache, which has its limit.
-    fn close_some(&self, slots: &mut VecDeque<Slot>) {
-        let capacity = self.shards.remote().map_or(u64::MAX, |remote| remote.capacity().1);
-        let cached = |slot: &Slot| match &self.shards.all[slot.shard] {
-            shard if shard.is_remote() => shard.bytes,
-            _ => 0,
-        };
-        let mut used: u64 = slots.iter().map(cached).sum();
-        while slots.len() > 1 && (slots.len() > KEEP_LOADED || used > capacity) {
-            used -= slots.pop_front().as_ref().map_or(0, cached);
-        }
-    }
     fn load_shard(&self, number: usize) -> Result<Loaded, DataError> {
         let selected = match self.selections.get(number) {
             None => None,

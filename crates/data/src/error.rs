@@ -1,7 +1,7 @@
 //! What can be wrong with shards and samples, as values that carry the file, the key and what to do about it.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
@@ -200,6 +200,14 @@ pub enum DataError {
         /// The URL.
         location: String,
     },
+    /// The cache's folder cannot be read or written.
+    #[error("the shard cache {} cannot be used: {source}{}; mend the folder (data.shard_cache.dir) and go on", .dir.display(), way_out(.source))]
+    ShardCache {
+        /// Its folder.
+        dir: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
     /// The cache cannot hold what is in use at once.
     #[error(
         "the shard cache {} holds {max_bytes} bytes, but {what} can take {needed}; raise data.shard_cache.max_gib, or lower data.loader.window_shards", .dir.display()
@@ -291,10 +299,34 @@ impl DataError {
         }
     }
 
+    /// Whether this machine or its shard cache is at fault, and not a shard: whatever else is read next fails as well.
+    pub(crate) fn is_of_this_machine(&self) -> bool {
+        match self {
+            Self::ShardCache { .. } | Self::ShardCacheTooSmall { .. } => true,
+            Self::Io { source, .. } => is_of_this_machine(source),
+            _ => false,
+        }
+    }
+
+    /// The error of something in the shard cache, whose folder is what a person can do something about.
+    pub(crate) fn in_shard_cache(self, dir: &Path) -> DataError {
+        match self {
+            Self::Io { source, .. } => Self::ShardCache { dir: dir.to_owned(), source },
+            error => error,
+        }
+    }
+
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> DataError {
         let path = path.into();
         move |source| DataError::Io { path, source }
     }
+}
+
+/// Whether a file cannot be used for want of something that is not the file's: a full disk, too many open files.
+fn is_of_this_machine(error: &io::Error) -> bool {
+    // ENFILE and EMFILE have no kind.
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::OutOfMemory)
+        || matches!(error.raw_os_error(), Some(23 | 24))
 }
 
 /// What to do about an error of the operating system, where it says enough.
@@ -318,6 +350,9 @@ pub enum SampleError {
     /// The shard, or its index, is no longer what it was when the set was opened.
     #[error("the shard changed while it was in use: {0}")]
     ShardChanged(String),
+    /// This machine cannot read it, whatever the sample is: that is no reason to leave it out.
+    #[error(transparent)]
+    Machine(Box<DataError>),
     /// Its shard could not be fetched; told once for all of the shard's samples.
     #[error("the shard cannot be fetched: {0}")]
     ShardUnreadable(String),
@@ -364,4 +399,19 @@ pub enum SampleError {
     /// The decoder panicked.
     #[error("the decoder panicked: {0}")]
     Panic(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_want_of_the_machine_is_told_from_a_file_that_is_gone() {
+        let of = |code| DataError::io("/shards/0.tar")(io::Error::from_raw_os_error(code));
+        // ENOENT, EACCES, EIO; then ENFILE, EMFILE, ENOSPC.
+        assert!([2, 13, 5].into_iter().all(|code| !of(code).is_of_this_machine()));
+        assert!([23, 24, 28].into_iter().all(|code| of(code).is_of_this_machine()));
+        let error = of(5).in_shard_cache(Path::new("/cache"));
+        assert!(error.is_of_this_machine() && error.to_string().starts_with("the shard cache /cache cannot be used: "));
+    }
 }

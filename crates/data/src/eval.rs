@@ -39,7 +39,8 @@ pub struct EvalOptions {
 }
 
 /// Batches of consecutive samples with the evaluation transform. A bad sample is left out, not replaced, so a batch
-/// may hold fewer than asked for; one that would be empty does not appear.
+/// may hold fewer than asked for; one that would be empty does not appear. Where this machine or its shard cache is at
+/// fault, that ends the row.
 pub struct EvalReader {
     workers: Workers,
     preparer: Arc<Preparer>,
@@ -54,7 +55,8 @@ impl EvalReader {
     /// Starts to read.
     ///
     /// # Errors
-    /// When an option that must be positive is zero, or threads cannot be started.
+    /// When an option that must be positive is zero, the shard cache cannot hold what is read at once, or threads cannot be
+    /// started.
     pub fn new(corpus: Arc<Corpus>, text: Arc<TextEncoder>, mut options: EvalOptions) -> Result<EvalReader, DataError> {
         for (option, value) in [
             ("batch", options.batch),
@@ -68,6 +70,7 @@ impl EvalReader {
             }
         }
         options.range.end = options.range.end.min(corpus.len());
+        corpus.check_cache(1, "a shard that is read in its order")?;
         let preparer = Preparer {
             corpus,
             text,
@@ -98,7 +101,8 @@ impl EvalReader {
 
     fn decode_ahead(&mut self) {
         let reach = (self.options.prefetch * self.options.batch) as u64;
-        self.preparer.corpus.prefetch_samples(self.ahead..self.ahead.saturating_add(reach));
+        let oldest = self.pending.front().map_or(self.ahead, |(first, _)| *first);
+        self.preparer.corpus.prefetch_samples(oldest..oldest.saturating_add(reach));
         while self.pending.len() < self.options.prefetch && self.ahead < self.options.range.end {
             let first = self.ahead;
             let count = (self.options.range.end - first).min(self.options.batch as u64);
@@ -131,6 +135,11 @@ impl Iterator for EvalReader {
                 match result {
                     Ok(None) => {}
                     Ok(Some(sample)) => samples.push((sample.index, sample)),
+                    Err((_, SampleError::Machine(error))) => {
+                        self.pending.clear();
+                        self.ahead = self.options.range.end;
+                        return Some(Err(*error));
+                    }
                     Err((index, error)) => self.quarantined.push(self.preparer.quarantine(index, &error)),
                 }
             }
@@ -139,5 +148,12 @@ impl Iterator for EvalReader {
                 return Some(Ok(collate(samples, 0, self.options.image_size, padding)));
             }
         }
+    }
+}
+
+impl Drop for EvalReader {
+    /// Until the next pass others may have the shard cache's room.
+    fn drop(&mut self) {
+        self.preparer.corpus.let_go();
     }
 }

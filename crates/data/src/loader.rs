@@ -96,6 +96,8 @@ struct Slot {
     sample: Option<Sample>,
     /// Those tried before it, in the order of the law.
     failed: Vec<(u64, SampleError)>,
+    /// Why this machine could not read on.
+    broken: Option<Box<DataError>>,
 }
 
 impl Stream {
@@ -113,7 +115,10 @@ impl Stream {
             let pick = Pick::Keyed { seed: self.seed, position };
             match self.preparer.prepare(index, view, pick) {
                 Ok(sample) => {
-                    return Slot { position, sample: Some(sample), failed };
+                    return Slot { position, sample: Some(sample), failed, broken: None };
+                }
+                Err(SampleError::Machine(error)) => {
+                    return Slot { position, sample: None, failed, broken: Some(error) };
                 }
                 Err(error) => failed.push((index, error)),
             }
@@ -121,7 +126,7 @@ impl Stream {
                 break;
             }
         }
-        Slot { position, sample: None, failed }
+        Slot { position, sample: None, failed, broken: None }
     }
 }
 
@@ -154,7 +159,8 @@ impl Loader {
         let LoaderOptions { seed, lanes, global_batch, window_shards, .. } = options;
         let order = Mixture::new(&corpus.mixture(), seed, lanes, global_batch, window_shards)?;
         let windows = order.lanes_of(&options.slots()).count() * window_shards;
-        corpus.check_cache(windows)?;
+        corpus
+            .check_cache(windows, &format!("the windows of this rank's lanes, up to {windows} shards of each set"))?;
         let stream = Stream {
             preparer: Preparer {
                 corpus,
@@ -191,13 +197,33 @@ impl Loader {
     /// This rank's slice of the next global batch.
     ///
     /// # Errors
-    /// At the end of a bounded stream, when too many samples are bad, or when a whole window is.
+    /// At the end of a bounded stream, when too many samples are bad, or when a whole window is. When this machine or its
+    /// shard cache is at fault, no sample is bad, and the next call begins anew with the same batch.
     pub fn next_batch(&mut self) -> Result<HostBatch, DataError> {
+        if self.pending.is_empty() {
+            self.decode_ahead();
+        }
+        let (first, told) = (self.pending.front().map(|(first, _)| *first), self.quarantined.len());
+        let batch = self.settled_batch();
+        if let (Err(error), Some(first)) = (&batch, first)
+            && error.is_of_this_machine()
+        {
+            self.quarantined.truncate(told);
+            self.pending.clear();
+            self.ahead = first - self.options.slots().start;
+        }
+        batch
+    }
+
+    fn settled_batch(&mut self) -> Result<HostBatch, DataError> {
         let Some((first, pending)) = self.pending.pop_front() else {
             return Err(DataError::EndOfStream { end: self.ahead });
         };
         let begin = Instant::now();
-        let slots = pending.wait().ok_or(DataError::LostThread { position: first })?;
+        let mut slots = pending.wait().ok_or(DataError::LostThread { position: first })?;
+        if let Some(error) = slots.iter_mut().find_map(|slot| slot.broken.take()) {
+            return Err(*error);
+        }
         self.last_wait_s = begin.elapsed().as_secs_f64();
 
         let mut found = BadSamples::default();
@@ -263,6 +289,9 @@ impl Loader {
         let is_bad = |found: &BadSamples, index| found.contains(index) || reading(&bad).contains(index);
         if slot.sample.as_ref().is_some_and(|sample| is_bad(found, sample.index)) {
             slot = self.stream.fill(slot.position, |index| is_bad(found, index));
+        }
+        if let Some(error) = slot.broken {
+            return Err(*error);
         }
         for (index, error) in &slot.failed {
             if !is_bad(found, *index) {

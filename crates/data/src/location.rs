@@ -48,7 +48,7 @@ impl Location {
     pub(crate) fn shown(&self) -> PathBuf {
         match self {
             Location::Local(path) => path.to_path_buf(),
-            Location::Remote(url) => PathBuf::from(url.as_str()),
+            Location::Remote(url) => PathBuf::from(url.to_string()),
         }
     }
 }
@@ -63,8 +63,9 @@ impl fmt::Display for Location {
 }
 
 /// A URL such as `s3://bucket/shards/00000.tar`. Keys stand as they are, without percent signs for special characters;
-/// only `http` and `https` are as browsers write them.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// only `http` and `https` are as browsers write them, and may hold credentials, in front of their host or in a query.
+/// What is shown of a URL leaves those out.
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct RemoteUrl(Box<str>);
 
 impl RemoteUrl {
@@ -73,20 +74,22 @@ impl RemoteUrl {
     /// # Errors
     /// With the reason, when its scheme is not understood, or bucket or key are missing.
     pub fn parse(text: &str) -> Result<RemoteUrl, String> {
-        let (scheme, rest) = text.split_once("://").ok_or_else(|| format!("\"{text}\" is not a URL"))?;
+        let shown = redacted(text);
+        let (scheme, rest) = text.split_once("://").ok_or_else(|| format!("\"{shown}\" is not a URL"))?;
         if !SCHEMES.iter().any(|(known, _)| *known == scheme) {
             let known: Vec<&str> = SCHEMES.iter().map(|(scheme, _)| *scheme).collect();
             return Err(format!("the scheme \"{scheme}\" is not one of {}", known.join(", ")));
         }
-        match rest.split_once('/') {
+        let path = if is_web(text) { before_query(rest) } else { rest };
+        match path.split_once('/') {
             Some((bucket, key)) if !bucket.is_empty() && !key.is_empty() && !key.ends_with('/') => {
                 Ok(RemoteUrl(text.into()))
             }
-            _ => Err(format!("\"{text}\" lacks a bucket or a file in it: expected {scheme}://BUCKET/KEY")),
+            _ => Err(format!("\"{shown}\" lacks a bucket or a file in it: expected {scheme}://BUCKET/KEY")),
         }
     }
 
-    /// The whole URL.
+    /// The whole URL, credentials included: for requests and digests, not to be shown or written.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -106,14 +109,45 @@ impl RemoteUrl {
         &self.0[..self.key_start() - 1]
     }
 
-    /// What stands behind the bucket.
+    /// What stands behind the bucket, without a query.
     pub fn key(&self) -> &str {
-        &self.0[self.key_start()..]
+        &self.0[self.key_start()..self.key_end()]
     }
 
-    /// What stands behind the last slash.
+    /// What stands behind the `?` of a web server's URL.
+    pub fn query(&self) -> Option<&str> {
+        self.0[self.key_end()..].strip_prefix('?')
+    }
+
+    /// What stands behind the key's last slash.
     pub fn name(&self) -> &str {
-        self.0.rsplit_once('/').map_or("", |(_, name)| name)
+        self.key().rsplit('/').next().unwrap_or_default()
+    }
+
+    /// The URL up to its file's name.
+    pub(crate) fn folder(&self) -> &str {
+        &self.0[..self.key_end() - self.name().len()]
+    }
+
+    /// The object whose name has `suffix` behind it.
+    pub fn with_suffix(&self, suffix: &str) -> RemoteUrl {
+        let (url, query) = self.0.split_at(self.key_end());
+        RemoteUrl(format!("{url}{suffix}{query}").into())
+    }
+
+    /// Whether something of it is not shown.
+    pub(crate) fn holds_credentials(&self) -> bool {
+        *self.to_string() != *self.0
+    }
+
+    /// What is shown of it, as a URL that may lead nowhere.
+    pub(crate) fn without_credentials(&self) -> RemoteUrl {
+        RemoteUrl(self.to_string().into())
+    }
+
+    /// Whether it is what [`RemoteUrl::without_credentials`] made of one that holds some.
+    pub(crate) fn lacks_credentials(&self) -> bool {
+        is_web(&self.0) && (self.query() == Some("...") || self.root().contains("://...@"))
     }
 
     fn key_start(&self) -> usize {
@@ -121,12 +155,63 @@ impl RemoteUrl {
         // A slash behind the host was demanded when it was parsed.
         self.0[host..].find('/').map_or(self.0.len(), |slash| host + slash + 1)
     }
+
+    fn key_end(&self) -> usize {
+        if is_web(&self.0) { before_query(&self.0).len() } else { self.0.len() }
+    }
 }
 
 impl fmt::Display for RemoteUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        if is_web(&self.0) { redacted_url(&self.0).fmt(f) } else { self.0.fmt(f) }
     }
+}
+
+impl fmt::Debug for RemoteUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RemoteUrl({self})")
+    }
+}
+
+/// Whether a text is a web server's URL: there a `?` begins a query, and elsewhere it is part of the key.
+pub(crate) fn is_web(text: &str) -> bool {
+    text.starts_with("http://") || text.starts_with("https://")
+}
+
+/// Whether a pattern or URL is that of a manifest.
+pub(crate) fn names_manifest(text: &str) -> bool {
+    let path = if is_web(text) { before_query(text) } else { text };
+    path.ends_with(".jsonl")
+}
+
+fn before_query(text: &str) -> &str {
+    text.split('?').next().unwrap_or_default()
+}
+
+/// A text without what web servers' URLs in it may hold of credentials. A URL ends with a blank, a quote or a bracket.
+pub(crate) fn redacted(text: &str) -> String {
+    let (mut shown, mut rest) = (String::with_capacity(text.len()), text);
+    while let Some(begin) = ["http://", "https://"].iter().filter_map(|scheme| rest.find(scheme)).min() {
+        let (before, url) = rest.split_at(begin);
+        let end = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | ')' | '>');
+        let (url, behind) = url.split_at(url.find(end).unwrap_or(url.len()));
+        shown.push_str(before);
+        shown.push_str(&redacted_url(url));
+        rest = behind;
+    }
+    shown + rest
+}
+
+/// `https://...@host/a.tar?...` of `https://user:token@host/a.tar?signature=token`
+fn redacted_url(url: &str) -> String {
+    let (scheme, rest) = url.split_at(url.find("://").map_or(0, |at| at + "://".len()));
+    let (path, query) = (before_query(rest), rest.contains('?'));
+    let host_end = path.find('/').unwrap_or(path.len());
+    let (hidden, path) = match path[..host_end].rfind('@') {
+        Some(at) => ("...", &path[at..]),
+        None => ("", path),
+    };
+    format!("{scheme}{hidden}{path}{}", if query { "?..." } else { "" })
 }
 
 #[cfg(test)]
@@ -141,6 +226,24 @@ mod tests {
         let url = RemoteUrl::parse("abfs://box@account.dfs.core.windows.net/x.tar").unwrap();
         assert_eq!((url.root(), url.key()), ("abfs://box@account.dfs.core.windows.net", "x.tar"));
         assert!(!RemoteUrl::parse("https://host:8080/x.tar").unwrap().can_list());
+    }
+
+    #[test]
+    fn a_web_servers_url_shows_no_credentials() {
+        let url = RemoteUrl::parse("https://user:token@host:81/a/0.tar?X-Sig=a/b&z=?").unwrap();
+        assert_eq!((url.key(), url.name(), url.query()), ("a/0.tar", "0.tar", Some("X-Sig=a/b&z=?")));
+        assert_eq!((url.root(), url.folder()), ("https://user:token@host:81", "https://user:token@host:81/a/"));
+        assert_eq!(url.to_string(), "https://...@host:81/a/0.tar?...");
+        assert!(url.holds_credentials() && !format!("{url:?}").contains("token"));
+        assert_eq!(url.with_suffix(".idx").as_str(), "https://user:token@host:81/a/0.tar.idx?X-Sig=a/b&z=?");
+        assert!(names_manifest("https://host/m.jsonl?t=1.tar") && !names_manifest("s3://b/m.jsonl?"));
+        let told = "GET https://u:p@host/0.tar?sig=1: (http://h/1.tar?k), s3://b/a?.tar, abfs://box@account/x";
+        let shown = "GET https://...@host/0.tar?... (http://h/1.tar?...), s3://b/a?.tar, abfs://box@account/x";
+        assert_eq!(redacted(told), shown);
+        for text in ["https://host?a=/b", "https://host/?a=b", "https://u:secret@host", "ftp://u:secret@host/x"] {
+            let error = RemoteUrl::parse(text).unwrap_err();
+            assert!(!error.contains("secret"), "{error}");
+        }
     }
 
     #[test]

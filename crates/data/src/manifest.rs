@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataset::sum;
 use crate::index::Digest;
-use crate::location::{Location, RemoteUrl};
+use crate::location::{Location, RemoteUrl, names_manifest, redacted};
 use crate::remote::Remote;
 use crate::shard::Shard;
 use crate::{DataError, OpenOptions, atomic};
@@ -81,15 +81,15 @@ pub(crate) fn encode(shards: &[Shard], home: &Location) -> io::Result<Vec<u8>> {
 /// # Errors
 /// When the name does not, or the manifest cannot be written there.
 pub fn write_manifest(shards: &[Shard], to: &str, options: &OpenOptions) -> Result<(), DataError> {
-    let bad = |reason: String| DataError::Manifest { manifest: to.into(), reason };
-    if !to.ends_with(".jsonl") {
+    let bad = |reason: String| DataError::Manifest { manifest: redacted(to).into(), reason };
+    if !names_manifest(to) {
         return Err(bad("its name must end in .jsonl, by which manifests are known".to_owned()));
     }
     match Location::parse(to, &options.base_dir).map_err(bad)? {
         Location::Local(file) => write_file(shards, &file),
         Location::Remote(url) => {
             let bytes = encode(shards, &Location::Remote(url.clone())).map_err(|error| bad(error.to_string()))?;
-            Remote::start(&options.remote, to)?.write(&url, bytes)
+            Remote::start(&options.remote, &redacted(to))?.write(&url, bytes)
         }
     }
 }
@@ -164,10 +164,20 @@ fn name_from(home: &Location, shard: &Location) -> io::Result<String> {
             "shard {} lies on this machine: its manifest can only be a file of this machine too",
             shard.display()
         ))),
-        (Location::Remote(home), Location::Remote(shard)) => {
-            Ok(shard.as_str().strip_prefix(folder_of(home)).unwrap_or(shard.as_str()).to_owned())
+        (home, Location::Remote(shard)) => {
+            let url = shard.as_str();
+            let beside = match home {
+                Location::Remote(home) => url.strip_prefix(home.folder()),
+                Location::Local(_) => None,
+            };
+            // Credentials of the host come from the manifest's own URL.
+            if shard.holds_credentials() && (beside.is_none() || shard.query().is_some()) {
+                return Err(io::Error::other(format!(
+                    "shard {shard} has credentials in its URL, which would stand in the manifest: name such shards by patterns"
+                )));
+            }
+            Ok(beside.unwrap_or(url).to_owned())
         }
-        (Location::Local(_), Location::Remote(shard)) => Ok(shard.as_str().to_owned()),
     }
 }
 
@@ -176,13 +186,8 @@ fn location_of(home: &Location, name: &str) -> Result<Location, String> {
     match home {
         Location::Local(home) => Location::parse(name, home.parent().unwrap_or(Path::new("."))),
         Location::Remote(_) if name.contains("://") => RemoteUrl::parse(name).map(Location::Remote),
-        Location::Remote(home) => RemoteUrl::parse(&format!("{}{name}", folder_of(home))).map(Location::Remote),
+        Location::Remote(home) => RemoteUrl::parse(&format!("{}{name}", home.folder())).map(Location::Remote),
     }
-}
-
-/// `s3://bucket/a/manifest.jsonl` -> `s3://bucket/a/`
-fn folder_of(home: &RemoteUrl) -> &str {
-    &home.as_str()[..home.as_str().len() - home.name().len()]
 }
 
 #[cfg(test)]
@@ -262,5 +267,21 @@ mod tests {
         }
         let error = encode(&[shard(local("/x.tar"), 1)], &remote("s3://b/m.jsonl")).unwrap_err().to_string();
         assert!(error.contains("/x.tar lies on this machine"), "{error}");
+    }
+
+    #[test]
+    fn no_credentials_stand_in_a_manifest() {
+        let home = remote("https://u:secret@host/set/m.jsonl?sig=secret");
+        let shards = [shard(remote("https://u:secret@host/set/0.tar"), 1)];
+        let bytes = encode(&shards, &home).unwrap();
+        assert!(!String::from_utf8_lossy(&bytes).contains("secret"));
+        assert_eq!(read(bytes.as_slice(), &home).unwrap(), shards);
+        for (home, secret) in [
+            (local("/m.jsonl"), "https://u:secret@host/set/0.tar"),
+            (home, "https://u:secret@host/set/0.tar?sig=secret"),
+        ] {
+            let error = encode(&[shard(remote(secret), 1)], &home).unwrap_err().to_string();
+            assert!(error.contains("has credentials in its URL") && !error.contains("secret"), "{error}");
+        }
     }
 }

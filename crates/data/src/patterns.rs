@@ -1,10 +1,11 @@
 //! Shard patterns: plain paths and URLs, brace ranges such as `shards/{00000..00099}.tar`, lists `{a,b}` and globs.
 //! A name that ends in `.jsonl` is a manifest.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use crate::location::{Location, RemoteUrl};
+use crate::location::{Location, RemoteUrl, is_web, names_manifest, redacted};
+use crate::shard::Shard;
 use crate::{DataError, remote::Object};
 
 /// How many names one pattern may stand for; a typing error such as `{0..99999999}` should not fill the memory.
@@ -86,7 +87,7 @@ pub(crate) fn is_remote(pattern: &str) -> bool {
 }
 
 fn bad(pattern: &str, reason: impl Into<String>) -> DataError {
-    DataError::Pattern { pattern: pattern.to_owned(), reason: reason.into() }
+    DataError::Pattern { pattern: redacted(pattern), reason: reason.into() }
 }
 
 /// The files of one pattern, and an error for each that is named and missing.
@@ -96,8 +97,10 @@ fn expand_one(pattern: &str, base: &Path, list: List<'_>) -> Result<(Vec<Named>,
         let is_glob = name.contains(['*', '?', '[']);
         if is_remote(&name) {
             let url = RemoteUrl::parse(&name).map_err(|reason| bad(pattern, reason))?;
+            // Web servers' hosts may have brackets, and a `?` begins a query.
+            let is_glob = if url.can_list() { is_glob } else { url.key().contains(['*', '[']) };
             match (is_glob, url.can_list()) {
-                (false, _) if name.ends_with(".jsonl") => found.push(Named::Manifest(Location::Remote(url))),
+                (false, _) if names_manifest(&name) => found.push(Named::Manifest(Location::Remote(url))),
                 (false, _) => found.push(Named::Remote(Object::named(url))),
                 (true, true) => match list(&url)? {
                     objects if objects.is_empty() => {
@@ -141,6 +144,35 @@ fn expand_one(pattern: &str, base: &Path, list: List<'_>) -> Result<(Vec<Named>,
         }
     }
     Ok((found, missing))
+}
+
+/// Shards without the credentials of their URLs, for what is written.
+pub(crate) fn without_credentials(shards: &[Shard]) -> Vec<Shard> {
+    let hide = |location: &Location| match location {
+        Location::Remote(url) => Location::Remote(url.without_credentials()),
+        Location::Local(path) => Location::Local(path.clone()),
+    };
+    shards.iter().map(|shard| Shard { location: hide(&shard.location), ..shard.clone() }).collect()
+}
+
+/// The shards with the credentials that `patterns` hold; `None` where those do not say which belong to which.
+pub(crate) fn with_credentials(mut shards: Vec<Shard>, patterns: &[String]) -> Option<Vec<Shard>> {
+    let names = patterns.iter().filter(|pattern| is_web(pattern)).filter_map(|pattern| expand_braces(pattern).ok());
+    let urls = names.flatten().filter_map(|name| RemoteUrl::parse(&name).ok());
+    let mut known = HashMap::new();
+    for url in urls.filter(RemoteUrl::holds_credentials) {
+        if known.insert(url.to_string(), url).is_some() {
+            return None;
+        }
+    }
+    for shard in &mut shards {
+        if let Location::Remote(shown) = &mut shard.location
+            && shown.lacks_credentials()
+        {
+            *shown = known.remove(shown.as_str())?;
+        }
+    }
+    Some(shards)
 }
 
 /// The names a pattern stands for, its first brace varying slowest.
@@ -272,6 +304,43 @@ mod tests {
         }
         let error = names(&["s3://b/a.tar", "s3://b/a.tar"], nowhere).unwrap_err();
         assert!(matches!(error, DataError::DuplicateShard { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_question_mark_begins_a_web_servers_query_and_shows_no_more() {
+        let web = ["https://u:secret@[::1]/{0..1}.tar?sig=secret*[", "https://host/m.jsonl?sig=secret"];
+        let patterns = web.map(str::to_owned);
+        let named = expand(&patterns, Path::new("."), &|_| unreachable!()).unwrap();
+        assert!(matches!(&named[..], [Named::Remote(_), Named::Remote(_), Named::Manifest(_)]), "{named:?}");
+        assert_eq!(named[1].location().to_string(), "https://...@[::1]/1.tar?...");
+        let error = names(&["https://u:secret@host/*.tar?sig=secret"], Path::new(".")).unwrap_err().to_string();
+        assert!(error.contains("name the shards with braces") && !error.contains("secret"), "{error}");
+        // Elsewhere it is part of a glob.
+        assert_eq!(names(&["s3://bucket/?.tar"], Path::new(".")).unwrap(), ["b.tar", "a.tar"]);
+    }
+
+    #[test]
+    fn credentials_come_back_from_the_patterns_that_hold_them() {
+        let digest = crate::index::Digest::of(b"");
+        let shard = |url: &str| Shard {
+            location: Location::Remote(RemoteUrl::parse(url).unwrap()),
+            bytes: 1,
+            samples: 1,
+            problems: 0,
+            index: digest,
+            contents: None,
+            etag: None,
+        };
+        let shards = [shard("https://u:p@host/0.tar"), shard("https://u:p@host/1.tar?s=1"), shard("http://host/2.tar")];
+        let patterns = |all: &[&str]| all.iter().map(|pattern| (*pattern).to_owned()).collect::<Vec<_>>();
+        let hidden = without_credentials(&shards);
+        assert!(hidden.iter().all(|shard| !shard.location.to_string().contains("u:p")), "{hidden:?}");
+        let known = patterns(&["https://u:p@host/{0.tar,1.tar?s=1}", "http://host/2.tar"]);
+        assert_eq!(with_credentials(hidden.clone(), &known).unwrap(), shards);
+        // Other credentials, none, or some that cannot be told apart.
+        for unknown in [&["https://u:p@host/0.tar"][..], &[], &["https://u:p@host/{0.tar,1.tar?s=1,1.tar?s=2}"]] {
+            assert!(with_credentials(hidden.clone(), &patterns(unknown)).is_none());
+        }
     }
 
     #[test]

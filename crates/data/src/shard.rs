@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rayon::prelude::*;
 
 use crate::index::{Digest, Index, IndexedShard, Stamp};
-use crate::location::{Location, RemoteUrl};
+use crate::location::{Location, RemoteUrl, redacted};
 use crate::patterns::{self, Named};
 use crate::remote::Remote;
 use crate::scan::Problem;
@@ -102,13 +102,14 @@ impl Shards {
     /// What `patterns` name, with indices and manifests that are missing built.
     pub(crate) fn open(patterns: &[String], options: &OpenOptions, indices: Indices) -> Result<Shards, DataError> {
         let remote = match patterns.iter().find(|pattern| patterns::is_remote(pattern)) {
-            Some(pattern) => Some(Remote::start(&options.remote, pattern)?),
+            Some(pattern) => Some(Remote::start(&options.remote, &redacted(pattern))?),
             None => None,
         };
         let kept = remote.as_ref().and_then(|remote| remote.kept_manifest(patterns, &options.base_dir));
         if let (Some(kept), Indices::Keep) = (&kept, indices)
             // One that is missing or damaged is no error: it is built.
             && let Ok(all) = manifest::read_file(kept)
+            && let Some(all) = patterns::with_credentials(all, patterns)
         {
             let problems = all.iter().filter_map(Shard::summary).collect();
             return Ok(Shards { all, problems, index_dir: options.cache_dir.clone(), remote });
@@ -121,7 +122,10 @@ impl Shards {
         let mut shards = Shards { all: Vec::new(), problems: Vec::new(), index_dir: options.cache_dir.clone(), remote };
         shards.add(named, options, indices)?;
         if let Some(kept) = kept {
-            manifest::write_file(&shards.all, &kept)?;
+            let written = patterns::without_credentials(&shards.all);
+            if patterns::with_credentials(written.clone(), patterns).as_ref() == Some(&shards.all) {
+                manifest::write_file(&written, &kept)?;
+            }
         }
         Ok(shards)
     }
@@ -217,8 +221,10 @@ impl Shards {
                 shard.counted(open)
             }
             Location::Remote(url) => {
-                let file = self.remote_for(url)?.open(shard)?;
-                let index = crate::scan::scan_file(&file, &shard.location.shown())?;
+                let remote = self.remote_for(url)?;
+                let file = remote.open(shard)?;
+                let index = crate::scan::scan_file(&file, &shard.location.shown());
+                let index = index.map_err(|error| error.in_shard_cache(remote.capacity().0))?;
                 match index.digest() == shard.index {
                     true => shard.counted(OpenShard { file, index }),
                     false => Err(changed("its samples are not those that were indexed".to_owned())),

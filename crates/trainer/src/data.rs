@@ -14,6 +14,7 @@ use crate::encoder::ImageEncoder;
 use crate::error::Error;
 use crate::features::Features;
 use crate::framed::FramedBatch;
+use crate::index_lines::OpeningProgress;
 use crate::memory_features::{FillOptions, MemoryCaches};
 use crate::ranks::{Claims, Ranks};
 use crate::step::StepMetrics;
@@ -38,7 +39,7 @@ pub struct TrainData {
 }
 
 impl TrainData {
-    /// Opens the set that `config` names and fills its memory cache where the run has one; `progress` hears of `(done, all)` images.
+    /// Opens the set that `config` names and fills its memory cache where the run has one.
     ///
     /// # Errors
     /// When the shards cannot be read or are others on another rank, or more images than allowed cannot be used.
@@ -49,10 +50,10 @@ impl TrainData {
         rule: TargetRule,
         ranks: &dyn Ranks,
         caches: &mut MemoryCaches,
-        progress: &mut dyn FnMut(u64, u64),
+        progress: OpeningProgress<'_>,
     ) -> Result<TrainData, Error> {
         check_shares(config, ranks.world())?;
-        let corpus = open_training_sets(config)?;
+        let corpus = open_training_sets(config, progress.say)?;
         // Before a cache is filled from them.
         let mut claims = Claims::default();
         claims.claim("data.train's shards", corpus.digest());
@@ -64,7 +65,14 @@ impl TrainData {
             FeatureCache::Off => Features::Encode,
             FeatureCache::Memory => {
                 let options = FillOptions { threads, clean };
-                Features::Memory(caches.get_or_fill(&corpus, &text.encoder, encoder, &options, ranks, progress)?)
+                Features::Memory(caches.get_or_fill(
+                    &corpus,
+                    &text.encoder,
+                    encoder,
+                    &options,
+                    ranks,
+                    progress.images,
+                )?)
             }
             FeatureCache::Directory(folder) => {
                 Features::Disk(DiskFeatures::open(folder, config, encoder, &corpus, writer(config, &corpus))?)

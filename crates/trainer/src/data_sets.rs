@@ -2,24 +2,27 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use blip2_data::{
-    Bounds, CaptionRule, CaptionSource, Corpus, DataError, Dataset, JsonPath, OpenOptions, RemoteOptions, SampleFilter,
-    ShardCache,
+    Bounds, CaptionRule, CaptionSource, Corpus, DataError, Dataset, JsonPath, OpenOptions, RemoteOptions, Retries,
+    SampleFilter, ShardCache,
 };
 
 use crate::config::{AutoOr, BoundsConfig, CaptionsConfig, Config, FilterConfig, ShardCacheConfig, TextField};
 use crate::error::Error;
+use crate::index_lines::index_lines;
 
 /// The training sets as one row of samples.
 ///
 /// # Errors
 /// When shards cannot be read or no sample passes a filter.
-pub(crate) fn open_training_sets(config: &Config) -> Result<Arc<Corpus>, Error> {
+pub(crate) fn open_training_sets(config: &Config, say: Option<fn(&str)>) -> Result<Arc<Corpus>, Error> {
     let open = |(place, set): (usize, &crate::config::TrainSetConfig)| {
         let captions = caption_rule(&set.text, set.captions.as_ref(), set.template.as_ref());
-        let dataset = open(config, &set.shards, captions, &set.filter);
-        Ok((dataset.map_err(|source| Error::DataSet { key: format!("data.train.{place}"), source })?, set.weight))
+        let key = format!("data.train.{place}");
+        let dataset = open(config, &key, &set.shards, captions, &set.filter, say);
+        Ok((dataset.map_err(|source| Error::DataSet { key, source })?, set.weight))
     };
     let sets = config.data.train.iter().enumerate().map(open).collect::<Result<Vec<_>, Error>>()?;
     Ok(Arc::new(Corpus::new(sets)?))
@@ -29,18 +32,26 @@ pub(crate) fn open_training_sets(config: &Config) -> Result<Arc<Corpus>, Error> 
 ///
 /// # Errors
 /// As [`open_training_sets`].
-pub(crate) fn open_held_out_set(config: &Config) -> Result<Option<Arc<Corpus>>, Error> {
+pub(crate) fn open_held_out_set(config: &Config, say: Option<fn(&str)>) -> Result<Option<Arc<Corpus>>, Error> {
     let Some(set) = &config.data.val else { return Ok(None) };
     let captions = caption_rule(&set.text, set.captions.as_ref(), set.template.as_ref());
-    let dataset = open(config, &set.shards, captions, &set.filter);
+    let dataset = open(config, "data.val", &set.shards, captions, &set.filter, say);
     let dataset = dataset.map_err(|source| Error::DataSet { key: "data.val".into(), source })?;
     Ok(Some(Arc::new(dataset.into())))
 }
 
 /// `.idx` files go beside the shards, or into the run's folder where theirs cannot be written.
-fn open(config: &Config, shards: &str, captions: CaptionRule, filter: &FilterConfig) -> Result<Dataset, DataError> {
+fn open(
+    config: &Config,
+    key: &str,
+    shards: &str,
+    captions: CaptionRule,
+    filter: &FilterConfig,
+    say: Option<fn(&str)>,
+) -> Result<Dataset, DataError> {
     let options = OpenOptions {
-        remote: RemoteOptions { cache: config.data.shard_cache.cache(), ..RemoteOptions::default() },
+        remote: config.data.shard_cache.remote(),
+        progress: say.map(|say| index_lines(key.to_owned(), say)),
         cache_dir: Some(config.run_folder().join("shard_index")),
         captions,
         filter: sample_filter(filter),
@@ -78,11 +89,13 @@ impl ShardCacheConfig {
         }
     }
 
-    pub(crate) fn cache(&self) -> Option<ShardCache> {
+    fn remote(&self) -> RemoteOptions {
         let max_bytes = (self.max_gib * f64::from(1 << 30)) as u64;
-        match &self.dir {
+        let cache = match &self.dir {
             AutoOr::Given(dir) => Some(ShardCache { dir: dir.clone(), max_bytes }),
             AutoOr::Auto => None,
-        }
+        };
+        let give_up = Duration::try_from_secs_f64(self.give_up_s).unwrap_or(Duration::MAX);
+        RemoteOptions { cache, retries: Retries { give_up, ..Retries::default() }, ..RemoteOptions::default() }
     }
 }

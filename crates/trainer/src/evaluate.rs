@@ -94,7 +94,7 @@ pub fn evaluate_run(config: &Config, task: EvaluationTask) -> Result<RunReport, 
     config.run.precision.settle();
     let assembly = Assembly::build(config, Blueprint::open(config)?, device::select(config.run.device)?)?;
     assembly.task.params().load(&WeightsDir::open(checkpoint.path())?, &LoadPlan::exact())?;
-    let set = HeldOutSet::open(config, &assembly.encoder, &assembly.text, &Alone, &mut MemoryCaches::default())?;
+    let set = HeldOutSet::open(config, &assembly.encoder, &assembly.text, &Alone, &mut MemoryCaches::default(), None)?;
     let none = || Error::Mismatch("data.val: expected shards to evaluate on, got nothing; set data.val.shards".into());
     let mut set = set.ok_or_else(none)?;
     (set.captions, set.retrieval) = (usize::MAX, true);

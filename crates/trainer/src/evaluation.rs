@@ -79,7 +79,7 @@ pub struct SampleText {
 }
 
 impl HeldOutSet {
-    /// Opens the set that `config` names and fills its memory cache where the run has one.
+    /// Opens the set that `config` names and fills its memory cache where the run has one; `say` hears how far opening it is.
     ///
     /// # Errors
     /// When the shards cannot be read or hold no usable sample.
@@ -89,8 +89,9 @@ impl HeldOutSet {
         text: &TextFrame,
         ranks: &dyn Ranks,
         caches: &mut MemoryCaches,
+        say: Option<fn(&str)>,
     ) -> Result<Option<HeldOutSet>, Error> {
-        let Some(corpus) = open_held_out_set(config)? else { return Ok(None) };
+        let Some(corpus) = open_held_out_set(config, say)? else { return Ok(None) };
         let threads = crate::data::threads(&config.data.loader.threads);
         let Preprocessing { size: image_size, filter, .. } = *encoder.preprocessing();
         let clean = crate::data::clean(config.data.text.clean);

@@ -53,7 +53,7 @@ pub fn build(config: &Config, device: Device, progress: &mut dyn FnMut(u64, u64)
         return Err(Error::Mismatch("data.feature_cache: expected a folder to fill, got off or memory".into()));
     };
     let Blueprint { vision_dir, vision, depth, preprocessing, vision_dtype, .. } = Blueprint::open(config)?;
-    let corpus = open_training_sets(config)?;
+    let corpus = open_training_sets(config, None)?;
     let (encoder, _) = load_image_encoder(&vision_dir, &vision, depth, preprocessing, device, vision_dtype)?;
     let features = DiskFeatures::open(folder, config, &encoder, &corpus, AHEAD_OF_TIME)?;
     let rows = features.rows();

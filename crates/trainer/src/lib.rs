@@ -24,6 +24,7 @@ pub mod features;
 pub mod fit;
 pub mod framed;
 pub mod hub;
+pub mod index_lines;
 pub mod language;
 pub mod loading;
 mod masks;

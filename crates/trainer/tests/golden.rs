@@ -81,7 +81,8 @@ fn refused(name: &str, stage: Stage, change: impl Fn(&mut BTreeMap<String, Tenso
     let (batch, out) = (folder.path().join("batch.safetensors"), folder.path().join("out.safetensors"));
     let entries: Vec<(String, Tensor)> = tensors.into_iter().collect();
     save_safetensors(&entries, &BTreeMap::new(), &batch).unwrap();
-    let options = ReplayOptions { model: dir.into(), stage, batch, out, precision: Precision::Fp32, device: Device::Cpu };
+    let options =
+        ReplayOptions { model: dir.into(), stage, batch, out, precision: Precision::Fp32, device: Device::Cpu };
     replay(&options, &Alone).unwrap_err().to_string()
 }
 

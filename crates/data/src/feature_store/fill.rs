@@ -140,6 +140,11 @@ impl Iterator for FillReader {
                     batch.rows.push(row);
                     batch.pixels.extend(pixels);
                 }
+                Err((_, SampleError::Machine(error))) => {
+                    self.pending.clear();
+                    self.ahead = self.features.stored_rows();
+                    return Some(Err(*error));
+                }
                 Err((index, error)) => self.quarantined.push(quarantine(self.features.corpus(), index, &error)),
             }
         }

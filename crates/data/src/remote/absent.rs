@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::ThreadPool;
 
-use super::{Object, RemoteOptions};
+use super::{CacheUse, Object, RemoteOptions};
 use crate::DataError;
 use crate::location::RemoteUrl;
 use crate::scan::Problem;
@@ -44,6 +44,18 @@ impl Remote {
     }
 
     pub(crate) fn open(&self, _: &Shard) -> Result<File, DataError> {
+        match *self {}
+    }
+
+    pub(crate) fn close_idle_with(&self, _: impl Fn() -> bool + Send + Sync + 'static) {
+        match *self {}
+    }
+
+    pub(crate) fn claim(&self, _: u64) -> u64 {
+        match *self {}
+    }
+
+    pub(crate) fn usage(&self) -> CacheUse {
         match *self {}
     }
 

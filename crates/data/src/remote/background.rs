@@ -70,14 +70,14 @@ impl Ahead {
         }
     }
 
-    /// Lets what is there be evicted, for something that is needed at once.
-    pub(crate) fn release(&self) {
-        self.lock().pins.clear();
+    /// Lets what is there be evicted; false when nothing is.
+    pub(crate) fn release(&self) -> bool {
+        !std::mem::take(&mut self.lock().pins).is_empty()
     }
 
-    /// Ends the threads when they have finished what they do.
+    /// Ends the threads when they have finished what they do; nothing is held any more.
     pub(crate) fn stop(&self) {
-        self.lock().stopped = true;
+        *self.lock() = State { stopped: true, ..State::default() };
         self.changed.notify_all();
     }
 

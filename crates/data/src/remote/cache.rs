@@ -15,6 +15,8 @@ use super::ShardCache;
 
 const WHOLE: &str = "tar";
 const PART: &str = "part";
+/// Locked by who waits for room.
+const ASKED: &str = "asked.lock";
 
 /// The folder.
 pub(crate) struct Cache {
@@ -111,6 +113,17 @@ impl Cache {
         Ok(true)
     }
 
+    /// Tells all who use the folder that somebody waits for room, as long as the file is open; `None` where another tells
+    /// so already, or somebody is just looking.
+    pub(crate) fn ask(&self) -> io::Result<Option<File>> {
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(self.dir.join(ASKED))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
     fn path(&self, key: &str, kind: &str) -> PathBuf {
         self.dir.join(format!("{key}.{kind}"))
     }
@@ -149,6 +162,12 @@ impl Drop for Part {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// Whether somebody waits for room in a folder.
+pub(crate) fn is_asked(dir: &Path) -> bool {
+    let file = File::open(dir.join(ASKED));
+    file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
 /// Removes a file that nobody has locked.
@@ -257,6 +276,17 @@ mod tests {
         cache(dir.path(), 30);
         assert_eq!(names(dir.path()), ["alive.part", "note.txt"]);
         drop(part);
+    }
+
+    #[test]
+    fn who_asks_for_room_is_heard_until_the_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = cache(dir.path(), 30);
+        assert!(!is_asked(dir.path()));
+        let asking = cache.ask().unwrap().unwrap();
+        assert!(is_asked(dir.path()) && cache.ask().unwrap().is_none());
+        drop(asking);
+        assert!(!is_asked(dir.path()) && cache.ask().unwrap().is_some());
     }
 
     #[test]

@@ -6,6 +6,8 @@
 //! fetch       an object into a file, resumed after faults, its length and digest checked
 //! cache       files with names that say what is in them, locked while in use, evicted by last use
 //! background  fetches of what is needed next
+//! room        who holds files of a cache, and how they give way
+//! shared      from a shard to its file, out of all these
 //! store       all of it, as the rest of the crate sees it
 //! ```
 
@@ -23,13 +25,19 @@ mod options;
 #[cfg(feature = "remote")]
 mod retry;
 #[cfg(feature = "remote")]
+mod room;
+#[cfg(feature = "remote")]
+mod shared;
+#[cfg(feature = "remote")]
 mod store;
+mod usage;
 
 #[cfg(not(feature = "remote"))]
 pub(crate) use absent::Remote;
 pub use options::{RemoteOptions, Retries, ShardCache};
 #[cfg(feature = "remote")]
 pub(crate) use store::Remote;
+pub use usage::CacheUse;
 
 use crate::location::RemoteUrl;
 

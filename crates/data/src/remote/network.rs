@@ -10,19 +10,20 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
+use object_store::client::{HttpClient, HttpConnector, ReqwestConnector};
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::http::HttpBuilder;
 use object_store::path::Path;
 use object_store::{
-    BackoffConfig, ClientConfigKey, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload,
-    RetryConfig,
+    BackoffConfig, ClientConfigKey, ClientOptions, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt,
+    PutPayload, RetryConfig,
 };
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::time::timeout;
 
 use super::retry::{Fault, Kind};
 use super::{RemoteOptions, Version};
-use crate::location::RemoteUrl;
+use crate::location::{RemoteUrl, redacted};
 
 /// Where clouds hand out credentials to their own machines.
 const METADATA_SERVICES: [&str; 5] =
@@ -31,12 +32,35 @@ const METADATA_SERVICES: [&str; 5] =
 /// A request that carries a manifest may take as many times the time of others.
 const WRITE_TIMEOUTS: u32 = 10;
 
+/// Our time limits hold from byte to byte; one of the whole request would end large shards.
+const WHOLE_REQUEST: &str = "1 day";
+
+/// What stands in front of the time of an object's last change, where that is all there is of a tag.
+const TIME: &str = "last-modified: ";
+
+/// Whether a tag is only a time.
+pub(crate) fn is_time(tag: &str) -> bool {
+    tag.starts_with(TIME)
+}
+
+/// Gives every store the same connections.
+#[derive(Debug)]
+struct Connected(HttpClient);
+
+impl HttpConnector for Connected {
+    fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
+        Ok(self.0.clone())
+    }
+}
+
 /// The stores in use, and the thread that talks to them.
 pub(crate) struct Network {
     /// There until the end.
     runtime: Option<Runtime>,
     handle: Handle,
     stores: Mutex<HashMap<String, Arc<dyn ObjectStore>>>,
+    /// The connections to web servers, whose stores differ by the URLs' queries.
+    clients: Mutex<HashMap<String, (String, HttpClient)>>,
     settings: Vec<(String, String)>,
     timeout: Duration,
 }
@@ -58,6 +82,7 @@ impl Network {
             handle: runtime.handle().clone(),
             runtime: Some(runtime),
             stores: Mutex::default(),
+            clients: Mutex::default(),
             settings: options.settings.clone(),
             timeout: options.retries.timeout,
         })
@@ -66,7 +91,13 @@ impl Network {
     /// Length and tag of an object.
     pub(crate) fn head(&self, url: &RemoteUrl) -> Result<Version, Fault> {
         let (store, path) = self.object(url)?;
-        self.ask(store.head(&path)).map(version)
+        match self.ask(store.head(&path)) {
+            // A URL may be signed for reading alone, and a server may know nothing else.
+            Err(fault) if !url.can_list() && matches!(fault.kind, Kind::Lasting | Kind::NotFound) => {
+                self.get(url, 0).map(|body| body.version)
+            }
+            head => head.map(|meta| version_at(url, meta)),
+        }
     }
 
     /// An object from a byte on.
@@ -74,7 +105,7 @@ impl Network {
         let (store, path) = self.object(url)?;
         let range = (from > 0).then_some(GetRange::Offset(from));
         let found = self.ask(store.get_opts(&path, GetOptions { range, ..GetOptions::default() }))?;
-        let version = version(found.meta.clone());
+        let version = version_at(url, found.meta.clone());
         Ok(Body { handle: self.handle.clone(), chunks: found.into_stream(), timeout: self.timeout, version })
     }
 
@@ -124,6 +155,9 @@ impl Network {
     }
 
     fn store(&self, url: &RemoteUrl) -> Result<Arc<dyn ObjectStore>, Fault> {
+        if !url.can_list() {
+            return self.web_store(url).map_err(|reason| Fault::new(Kind::Lasting, redacted(&reason)));
+        }
         let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(store) = stores.get(url.root()) {
             return Ok(Arc::clone(store));
@@ -133,14 +167,49 @@ impl Network {
         Ok(store)
     }
 
-    /// The store of a URL, with what the environment says of it. Retries are ours, so it has none.
+    /// The store of a web server's URL: one that puts the URL's query behind every path.
+    fn web_store(&self, url: &RemoteUrl) -> Result<Arc<dyn ObjectStore>, String> {
+        let told = |error: object_store::Error| chain(&error);
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let (root, client) = match clients.get(url.root()) {
+            Some(known) => known.clone(),
+            None => {
+                let made = self.web_client(url.root())?;
+                clients.insert(url.root().to_owned(), made.clone());
+                made
+            }
+        };
+        let base = url.query().map_or_else(|| root.clone(), |query| format!("{root}?{query}"));
+        let store = HttpBuilder::new().with_url(base).with_retry(self.no_retries());
+        Ok(Arc::new(store.with_http_connector(Connected(client)).build().map_err(told)?))
+    }
+
+    /// The root without its credentials, and connections that send them as servers want them.
+    fn web_client(&self, root: &str) -> Result<(String, HttpClient), String> {
+        let client = reqwest::Client::builder().build();
+        let request = client.and_then(|client| client.get(root).build()).map_err(|error| chain(&error))?;
+        let mut options = ClientOptions::new().with_config(ClientConfigKey::AllowHttp, "true");
+        options = options.with_config(ClientConfigKey::Timeout, WHOLE_REQUEST);
+        for (key, value) in &self.settings {
+            if let Ok(key) = key.parse() {
+                options = options.with_config(key, value);
+            }
+        }
+        let client = ReqwestConnector::default().connect(&options.with_default_headers(request.headers().clone()));
+        Ok((request.url().to_string(), client.map_err(|error| chain(&error))?))
+    }
+
+    /// Retries are ours.
+    fn no_retries(&self) -> RetryConfig {
+        RetryConfig { backoff: BackoffConfig::default(), max_retries: 0, retry_timeout: self.timeout }
+    }
+
+    /// The store of a URL, with what the environment says of it.
     fn make_store(&self, url: &RemoteUrl) -> object_store::Result<Arc<dyn ObjectStore>> {
-        let none = RetryConfig { backoff: BackoffConfig::default(), max_retries: 0, retry_timeout: self.timeout };
-        // Ours holds from byte to byte; that of the whole request would end large shards.
-        let long = "1 day";
         macro_rules! build {
             ($builder:expr, $client:expr) => {{
-                let builder = $builder.with_url(url.root()).with_retry(none).with_config($client, long);
+                let builder = $builder.with_url(url.root()).with_retry(self.no_retries());
+                let builder = builder.with_config($client, WHOLE_REQUEST);
                 let builder = self.settings.iter().fold(builder, |builder, (key, value)| match key.parse() {
                     Ok(key) => builder.with_config(key, value),
                     Err(_) => builder, // Another store's.
@@ -153,7 +222,6 @@ impl Network {
         Ok(match url.scheme() {
             "s3" | "s3a" => build!(AmazonS3Builder::from_env(), AmazonS3ConfigKey::Client(limit)),
             "gs" => build!(GoogleCloudStorageBuilder::from_env(), GoogleConfigKey::Client(limit)),
-            "http" | "https" => build!(HttpBuilder::new().with_config(ClientConfigKey::AllowHttp, "true"), limit),
             _ => build!(MicrosoftAzureBuilder::from_env(), AzureConfigKey::Client(limit)),
         })
     }
@@ -183,6 +251,15 @@ fn version(meta: ObjectMeta) -> Version {
     // Listings of some stores leave out the quotes, and caches on the way mark tags as weak.
     let bare = |tag: String| tag.trim_start_matches("W/").trim_matches('"').into();
     Version { bytes: meta.size, etag: meta.e_tag.map(bare) }
+}
+
+/// As [`version`], of what a web server says: some have no tags, and tell a time. Stores that list have tags.
+fn version_at(url: &RemoteUrl, meta: ObjectMeta) -> Version {
+    // Where it is told neither, the time is second 0.
+    let is_told = !url.can_list() && meta.last_modified.timestamp() != 0;
+    let time = is_told.then(|| format!("{TIME}{}", meta.last_modified.to_rfc2822()).into());
+    let Version { bytes, etag } = version(meta);
+    Version { bytes, etag: etag.or(time) }
 }
 
 fn fault(error: object_store::Error) -> Fault {
@@ -237,7 +314,7 @@ fn status(text: &str) -> Option<&str> {
 
 /// What a person wants to know of an error: the status, and what stores write into its XML.
 fn told(error: &object_store::Error) -> String {
-    let text = chain(error);
+    let text = redacted(&chain(error));
     let Some((_, answer)) = text.split_once("status code: ") else {
         return text;
     };

@@ -26,7 +26,8 @@ pub struct ShardCache {
 }
 
 /// Bounds of what is tried before a shard counts as unreadable. They hold from one byte that arrived to the next, so
-/// that a slow connection is no fault.
+/// that a slow connection is no fault. By default time alone is bounded: requests that fail at once use up any number of
+/// tries in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retries {
     /// Requests that bring nothing.
@@ -48,7 +49,7 @@ impl Default for RemoteOptions {
 impl Default for Retries {
     fn default() -> Self {
         Self {
-            tries: 8,
+            tries: u32::MAX,
             give_up: Duration::from_secs(300),
             timeout: Duration::from_secs(30),
             first_wait: Duration::from_millis(200),

@@ -57,6 +57,11 @@ impl<'a> Patience<'a> {
         Self { retries, stop, faults: 0, since: Instant::now() }
     }
 
+    /// That of somebody who has waited before for others' tries.
+    pub(crate) fn having_waited(self, waited: Duration) -> Self {
+        Self { since: self.since.checked_sub(waited).unwrap_or(self.since), ..self }
+    }
+
     /// Something has arrived: what went wrong before does not count any more.
     pub(crate) fn progress(&mut self) {
         (self.faults, self.since) = (0, Instant::now());
@@ -76,8 +81,9 @@ impl<'a> Patience<'a> {
         let wait = self.retries.first_wait * (1 << (self.faults - 1).min(16)).min(LONGEST);
         // Between a half and the whole of it, so that many who were refused at once do not come back at once.
         let chance = RandomState::new().hash_one(0) as f64 / u64::MAX as f64;
-        let wait = wait.mul_f64(0.5 + 0.5 * chance);
-        if self.faults >= tries || self.since.elapsed() + wait > self.retries.give_up {
+        let left = self.retries.give_up.saturating_sub(self.since.elapsed());
+        let wait = wait.mul_f64(0.5 + 0.5 * chance).min(left);
+        if self.faults >= tries || left.is_zero() {
             let (tries, seconds) = (self.faults, self.since.elapsed().as_secs_f64());
             let reason = format!("{} (given up after {tries} tries in {seconds:.1} s)", fault.reason);
             return Err(Fault::new(fault.kind, reason));
@@ -138,6 +144,18 @@ mod tests {
         assert!(tries(&QUICK, Kind::Passing).1.reason.starts_with("why (given up after 4 tries in "));
         let impatient = Retries { give_up: Duration::ZERO, ..QUICK };
         assert_eq!(tries(&impatient, Kind::Passing).0, 1);
+    }
+
+    #[test]
+    fn without_a_bound_on_tries_time_alone_ends_them() {
+        let retries = Retries { tries: u32::MAX, give_up: Duration::from_millis(60), ..QUICK };
+        let begin = Instant::now();
+        assert!(tries(&retries, Kind::Passing).0 >= 2);
+        assert!(begin.elapsed() >= retries.give_up);
+        assert_eq!(Retries::default().tries, u32::MAX);
+        let stop = AtomicBool::new(false);
+        let mut waited = Patience::new(&retries, &stop).having_waited(retries.give_up);
+        assert!(waited.wait(Fault::new(Kind::Passing, "cut")).is_err());
     }
 
     #[test]

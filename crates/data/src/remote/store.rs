@@ -1,68 +1,30 @@
 //! What the rest of the crate sees of shards that lie elsewhere.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::path::{self, Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Once};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use super::background::{Ahead, Fetched};
-use super::cache::{Cache, Entry};
-use super::fetch::fetch;
+use super::cache::Cache;
 use super::network::Network;
-use super::retry::{Fault, Kind, Patience};
-use super::{Object, RemoteOptions, Retries, Version};
+use super::retry::Kind;
+use super::shared::{Need, Shared, Wanted, failed, version_of};
+use super::{CacheUse, Object, RemoteOptions, Version};
 use crate::index::{Digest, decode};
-use crate::location::{Location, RemoteUrl};
+use crate::location::{Location, RemoteUrl, names_manifest};
 use crate::scan::{Problem, scan_file};
 use crate::shard::Shard;
 use crate::{DataError, patterns};
-
-/// How often it is looked whether the cache has room by now.
-const ROOM_POLL: Duration = Duration::from_millis(20);
 
 /// Stores, and the cache of what was fetched from them.
 pub(crate) struct Remote {
     shared: Arc<Shared>,
     threads: Once,
     parallel: usize,
-}
-
-struct Shared {
-    network: Network,
-    cache: Cache,
-    retries: Retries,
-    stop: AtomicBool,
-    ahead: Ahead,
-    /// Why shards are not to be had: found out once, told to all who ask.
-    failed: Mutex<HashMap<RemoteUrl, Failure>>,
-}
-
-/// Why a shard is not to be had.
-#[derive(Clone)]
-struct Failure {
-    kind: Kind,
-    reason: Arc<str>,
-}
-
-/// Who waits for room in the cache.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Need {
-    /// A sample: what was fetched ahead gives way, and what is in use is waited for.
-    Now,
-    /// Nobody yet.
-    Ahead,
-}
-
-/// A file to fetch.
-struct Wanted<'a> {
-    url: &'a RemoteUrl,
-    version: &'a Version,
-    fits: &'a dyn Fn(Digest, &File) -> Result<(), String>,
 }
 
 impl Remote {
@@ -82,25 +44,25 @@ impl Remote {
             location: wanted_by.to_owned(),
             reason: format!("cannot start the network: {error}"),
         })?;
-        let shared = Shared {
-            network,
-            cache: Cache::open(cache).map_err(DataError::io(&cache.dir))?,
-            retries: options.retries,
-            stop: AtomicBool::new(false),
-            ahead: Ahead::default(),
-            failed: Mutex::default(),
-        };
-        Ok(Remote { shared: Arc::new(shared), threads: Once::new(), parallel: options.parallel })
+        let cache = Cache::open(cache).map_err(|source| DataError::ShardCache { dir: cache.dir.clone(), source })?;
+        let shared = Shared::new(network, cache, options.retries);
+        Ok(Remote { shared, threads: Once::new(), parallel: options.parallel })
     }
 
     /// Where the manifest of a pattern list is kept; a list of manifests alone needs none.
     pub(crate) fn kept_manifest(&self, patterns: &[String], base: &Path) -> Option<PathBuf> {
-        let base = path::absolute(base).ok()?;
-        let named = patterns.iter().filter(|pattern| !pattern.ends_with(".jsonl"));
-        named.clone().any(|pattern| patterns::is_remote(pattern)).then(|| {
-            let list = format!("{}\0{}", base.display(), patterns.join("\0"));
-            self.shared.cache.dir.join(format!("{:.32}.jsonl", Digest::of(list.as_bytes()).to_string()))
-        })
+        let mut named = patterns.iter().filter(|pattern| !names_manifest(pattern));
+        if !named.any(|pattern| patterns::is_remote(pattern)) {
+            return None;
+        }
+        // Only what is relative means something else elsewhere.
+        let is_relative = |pattern: &String| !patterns::is_remote(pattern) && Path::new(pattern).is_relative();
+        let base = match patterns.iter().any(is_relative) {
+            true => path::absolute(base).ok()?,
+            false => PathBuf::new(),
+        };
+        let list = format!("{}\0{}", base.display(), patterns.join("\0"));
+        Some(self.shared.cache.dir.join(format!("{:.32}.jsonl", Digest::of(list.as_bytes()).to_string())))
     }
 
     /// Threads for indexing: they wait for the network more than they compute.
@@ -159,11 +121,11 @@ impl Remote {
             Some((header, index)) => (index, header.digest, header.tar_digest),
             None => {
                 let wanted = Wanted { url, version: &version, fits: &|_, _| Ok(()) };
-                let file = self.shared.file(&wanted, Need::Now)?.ok_or_else(|| self.shared.too_small(&version))?;
-                let index = scan_file(&file, &location.shown())?;
+                let had = self.shared.file(&wanted, Need::Now)?.ok_or_else(|| self.shared.too_small(&version))?;
+                let index = scan_file(&had.file, &location.shown()).map_err(|e| e.in_shard_cache(self.capacity().0))?;
                 let digest = index.digest();
-                let contents = Digest::of_reader(rewound(&file).map_err(DataError::io(location.shown()))?);
-                (index, digest, Some(contents.map_err(DataError::io(location.shown()))?))
+                let contents = rewound(&had.file).and_then(Digest::of_reader).map_err(|e| self.shared.broken(e))?;
+                (index, digest, Some(contents))
             }
         };
         let shard = Shard {
@@ -183,8 +145,7 @@ impl Remote {
         url: &RemoteUrl,
         version: &Version,
     ) -> Result<Option<(crate::IndexHeader, crate::Index)>, DataError> {
-        let beside = RemoteUrl::parse(&format!("{url}.idx"));
-        let beside = beside.map_err(|reason| DataError::Remote { location: url.to_string(), reason })?;
+        let beside = url.with_suffix(".idx");
         match self.shared.read(&beside) {
             Ok(file) => Ok(decode(&file, version.bytes)),
             // Stores that may not be listed forbid what is not there.
@@ -195,7 +156,31 @@ impl Remote {
 
     /// The shard's file, fetched where it is not in the cache.
     pub(crate) fn open(&self, shard: &Shard) -> Result<File, DataError> {
-        self.shared.shard(shard, Need::Now)?.ok_or_else(|| self.shared.too_small(&version_of(shard)))
+        let begin = Instant::now();
+        let had = self.shared.shard(shard, Need::Now);
+        self.shared.count(|usage| {
+            usage.opened += 1;
+            usage.hits += u64::from(had.as_ref().is_ok_and(|had| had.as_ref().is_some_and(|had| !had.fetched)));
+            usage.wait_s += begin.elapsed().as_secs_f64();
+        });
+        Ok(had?.ok_or_else(|| self.shared.too_small(&version_of(shard)))?.file)
+    }
+
+    /// Names what closes a shard that nobody reads, for whoever needs room; it says whether there was one.
+    pub(crate) fn close_idle_with(&self, close: impl Fn() -> bool + Send + Sync + 'static) {
+        // It is named once, when the set is made.
+        let _ = self.shared.close_idle.set(Box::new(close));
+    }
+
+    /// Says how many bytes are in use at once; how many all sets of this process that share the cache have.
+    pub(crate) fn claim(&self, bytes: u64) -> u64 {
+        self.shared.needs.fetch_max(bytes, Ordering::Relaxed);
+        self.shared.room.needs()
+    }
+
+    /// What the cache was good for.
+    pub(crate) fn usage(&self) -> CacheUse {
+        self.shared.usage()
     }
 
     /// Fetches shards in the background, instead of those of the last call.
@@ -218,133 +203,12 @@ impl Remote {
 
 impl Drop for Remote {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
-        self.shared.ahead.stop();
+        self.shared.stop();
     }
-}
-
-impl Shared {
-    fn patiently<T>(&self, request: impl FnMut() -> Result<T, Fault>) -> Result<T, Fault> {
-        Patience::of(&self.retries, &self.stop, request)
-    }
-
-    fn read(&self, url: &RemoteUrl) -> Result<Vec<u8>, Fault> {
-        self.patiently(|| {
-            let (mut body, mut bytes) = (self.network.get(url, 0)?, Vec::new());
-            while let Some(chunk) = body.next()? {
-                bytes.extend_from_slice(&chunk);
-            }
-            match bytes.len() as u64 == body.version.bytes {
-                true => Ok(bytes),
-                false => Err(Fault::new(
-                    Kind::Passing,
-                    format!("it ended after {} of {} bytes", bytes.len(), body.version.bytes),
-                )),
-            }
-        })
-    }
-
-    fn fetch_ahead(&self) {
-        while let Some(shard) = self.ahead.next() {
-            let fetched = match self.shard(&shard, Need::Ahead) {
-                Ok(Some(file)) => Fetched::File(file),
-                Ok(None) => Fetched::NoRoom,
-                Err(_) => Fetched::Failed,
-            };
-            self.ahead.done(&shard, fetched);
-        }
-    }
-
-    /// The file of an indexed shard; `None` without room for it.
-    fn shard(&self, shard: &Shard, need: Need) -> Result<Option<File>, DataError> {
-        let Location::Remote(url) = &shard.location else {
-            return Err(DataError::Remote { location: shard.location.to_string(), reason: "not a URL".to_owned() });
-        };
-        let shown = shard.location.shown();
-        let fits = |contents: Digest, file: &File| match shard.contents {
-            Some(indexed) if indexed == contents => Ok(()),
-            Some(indexed) => Err(format!("its BLAKE3 is {contents}, it was indexed with {indexed}")),
-            None => match scan_file(file, &shown) {
-                Ok(index) if index.digest() == shard.index => Ok(()),
-                Ok(_) => Err("its samples are not those that were indexed".to_owned()),
-                Err(error) => Err(error.to_string()),
-            },
-        };
-        self.file(&Wanted { url, version: &version_of(shard), fits: &fits }, need)
-    }
-
-    fn file(&self, wanted: &Wanted<'_>, need: Need) -> Result<Option<File>, DataError> {
-        let Wanted { url, version, fits } = *wanted;
-        let io = || DataError::io(&self.cache.dir);
-        if version.bytes > self.cache.max_bytes {
-            return Err(self.too_small(version));
-        }
-        self.check(url)?;
-        let key = format!("{url}\0{}\0{}", version.bytes, version.etag.as_deref().unwrap_or_default());
-        let key = format!("{:.32}", Digest::of(key.as_bytes()).to_string());
-        loop {
-            let part = match self.cache.get(&key).map_err(io())? {
-                Entry::Whole(file) => return Ok(Some(file)),
-                Entry::Missing(part) => part,
-            };
-            // Whoever had the part before may have found out that it is not to be had.
-            self.check(url)?;
-            let begin = Instant::now();
-            while !self.cache.reserve(&part, version.bytes).map_err(io())? {
-                if need == Need::Ahead {
-                    return Ok(None);
-                }
-                self.ahead.release();
-                if begin.elapsed() > self.retries.give_up || self.stop.load(Ordering::Relaxed) {
-                    return Ok(None);
-                }
-                thread::sleep(ROOM_POLL);
-            }
-            match fetch(&self.network, url, version, &part.file, &self.retries, &self.stop, fits) {
-                Ok(()) => part.finish().map_err(io())?,
-                Err(fault) => {
-                    let failure = Failure { kind: fault.kind, reason: fault.reason.as_str().into() };
-                    self.failed.lock().unwrap_or_else(PoisonError::into_inner).insert(url.clone(), failure);
-                    return Err(failed(url)(fault));
-                }
-            }
-        }
-    }
-
-    /// Whether a shard is known not to be had.
-    fn check(&self, url: &RemoteUrl) -> Result<(), DataError> {
-        let failures = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        match failures.get(url) {
-            Some(failure) => Err(failed(url)(Fault::new(failure.kind, &*failure.reason))),
-            None => Ok(()),
-        }
-    }
-
-    fn too_small(&self, version: &Version) -> DataError {
-        DataError::ShardCacheTooSmall {
-            dir: self.cache.dir.clone(),
-            max_bytes: self.cache.max_bytes,
-            what: "one shard, with those that other processes use,".to_owned(),
-            needed: version.bytes,
-        }
-    }
-}
-
-fn version_of(shard: &Shard) -> Version {
-    Version { bytes: shard.bytes, etag: shard.etag.clone() }
 }
 
 fn rewound(mut file: &File) -> std::io::Result<&File> {
     use std::io::Seek;
     file.rewind()?;
     Ok(file)
-}
-
-fn failed(url: &RemoteUrl) -> impl FnOnce(Fault) -> DataError {
-    let url = url.clone();
-    move |Fault { kind, reason }| match kind {
-        Kind::Changed => DataError::ShardChanged { shard: PathBuf::from(url.as_str()), reason },
-        Kind::NotFound => DataError::Remote { location: url.to_string(), reason: format!("does not exist ({reason})") },
-        _ => DataError::Remote { location: url.to_string(), reason },
-    }
 }

@@ -1,9 +1,12 @@
 //! Shards in an S3 server behind a faulty network give the samples that they give from disk.
 
+mod faults;
 #[path = "../fixture/mod.rs"]
 mod fixture;
 mod processes;
+mod room;
 mod server;
+mod web;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -112,10 +115,19 @@ fn globs_sidecars_and_manifests_open_a_set_without_its_shards() {
     assert_eq!((dataset.counts(), dataset.digest()), (vec![3, 4, 5], local.digest()));
     assert!(proxy.fetches().is_empty(), "{:?}", proxy.requests());
 
-    // The kept manifest: not one request.
+    // The kept manifest: not one request, wherever relative paths would begin.
     let before = proxy.requests().len();
     assert_eq!(open_remote("*.tar", proxy.address, cache.path()).unwrap().digest(), local.digest());
+    let elsewhere =
+        OpenOptions { base_dir: folder.path().to_owned(), ..remote_options(proxy.address, cache.path(), 1 << 30) };
+    let pattern = |pattern: &str| format!("s3://{BUCKET}/{pattern}");
+    assert_eq!(Dataset::open(&[pattern("*.tar")], &elsewhere).unwrap().digest(), local.digest());
     assert_eq!(proxy.requests().len(), before);
+    // With a path that is relative they are other sets.
+    let mixed = [pattern("00.tar"), "01.tar".to_owned()];
+    assert_eq!(Dataset::open(&mixed, &elsewhere).unwrap().counts(), [3, 4]);
+    let nowhere = OpenOptions { base_dir: cache.path().to_owned(), ..elsewhere };
+    assert!(matches!(Dataset::open(&mixed, &nowhere), Err(DataError::MissingShard { .. })));
 
     // A manifest in the store itself, and one on this machine.
     let options = remote_options(proxy.address, cache.path(), 1 << 30);
@@ -274,41 +286,4 @@ fn what_cannot_be_reached_is_told_in_one_line_and_soon() {
     let no_cache = OpenOptions { remote: RemoteOptions::default(), ..OpenOptions::default() };
     let error = Dataset::open(&["gs://b/0.tar".to_owned()], &no_cache).err().unwrap();
     assert!(matches!(error, DataError::NoShardCache { .. }), "{error}");
-}
-
-#[test]
-fn a_web_server_serves_shards_too() {
-    let folder = shards(&[30, 4], |_| false);
-    // What the proxy relays to is a server that knows files alone, and neither tags nor ranges.
-    let files = folder.path().to_owned();
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let upstream = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        for mut client in listener.incoming().flatten() {
-            use std::io::{Read, Write};
-            let mut buffer = [0; 8192];
-            let read = client.read(&mut buffer).unwrap_or(0);
-            let head = String::from_utf8_lossy(&buffer[..read]).into_owned();
-            let mut words = head.split(' ');
-            let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-            let found = fs::read(files.join(path.trim_start_matches("/set/")));
-            let status = if found.is_ok() { "200 OK" } else { "404 Not Found" };
-            let body = found.unwrap_or_default();
-            let _ = write!(
-                client,
-                "HTTP/1.1 {status}\r\nContent-Length: {}\r\nLast-Modified: Tue, 01 Jan 2030 00:00:00 GMT\r\nConnection: close\r\n\r\n",
-                body.len()
-            );
-            let _ = client.write_all(if method == "HEAD" { b"" } else { &body });
-        }
-    });
-    let cut = |request: &Request| if request.is_fetch() && request.number < 2 { Fate::Truncate } else { Fate::Pass };
-    let (proxy, cache) = (Proxy::start(upstream, cut), tempfile::tempdir().unwrap());
-    let options = remote_options(proxy.address, cache.path(), 1 << 20);
-    let dataset = Dataset::open(&[format!("http://{}/set/{{00..01}}.tar", proxy.address)], &options).unwrap();
-    let local = open(folder.path());
-    assert_eq!(dataset.digest(), local.digest());
-    for sample in 0..local.len() {
-        assert_eq!(dataset.read(sample, Pick::First).unwrap(), local.read(sample, Pick::First).unwrap());
-    }
 }

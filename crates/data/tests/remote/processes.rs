@@ -12,8 +12,8 @@ use blip2_data::Pick;
 use crate::server::{Fate, Proxy, Request, Server};
 use crate::{files, fixture, open_remote, tars, until};
 
-const ENDPOINT: &str = "BLIP2_TEST_ENDPOINT";
-const CACHE: &str = "BLIP2_TEST_CACHE";
+pub const ENDPOINT: &str = "BLIP2_TEST_ENDPOINT";
+pub const CACHE: &str = "BLIP2_TEST_CACHE";
 
 /// What a child does: reads every sample. Run by the tests below with the two variables set.
 #[test]
@@ -27,10 +27,16 @@ fn child_reads_all() {
 }
 
 fn child(endpoint: SocketAddr, cache: &Path) -> Child {
+    child_with("processes::child_reads_all", endpoint, cache, &[])
+}
+
+/// A process that runs one of the tests that are ignored otherwise.
+pub fn child_with(test: &str, endpoint: SocketAddr, cache: &Path, variables: &[(&str, &str)]) -> Child {
     Command::new(env::current_exe().unwrap())
-        .args(["--exact", "processes::child_reads_all", "--ignored"])
+        .args(["--exact", test, "--ignored"])
         .env(ENDPOINT, endpoint.to_string())
         .env(CACHE, cache)
+        .envs(variables.iter().copied())
         .stdout(Stdio::null())
         .spawn()
         .unwrap()

@@ -68,6 +68,7 @@ fn a_smallest_file_has_every_default() {
     assert_eq!(config.model.vision.layer, AutoOr::Auto);
     assert_eq!(config.data.feature_cache, FeatureCache::Off);
     assert_eq!((config.data.shard_cache.dir, config.data.shard_cache.max_gib), (AutoOr::Auto, 64.0));
+    assert_eq!(config.data.shard_cache.give_up_s, 300.0);
     assert_eq!(config.data.train[0].weight, 1.0);
     assert_eq!((config.model.language, config.data.val, config.checkpoint.best), (None, None, None));
 }

@@ -278,6 +278,8 @@ section! {
         pub dir: AutoOr<PathBuf> = AutoOr::Auto,
         /// All shards in it take at most this; room for two windows of every lane is good.
         pub max_gib: f64 = 64.0 => positive(),
+        /// Seconds without a new byte after which a shard counts as unreadable.
+        pub give_up_s: f64 = 300.0 => positive(),
     }
 }
 

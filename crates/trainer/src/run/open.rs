@@ -20,6 +20,7 @@ use crate::config::{Config, FeatureCache, NegativeSamples, Precision, Stage};
 use crate::data::TrainData;
 use crate::error::Error;
 use crate::evaluation::HeldOutSet;
+use crate::index_lines::OpeningProgress;
 use crate::memory_features::MemoryCaches;
 use crate::ranks::{Claims, Ranks, SHOWN_WITHIN, check_shared, checksum};
 use crate::run_folder::{Existing, RunFolder, Start};
@@ -75,8 +76,10 @@ impl Run {
             ranks.enter(done, "image features");
             fill.tell(done, all);
         };
-        let data = TrainData::open(config, &assembly.encoder, &assembly.text, rule, &*ranks, caches, &mut tell)?;
-        let held_out = HeldOutSet::open(config, &assembly.encoder, &assembly.text, &*ranks, caches)?;
+        let heard = ranks.is_first().then_some(request.say);
+        let progress = OpeningProgress { images: &mut tell, say: heard };
+        let data = TrainData::open(config, &assembly.encoder, &assembly.text, rule, &*ranks, caches, progress)?;
+        let held_out = HeldOutSet::open(config, &assembly.encoder, &assembly.text, &*ranks, caches, heard)?;
 
         let mut stepper = new_stepper(config, &assembly, &*ranks)?;
         let mut state = TrainState::new(config.digest(), data.digest());
@@ -154,7 +157,8 @@ impl Run {
         one.data.feature_cache = FeatureCache::Off;
         let rule = assembly.task.target_rule();
         let (encoder, text) = (&assembly.encoder, &assembly.text);
-        let data = TrainData::open(&one, encoder, text, rule, ranks, &mut MemoryCaches::default(), &mut |_, _| {})?;
+        let progress = OpeningProgress { images: &mut |_, _| {}, say: None };
+        let data = TrainData::open(&one, encoder, text, rule, ranks, &mut MemoryCaches::default(), progress)?;
         let host = data.loader(0, &BadSamples::default())?.next_batch()?;
         let mut stepper = new_stepper(config, &assembly, ranks)?;
         let micro_batches = data.micro_batches(host, encoder, ranks)?;
