@@ -137,12 +137,20 @@ impl RunFolder {
         let path = config.run_folder();
         fs::create_dir_all(&path).map_err(io_error(&path))?;
         let lock = lock(&path)?;
-
-        if existing == Existing::Refuse && config_path(&path).exists() {
-            return Err(RunFolderError::Exists { folder: path });
-        }
-        let changed = allowed_changes(config, &path)?.iter().map(Difference::to_string).collect();
+        let changed = Self::check(config, existing)?;
         Ok(Self { path, _lock: lock, changed })
+    }
+
+    /// The changes with which the run that `config` names would go on, as sentences; nothing is made or locked.
+    ///
+    /// # Errors
+    /// It began with another configuration, or is there although none is wanted.
+    pub fn check(config: &Config, existing: Existing) -> Result<Vec<String>, RunFolderError> {
+        let folder = config.run_folder();
+        if existing == Existing::Refuse && config_path(&folder).exists() {
+            return Err(RunFolderError::Exists { folder });
+        }
+        Ok(allowed_changes(config, &folder)?.iter().map(Difference::to_string).collect())
     }
 
     /// The keys in which `config` differs from the run's own; none where no run has begun.

@@ -6,14 +6,17 @@ use std::rc::Rc;
 use blip2_torchx::device;
 
 use crate::blueprint::Blueprint;
-use crate::config::{Config, Precision};
+use crate::checkpoint::Checkpoint;
+use crate::config::{Config, Precision, Stage};
+use crate::data_sets::{open_held_out_set, open_training_sets};
 use crate::error::Error;
 use crate::hub::Hub;
+use crate::language::LanguagePlan;
 use crate::memory_features::MemoryCaches;
 use crate::precision::slow_formats;
 use crate::ranks::{Claims, Launch, Ranks, together};
 use crate::run::Run;
-use crate::run_folder::RunFolder;
+use crate::run_folder::{Existing, RunFolder};
 use crate::schedule::never_warm;
 use crate::signals::StopSignal;
 use crate::telemetry::Output;
@@ -92,6 +95,7 @@ fn stages(request: &TrainRequest, ranks: &Rc<dyn Ranks>) -> Result<Finished, Err
         }
     };
     let stages = configs.len();
+    let mut unfinished = Vec::new();
     for (place, config) in configs.iter_mut().enumerate() {
         same_start(config, request, &**ranks)?;
         let folder = config.run_folder();
@@ -104,13 +108,8 @@ fn stages(request: &TrainRequest, ranks: &Rc<dyn Ranks>) -> Result<Finished, Err
         }
         request.hub.resolve(config)?;
         if request.dry_run {
-            if config.model.qformer.init.exists() {
-                let (blueprint, device) = checked(config, request, &**ranks, &say)?;
-                say(&Run::try_one_batch(config, blueprint, device, &**ranks)?);
-            } else {
-                let init = config.model.qformer.init.display();
-                say(&format!("{}: config is good; {init} will be made by the stage before", folder.display()));
-            }
+            say(&dry_run(config, request, &unfinished, &**ranks, &say)?);
+            unfinished.push(folder);
             continue;
         }
         let (blueprint, device) = checked(config, request, &**ranks, &say)?;
@@ -122,6 +121,39 @@ fn stages(request: &TrainRequest, ranks: &Rc<dyn Ranks>) -> Result<Finished, Err
         }
     }
     Ok(Finished::Done)
+}
+
+/// Checks all that can be checked of a stage, and tries one batch where the stages before it, in the folders `unfinished`, need not be run first.
+fn dry_run(
+    config: &Config,
+    request: &TrainRequest,
+    unfinished: &[PathBuf],
+    ranks: &dyn Ranks,
+    say: &dyn Fn(&str),
+) -> Result<String, Error> {
+    RunFolder::check(config, if request.resume == Resume::Never { Existing::Refuse } else { Existing::Continue })?;
+    if let Resume::Path(path) = &request.resume {
+        Checkpoint::open(path)?;
+    }
+    let init = &config.model.qformer.init;
+    if !unfinished.iter().any(|run| init.starts_with(run)) {
+        let (blueprint, device) = checked(config, request, ranks, say)?;
+        return Run::try_one_batch(config, blueprint, device, ranks);
+    }
+    config.model.vision.weights.open()?;
+    if config.task.stage == Stage::Two {
+        LanguagePlan::open(config)?;
+    }
+    let scratch = tempfile::tempdir().map_err(|error| Error::file(std::env::temp_dir(), error))?;
+    let mut elsewhere = config.clone();
+    elsewhere.run.dir = scratch.path().to_owned();
+    open_training_sets(&elsewhere, None)?;
+    open_held_out_set(&elsewhere, None)?;
+    let (folder, init) = (config.run_folder(), init.display());
+    Ok(format!(
+        "{}: config, frozen towers and data are good; {init} will be made by the stage before",
+        folder.display()
+    ))
 }
 
 /// The stage's parts, compared with their files before a device is touched, and its device; `say` hears what is worth a warning.

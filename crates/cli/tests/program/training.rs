@@ -17,7 +17,15 @@ fn from_pictures_to_captions() {
         run_program(env!("CARGO_BIN_EXE_train"), both.iter().cloned().chain(more.iter().map(PathBuf::from)))
     };
 
-    train(&["--dry-run"]).success();
+    let dry = train(&["--dry-run"]);
+    let said =
+        ["trainable parameters, 6 samples", "frozen towers and data are good; "].map(|line| dry.stderr.contains(line));
+    assert_eq!(said, [true, true], "{}", dry.stderr);
+    dry.success();
+    let unread = tiny.path("unread.tar");
+    fs::write(&unread, [0; 1024]).unwrap();
+    let message = train(&["--dry-run", "--set", &format!("data.val.shards={}", unread.display())]).failure();
+    assert!(message.contains("data.val"), "{message}");
     assert!(!tiny.path("runs").exists(), "a dry run writes nothing");
     train(&[]).success();
     for stage in ["stage1", "stage2"] {
@@ -29,6 +37,7 @@ fn from_pictures_to_captions() {
     assert!(again.stderr.contains("finished already"), "{}", again.stderr);
     assert_eq!(again.success(), "");
     assert!(train(&["--resume", "never"]).failure().contains("holds a run already"));
+    assert!(train(&["--resume", "never", "--dry-run"]).failure().contains("holds a run already"));
 
     let evaluate = |config: &Path, task: &str| {
         let arguments =

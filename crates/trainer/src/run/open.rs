@@ -142,7 +142,8 @@ impl Run {
         Ok(run)
     }
 
-    /// Builds the stage and runs one batch forward and backward; writes nothing. Returns a line about it.
+    /// Builds the stage, runs one batch forward and backward and reads one that is held out; writes nothing but the indices of shards that
+    /// have none. Returns a line about it.
     ///
     /// # Errors
     /// Everything that would stop the run before its first step.
@@ -155,10 +156,14 @@ impl Run {
         let assembly = Assembly::build(config, blueprint, device)?;
         let mut one = config.clone();
         one.data.feature_cache = FeatureCache::Off;
+        // Where indices go of shards beside which nothing can be written.
+        let scratch = tempfile::tempdir().map_err(|error| Error::file(std::env::temp_dir(), error))?;
+        one.run.dir = scratch.path().to_owned();
         let rule = assembly.task.target_rule();
         let (encoder, text) = (&assembly.encoder, &assembly.text);
         let progress = OpeningProgress { images: &mut |_, _| {}, say: None };
         let data = TrainData::open(&one, encoder, text, rule, ranks, &mut MemoryCaches::default(), progress)?;
+        HeldOutSet::open(&one, encoder, text, ranks, &mut MemoryCaches::default(), None)?;
         let host = data.loader(0, &BadSamples::default())?.next_batch()?;
         let mut stepper = new_stepper(config, &assembly, ranks)?;
         let micro_batches = data.micro_batches(host, encoder, ranks)?;
