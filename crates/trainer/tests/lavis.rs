@@ -36,7 +36,7 @@ fn the_vit_computes_the_features_that_lavis_computed() {
 #[test]
 fn a_file_of_lavis_is_no_whole_model() {
     for name in ["lavis_stage1.pth", "lavis_vit.pth"] {
-        let message = ModelFiles::open(&fixture(name)).err().unwrap().to_string();
+        let message = ModelFiles::open(fixture(name)).err().unwrap().to_string();
         assert!(message.contains("expected a whole model, got a file of LAVIS"), "{message}");
     }
 }
