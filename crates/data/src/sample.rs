@@ -193,6 +193,13 @@ impl BadSamples {
         }
     }
 
+    /// Share of unreadable samples among the last `window` that were drawn before stream position `position`.
+    pub fn rate(&self, position: u64, window: u64) -> f64 {
+        let first = position.saturating_sub(window);
+        let found = self.positions().filter(|found| (first..position).contains(found)).count();
+        found as f64 / (position - first).max(1) as f64
+    }
+
     /// The stream positions at which they failed.
     pub(crate) fn positions(&self) -> impl Iterator<Item = u64> + '_ {
         self.found.values().copied()
@@ -217,6 +224,7 @@ mod tests {
         assert_eq!(ab, ba);
         assert_eq!(ab, list(&[(1, 10), (2, 15), (3, 30)]));
         assert_eq!(ab.positions().collect::<Vec<_>>(), [10, 15, 30]);
+        assert_eq!([ab.rate(0, 10), ab.rate(5, 10), ab.rate(20, 10), ab.rate(31, 100)], [0.0, 0.0, 0.2, 3.0 / 31.0]);
     }
 
     #[test]

@@ -219,13 +219,21 @@ impl TrainData {
         filtered.map(|(name, set)| format!("data set {name}: {}", set.passed())).collect()
     }
 
-    /// How far each set of a mixture has been read at `position`: `data/NAME/samples`, `data/NAME/epochs`.
+    /// How far each set has been read at `position`: `data/NAME/samples`, `data/NAME/epochs`; and what the cache of fetched shards was good for
+    /// on this rank, where there is one: `shard_cache/hit_rate`, `shard_cache/fetched_mib`, `shard_cache/wait_s`.
     pub fn progress(&self, loader: &Loader, position: u64) -> Vec<(String, f64)> {
-        let sets = self.names.iter().zip(loader.drawn(position)).filter(|_| self.names.len() > 1);
-        sets.flat_map(|(name, drawn)| {
+        let sets = self.names.iter().zip(loader.drawn(position));
+        let drawn = sets.flat_map(|(name, drawn)| {
             [(format!("data/{name}/samples"), drawn.samples as f64), (format!("data/{name}/epochs"), drawn.epochs())]
-        })
-        .collect()
+        });
+        let cache = self.corpus.cache_use().into_iter().flat_map(|cache| {
+            [
+                ("shard_cache/hit_rate".into(), cache.hits as f64 / cache.opened.max(1) as f64),
+                ("shard_cache/fetched_mib".into(), cache.fetched_bytes as f64 / f64::from(1 << 20)),
+                ("shard_cache/wait_s".into(), cache.wait_s),
+            ]
+        });
+        drawn.chain(cache).collect()
     }
 
     /// What the memory cache could not read.

@@ -42,7 +42,7 @@ fn a_mixture_trains_resumes_exactly_and_tells_how_far_each_set_is() {
     let last: &Value = whole.iter().rfind(|record| record.get("loss").is_some()).unwrap();
     assert_eq!((&last["data/0/samples"], &last["data/more/samples"]), (&json!(18.0), &json!(6.0)));
     assert_eq!(last["data/more/epochs"], json!(3.0));
-    assert_eq!(last["quarantined"], json!(0.0));
+    assert_eq!((&last["quarantined"], &last["quarantine_rate"]), (&json!(0.0), &json!(0.0)));
 
     let cut = tiny.stage1("cut", &changes(6));
     let mut child = start(&cut);

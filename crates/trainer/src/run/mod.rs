@@ -5,7 +5,7 @@ mod open;
 
 use std::rc::Rc;
 
-use blip2_data::{BadSamples, Loader, Quarantined};
+use blip2_data::{BAD_WINDOW, BadSamples, Loader, Quarantined};
 use blip2_torchx::memory;
 use tch::Device;
 
@@ -123,7 +123,9 @@ impl Run {
         let mut scalars = meter.read(&*self.ranks)?;
         scalars.push(("lr".into(), lr));
         scalars.extend(self.data.progress(&self.loader, self.state.stream_position));
-        scalars.push(("quarantined".into(), self.bad_samples()?.len() as f64));
+        let bad = self.bad_samples()?;
+        scalars.push(("quarantined".into(), bad.len() as f64));
+        scalars.push(("quarantine_rate".into(), bad.rate(self.state.stream_position, BAD_WINDOW)));
         if let Some(stats) = memory::stats(self.assembly.encoder.device()) {
             scalars.push(("peak_memory_mib".into(), stats.peak_allocated_bytes as f64 / (1 << 20) as f64));
         }
