@@ -268,7 +268,7 @@ def main():
                 files = arguments.image or pictures(home, folder)
                 for line in check(folder, files, ["", *arguments.prompt]):
                     print(f"{folder}: {line}")
-            except (Mismatch, OSError, KeyError, ValueError, RuntimeError) as error:
+            except (Mismatch, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
                 failed += 1
                 print(f"{folder}: FAILED: {type(error).__name__}: {error}", file=sys.stderr)
     print(f"check-export: {len(arguments.directories) - failed} passed, {failed} failed")

@@ -51,6 +51,10 @@ pub(crate) fn model_config(export: &Export) -> Result<Value, WeightsError> {
     }
     let mut vision_config = vision.config.clone();
     vision_config["num_hidden_layers"] = json!(export.vision_depth);
+    if let Some(section) = vision_config.as_object_mut() {
+        // DINOv2's stages as a backbone, which name blocks that a cut tower has not; the class works them out.
+        section.retain(|key, _| !["out_features", "out_indices", "stage_names"].contains(&key.as_str()));
+    }
     let mut qformer = export.qformer_config.clone();
     if let Some(qformer) = qformer.as_object_mut() {
         qformer.insert("model_type".into(), json!("blip_2_qformer"));

@@ -52,6 +52,10 @@ pub(crate) fn write_tokenizer(from: &Path, to: &Path, image_token_index: Option<
     copy_present(from, to, &TOKENIZER_FILES)?;
     let path = from.join(FILE);
     if !path.exists() {
+        if to.join("vocab.txt").exists() && !to.join(CONFIG_FILE).exists() {
+            // A BERT of which a vocabulary is all there is.
+            write_json(&to.join(CONFIG_FILE), &json!({"tokenizer_class": "BertTokenizer"}))?;
+        }
         return Ok(false);
     }
     let mut json = read_object(&path)?;

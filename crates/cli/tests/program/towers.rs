@@ -44,6 +44,9 @@ fn clip_goes_out_with_a_word_about_transformers_and_in_again_at_the_same_layer()
     let word = "transformers has no class for it: its BLIP-2 has no clip_vision_model as image encoder\n";
     assert!(said.lines().count() == 2 && said.ends_with(word), "{said}");
 
+    // The BERT had a vocabulary alone; without a class AutoTokenizer would take it for GPT-2's.
+    assert_eq!(read_json(out.join("tokenizer_config.json")), json!({"tokenizer_class": "BertTokenizer"}));
+
     let ended = begun("again", &out, &out);
     assert!(ended.stderr.contains("; pixels as preprocessor_config.json says"), "{}", ended.stderr);
     ended.success();

@@ -139,7 +139,11 @@ fn towers(directory: &Path) -> (ModelDir, ModelDir) {
     let blocks: Vec<String> = (0..4).map(|i| format!("encoder.layer.{i}.norm1.weight")).collect();
     let mut shapes: Vec<(&str, &[i64])> = blocks.iter().map(|name| (name.as_str(), &[40i64][..])).collect();
     shapes.extend([("embeddings.mask_token", &[1, 40][..]), ("layernorm.weight", &[40])]);
-    write_model(&vision, &json!({"model_type": "dinov2", "num_hidden_layers": 4, "hidden_size": 40}), &shapes);
+    let dinov2 = json!({
+        "model_type": "dinov2", "num_hidden_layers": 4, "hidden_size": 40, "out_features": ["stage4"], "out_indices": [4],
+        "stage_names": ["stem", "stage1", "stage2", "stage3", "stage4"],
+    });
+    write_model(&vision, &dinov2, &shapes);
     let bf16: Vec<(String, Tensor)> =
         shapes.iter().map(|(name, shape)| (name.to_string(), numbered(name, shape).to_kind(Kind::BFloat16))).collect();
     blip2_weights::save_safetensors(&bf16, &Default::default(), &vision.join("model.safetensors")).unwrap();
@@ -184,6 +188,10 @@ fn other_towers_keep_their_dtype_and_only_what_is_used() {
     let read = ModelDir::open(&out).unwrap();
     let part = |part| read.part(part).unwrap();
     assert_eq!(part(Part::Vision).config["num_hidden_layers"], 3);
+    // What names the block that is gone would stop the class.
+    for key in ["out_features", "out_indices", "stage_names"] {
+        assert!(part(Part::Vision).config.get(key).is_none(), "{key}");
+    }
     assert_eq!(read.config()["vision_feature_layer"], 3);
     assert_eq!(names(&part(Part::Language).weights), ["language_model.model.embed_tokens.weight"]);
     assert_eq!(read_json(out.join("generation_config.json")), json!({"bos_token_id": 1, "eos_token_id": [2, 3]}));
