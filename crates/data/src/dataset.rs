@@ -6,6 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
@@ -83,6 +85,9 @@ struct Loaded {
     /// Places in the index of the samples that pass the filter; `None`: of all.
     selected: Option<Vec<u32>>,
 }
+
+/// How long a cache that seems too small is waited for.
+const CLAIM_GRACE: Duration = Duration::from_secs(1);
 
 impl Dataset {
     /// Opens the shards that `patterns` name: files, globs, URLs or manifests. Indices that are missing or stale are
@@ -314,8 +319,14 @@ impl Dataset {
     /// When it cannot.
     pub(crate) fn check_cache(&self, what: &str) -> Result<(), DataError> {
         let Some(remote) = self.shards.remote() else { return Ok(()) };
-        let needed = remote.claim(0);
         let (dir, max_bytes) = remote.capacity();
+        let mut needed = remote.claim(0);
+        // The threads of a reader that was dropped hold its set until they have done what they were at.
+        let begun = Instant::now();
+        while needed > max_bytes && begun.elapsed() < CLAIM_GRACE {
+            thread::sleep(Duration::from_millis(20));
+            needed = remote.claim(0);
+        }
         match needed <= max_bytes {
             true => Ok(()),
             false => {
