@@ -325,16 +325,17 @@ impl DataError {
 /// Whether a file cannot be used for want of something that is not the file's: a full disk, too many open files.
 fn is_of_this_machine(error: &io::Error) -> bool {
     // ENFILE and EMFILE have no kind.
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::OutOfMemory)
-        || matches!(error.raw_os_error(), Some(23 | 24))
+    is_disk_full(error) || error.kind() == io::ErrorKind::OutOfMemory || matches!(error.raw_os_error(), Some(23 | 24))
+}
+
+/// Whether there is no space left on the disk or for this user.
+pub fn is_disk_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// What to do about an error of the operating system, where it says enough.
 fn way_out(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "; free some space",
-        _ => "",
-    }
+    if is_disk_full(error) { "; free some space" } else { "" }
 }
 
 fn join(errors: &[DataError]) -> String {

@@ -66,7 +66,7 @@ pub use caption::{CaptionRule, CaptionSource, JsonPath, Pick};
 pub use collate::HostBatch;
 pub use corpus::Corpus;
 pub use dataset::{Dataset, OpenOptions, RawSample, reindex};
-pub use error::{DataError, SampleError};
+pub use error::{DataError, SampleError, is_disk_full};
 pub use eval::{EvalOptions, EvalReader};
 pub use filter::{Bounds, Passed, SampleFilter};
 pub use image::{

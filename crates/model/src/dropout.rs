@@ -7,6 +7,7 @@
 use std::cell::Cell;
 
 use blip2_torchx::dropout::{DropoutKey, attention, dropout, dropout_add_layer_norm};
+use blip2_torchx::rng::finalise;
 use tch::{Kind, Tensor};
 
 use crate::layers::{LayerNorm, attend};
@@ -182,8 +183,5 @@ impl RowKeys {
 
 /// Mixes a seed and a site number into one key (splitmix64's finaliser over their sum).
 fn mix(seed: u64, site: u64) -> u64 {
-    let mut z = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(site.wrapping_mul(0xD1B5_4A32_D192_ED03));
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
+    finalise(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(site.wrapping_mul(0xD1B5_4A32_D192_ED03)))
 }

@@ -1,10 +1,17 @@
-//! libtorch's own generators: their state, so that a checkpoint can carry it, and seeds.
+//! libtorch's own generators: their state, so that a checkpoint can carry it, and seeds; and what keyed numbers are made with.
 
 use tch::{Device, Kind, Tensor};
 
 use crate::device::cuda_index;
 use crate::error::Error;
 use crate::ffi;
+
+/// SplitMix64's finaliser: a bijection in which every input bit moves half of the output bits. What a seed means rests on it.
+pub fn finalise(z: u64) -> u64 {
+    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
 
 /// The bytes of a device's default generator.
 ///

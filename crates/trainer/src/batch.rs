@@ -4,6 +4,7 @@ use blip2_model::Dropout;
 use blip2_model::dropout::DropoutRates;
 use blip2_model::qformer::TextBatch;
 use blip2_torchx::pinned::to_device;
+use blip2_torchx::rng::finalise;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Error;
@@ -174,12 +175,10 @@ impl Targets {
 
 /// A number in [0, 1) that is a function of seed, stream position and direction (splitmix64's finaliser, 24 bits).
 pub(crate) fn keyed_uniform(seed: u64, position: u64, direction: u64) -> f32 {
-    let mut z = (seed ^ 0x1F83_D9AB_FB41_BD6B)
+    let z = (seed ^ 0x1F83_D9AB_FB41_BD6B)
         .wrapping_mul(0x9E37_79B9_7F4A_7C15)
         .wrapping_add(position.wrapping_mul(2).wrapping_add(direction).wrapping_mul(0xD1B5_4A32_D192_ED03));
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    ((z ^ (z >> 31)) >> 40) as f32 / (1u32 << 24) as f32
+    (finalise(z) >> 40) as f32 / (1u32 << 24) as f32
 }
 
 #[cfg(test)]

@@ -150,7 +150,7 @@ impl RunFolder {
         if existing == Existing::Refuse && config_path(&folder).exists() {
             return Err(RunFolderError::Exists { folder });
         }
-        Ok(allowed_changes(config, &folder)?.iter().map(Difference::to_string).collect())
+        Ok(allowed_changes(config)?.iter().map(Difference::to_string).collect())
     }
 
     /// The keys in which `config` differs from the run's own; none where no run has begun.
@@ -158,7 +158,12 @@ impl RunFolder {
     /// # Errors
     /// The run's own record of its configuration is not readable.
     pub fn differences(config: &Config) -> Result<Vec<Difference>, RunFolderError> {
-        differences(config, &config.run_folder())
+        let path = config_path(&config.run_folder());
+        if !path.exists() {
+            return Ok(Vec::new());
+        }
+        let run = Config::load_resolved(&path).map_err(|source| RunFolderError::BadConfig { path, source })?;
+        Ok(config.differences(&run))
     }
 
     /// Writes down this start and its configuration: from now on the folder is that of `config`, and not finished.
@@ -251,7 +256,7 @@ impl RunFolder {
         let marker = fs::read_to_string(finished_path(&folder)).unwrap_or_default();
         let finished = marker.trim().parse::<u64>().is_ok_and(|steps| steps >= config.schedule.steps);
         // Other shards are compared by their digests, which takes opening them.
-        Ok(finished && allowed_changes(config, &folder)?.iter().all(|d| d.change != Change::ShardsMoved))
+        Ok(finished && allowed_changes(config)?.iter().all(|d| d.change != Change::ShardsMoved))
     }
 
     fn record_start(&self, start: Start) -> Result<(), RunFolderError> {
@@ -288,21 +293,12 @@ fn config_path(folder: &Path) -> PathBuf {
     folder.join("config.yaml")
 }
 
-fn differences(config: &Config, folder: &Path) -> Result<Vec<Difference>, RunFolderError> {
-    let path = config_path(folder);
-    if !path.exists() {
-        return Ok(Vec::new());
-    }
-    let run = Config::load_resolved(&path).map_err(|source| RunFolderError::BadConfig { path, source })?;
-    Ok(config.differences(&run))
-}
-
 /// The keys in which `config` differs from the run's own, where the run may go on with all of them.
-fn allowed_changes(config: &Config, folder: &Path) -> Result<Vec<Difference>, RunFolderError> {
+fn allowed_changes(config: &Config) -> Result<Vec<Difference>, RunFolderError> {
     let (refused, allowed): (Vec<_>, Vec<_>) =
-        differences(config, folder)?.into_iter().partition(|difference| difference.change == Change::Refused);
+        RunFolder::differences(config)?.into_iter().partition(|difference| difference.change == Change::Refused);
     if !refused.is_empty() {
-        return Err(RunFolderError::OtherConfig { folder: folder.to_path_buf(), differences: refused });
+        return Err(RunFolderError::OtherConfig { folder: config.run_folder(), differences: refused });
     }
     Ok(allowed)
 }

@@ -135,25 +135,23 @@ fn dry_run(
     if let Resume::Path(path) = &request.resume {
         Checkpoint::open(path)?;
     }
-    let init = &config.model.qformer.init;
+    // Where indices go of shards beside which nothing can be written.
+    let scratch = tempfile::tempdir().map_err(|error| Error::file(std::env::temp_dir(), error))?;
+    let mut elsewhere = config.clone();
+    elsewhere.run.dir = scratch.path().to_owned();
+    let (folder, init) = (config.run_folder(), &config.model.qformer.init);
     if !unfinished.iter().any(|run| init.starts_with(run)) {
         let (blueprint, device) = checked(config, request, ranks, say)?;
-        return Run::try_one_batch(config, blueprint, device, ranks);
+        return Ok(format!("{}: {}", folder.display(), Run::try_one_batch(&elsewhere, blueprint, device, ranks)?));
     }
     config.model.vision.weights.open()?;
     if config.task.stage == Stage::Two {
         LanguagePlan::open(config)?;
     }
-    let scratch = tempfile::tempdir().map_err(|error| Error::file(std::env::temp_dir(), error))?;
-    let mut elsewhere = config.clone();
-    elsewhere.run.dir = scratch.path().to_owned();
     open_training_sets(&elsewhere, None)?;
     open_held_out_set(&elsewhere, None)?;
-    let (folder, init) = (config.run_folder(), init.display());
-    Ok(format!(
-        "{}: config, frozen towers and data are good; {init} will be made by the stage before",
-        folder.display()
-    ))
+    let (folder, init) = (folder.display(), init.display());
+    Ok(format!("{folder}: config, frozen towers and data are good; {init} will be made by the stage before"))
 }
 
 /// The stage's parts, compared with their files before a device is touched, and its device; `say` hears what is worth a warning.

@@ -1,5 +1,6 @@
 //! Text from a frozen language model behind embedded prefixes: greedy, beam, nucleus; batched, whatever kind of model it is.
 
+use blip2_torchx::rng::finalise;
 use tch::{Kind, Tensor, no_grad};
 
 use super::LanguageModel;
@@ -181,12 +182,10 @@ fn nucleus(probabilities: &[f32], tokens: &[i64], top_k: Option<usize>, top_p: f
 
 /// A number in [0, 1) from (seed, row, step): splitmix64's finaliser over their mix.
 fn uniform(seed: u64, row: usize, step: usize) -> f64 {
-    let mut z = seed
+    let z = seed
         .wrapping_add((row as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15))
         .wrapping_add((step as u64 + 1).wrapping_mul(0xD1B5_4A32_D192_ED03));
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    (finalise(z) >> 11) as f64 / (1u64 << 53) as f64
 }
 
 fn floats(t: &Tensor) -> Vec<f32> {

@@ -4,6 +4,7 @@ use std::error::Error as StdError;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use blip2_data::is_disk_full;
 use thiserror::Error;
 
 /// Why a checkpoint cannot be written or read.
@@ -86,7 +87,7 @@ pub enum CheckpointError {
 
 impl CheckpointError {
     pub(super) fn write(path: &Path, source: Box<dyn StdError + Send + Sync>) -> Self {
-        Self::Write { path: path.to_path_buf(), disk_full: is_disk_full(source.as_ref()), source }
+        Self::Write { path: path.to_path_buf(), disk_full: says_disk_full(source.as_ref()), source }
     }
 
     pub(super) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
@@ -96,7 +97,6 @@ impl CheckpointError {
 }
 
 /// Whether the system said, however deep inside, that there is no space left on the disk or for this user.
-fn is_disk_full(error: &(dyn StdError + 'static)) -> bool {
-    let full = |error: &io::Error| matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-    error.downcast_ref().is_some_and(full) || error.source().is_some_and(is_disk_full)
+fn says_disk_full(error: &(dyn StdError + 'static)) -> bool {
+    error.downcast_ref().is_some_and(is_disk_full) || error.source().is_some_and(says_disk_full)
 }

@@ -156,9 +156,6 @@ impl Run {
         let assembly = Assembly::build(config, blueprint, device)?;
         let mut one = config.clone();
         one.data.feature_cache = FeatureCache::Off;
-        // Where indices go of shards beside which nothing can be written.
-        let scratch = tempfile::tempdir().map_err(|error| Error::file(std::env::temp_dir(), error))?;
-        one.run.dir = scratch.path().to_owned();
         let rule = assembly.task.target_rule();
         let (encoder, text) = (&assembly.encoder, &assembly.text);
         let progress = OpeningProgress { images: &mut |_, _| {}, say: None };
@@ -171,8 +168,7 @@ impl Run {
         let values: Vec<String> = metrics.iter().map(|(n, t)| format!("{n} {:.4}", t.double_value(&[]))).collect();
         let trained = assembly.task.params().num_elements();
         Ok(format!(
-            "{}: config, weights and data are good; {trained} trainable parameters, {} samples; first batch: {}",
-            config.run_folder().display(),
+            "config, weights and data are good; {trained} trainable parameters, {} samples; first batch: {}",
             data.samples(),
             values.join(", ")
         ))
