@@ -95,7 +95,7 @@ impl MemoryCache {
                 bad: BadSamples::default(),
             },
         )?;
-        let own = Part::encode(reader, range, encoder, progress)?;
+        let own = Part::encode(reader, range, corpus.len(), encoder, progress)?;
         let Part { indices, features, quarantined } = if ranks.is_alone() { own } else { own.of_all(ranks)? };
         let features = features.ok_or_else(|| {
             let (all, first) = (corpus.len(), quarantined.first().map(ToString::to_string).unwrap_or_default());
@@ -143,6 +143,7 @@ impl Part {
     fn encode(
         mut reader: EvalReader,
         range: Range<u64>,
+        whole: u64,
         encoder: &ImageEncoder,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Part, Error> {
@@ -152,6 +153,9 @@ impl Part {
             let batch = batch?;
             let features = encode(&batch, encoder)?;
             // One allocation for all: stacking pieces at the end would need it twice.
+            if store.is_none() {
+                check_room(whole, &features.size())?;
+            }
             let store = store.get_or_insert_with(|| empty(samples as i64, &features.size()));
             no_grad(|| store.narrow(0, indices.len() as i64, batch.size as i64).copy_(&features));
             indices.extend(&batch.sample_index);
@@ -202,6 +206,29 @@ fn gather(own: Option<&Tensor>, rows: &[i64], shape: &[i64], ranks: &dyn Ranks) 
         }
     }
     Ok(all)
+}
+
+/// Whether the features of a whole set have room in this machine's memory, as far as it says how much is free.
+fn check_room(samples: u64, shape: &[i64]) -> Result<(), Error> {
+    let bytes = samples * (shape[1] * shape[2]) as u64 * 2;
+    match free_memory() {
+        Some(free) if bytes > free => {
+            let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+            Err(Error::Mismatch(format!(
+                "data.feature_cache: memory: the features of {samples} pictures take {:.1} GiB, {:.1} GiB are free; name a folder instead, or set off",
+                gib(bytes),
+                gib(free)
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Bytes that Linux says programs may still take.
+fn free_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10)
 }
 
 /// Room for the features of so many samples; `shape` is that of any batch.

@@ -207,14 +207,8 @@ impl BatchFile {
                 "pixel_values: expected at least 2 samples, since ITC and ITM take negatives from the batch, got 1",
             ));
         }
-        // Real tokens first: `[CLS]` is the first one, and what follows the longest text is cut off.
-        let columns = mask.size()[1];
-        if columns > 1 && !all(&mask.narrow(1, 0, columns - 1).ge_tensor(&mask.narrow(1, 1, columns - 1))) {
-            return Err(Error::file(
-                &self.path,
-                "attention_mask: expected padding behind the text, got some in front of it",
-            ));
-        }
+        // `[CLS]` is the first one, and what follows the longest text is cut off.
+        self.check_padding(&mask)?;
         if mask.size()[1] == 0 {
             return Err(Error::file(&self.path, "input_ids: expected at least one token a text, got none"));
         }
@@ -256,6 +250,15 @@ impl BatchFile {
         self.batch(features, text, Targets::from_labels(&labels, 0), negatives, first_sample)
     }
 
+    /// Real tokens come first: what stands behind them is cut off or seen by nobody.
+    fn check_padding(&self, mask: &Tensor) -> Result<(), Error> {
+        let columns = mask.size()[1];
+        if columns < 2 || all(&mask.narrow(1, 0, columns - 1).ge_tensor(&mask.narrow(1, 1, columns - 1))) {
+            return Ok(());
+        }
+        Err(Error::file(&self.path, "attention_mask: expected padding behind the text, got some in front of it"))
+    }
+
     /// A decoder's labels are among its ids; an encoder-decoder's are a text of their own, which the decoder writes.
     fn stage2_batch(&self, features: Tensor, files: &ModelFiles, task: &Stage2Task) -> Result<Batch, Error> {
         let (ids, labels) = (self.tensor("input_ids")?, self.tensor("labels")?);
@@ -270,7 +273,11 @@ impl BatchFile {
         for (name, ids) in [("input_ids", &ids), ("labels", &targets)] {
             self.check_ids(name, ids, task.vocabulary as i64)?;
         }
-        let text = TextBatch::new(ids, &self.tensor("attention_mask")?);
+        let mask = self.tensor("attention_mask")?;
+        if matches!(*task.language, LanguageModel::Decoder(_)) {
+            self.check_padding(&mask)?;
+        }
+        let text = TextBatch::new(ids, &mask);
         let none = || Tensor::zeros([0], (Kind::Float, features.device()));
         let negatives = Negatives::Sample(none(), none());
         let pad_id = files.config.language.as_ref().map_or(0, LanguageConfig::pad_token_id);

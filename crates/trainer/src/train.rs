@@ -94,6 +94,7 @@ fn stages(request: &TrainRequest, ranks: &Rc<dyn Ranks>) -> Result<Finished, Err
             (request.say)(line);
         }
     };
+    configs.iter().skip(1).try_for_each(|config| look_ahead(config, request))?;
     let stages = configs.len();
     let mut unfinished = Vec::new();
     for (place, config) in configs.iter_mut().enumerate() {
@@ -140,18 +141,37 @@ fn dry_run(
     let mut elsewhere = config.clone();
     elsewhere.run.dir = scratch.path().to_owned();
     let (folder, init) = (config.run_folder(), &config.model.qformer.init);
-    if !unfinished.iter().any(|run| init.starts_with(run)) {
+    if !unfinished.iter().any(|run| config.begins_from(run)) {
         let (blueprint, device) = checked(config, request, ranks, say)?;
         return Ok(format!("{}: {}", folder.display(), Run::try_one_batch(&elsewhere, blueprint, device, ranks)?));
     }
-    config.model.vision.weights.open()?;
-    if config.task.stage == Stage::Two {
-        LanguagePlan::open(config)?;
-    }
+    check_towers(config)?;
     open_training_sets(&elsewhere, None)?;
     open_held_out_set(&elsewhere, None)?;
     let (folder, init) = (folder.display(), init.display());
     Ok(format!("{folder}: config, frozen towers and data are good; {init} will be made by the stage before"))
+}
+
+/// The frozen towers of a stage, whatever its Q-Former will be.
+fn check_towers(config: &Config) -> Result<(), Error> {
+    config.model.vision.weights.open()?;
+    if config.task.stage == Stage::Two {
+        LanguagePlan::open(config)?;
+    }
+    Ok(())
+}
+
+/// What would stop a later stage only when those before it are done: its folder and its frozen towers.
+fn look_ahead(config: &Config, request: &TrainRequest) -> Result<(), Error> {
+    let mut config = config.clone();
+    request.hub.keep_commits(&mut config);
+    config.data.shard_cache.settle(request.shard_cache.as_deref());
+    if request.resume == Resume::Auto && RunFolder::is_finished(&config)? {
+        return Ok(());
+    }
+    RunFolder::check(&config, if request.resume == Resume::Never { Existing::Refuse } else { Existing::Continue })?;
+    request.hub.resolve(&mut config)?;
+    check_towers(&config)
 }
 
 /// The stage's parts, compared with their files before a device is touched, and its device; `say` hears what is worth a warning.

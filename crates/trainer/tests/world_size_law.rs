@@ -25,7 +25,7 @@ const GLOBAL_BATCH: i64 = 16;
 const TOKENS: i64 = 6;
 const PASS: Pass = Pass { autocast: None, dropout: 0.1, seed: 11 };
 
-/// Stage 1 that writes down whom it drew.
+/// Stage 1 that writes down whom it drew, where a batch is computed at once.
 struct Recording {
     task: Stage1Task,
     drawn: RefCell<Vec<Vec<i64>>>,
@@ -42,6 +42,19 @@ impl Task for Recording {
         self.drawn.borrow_mut().push(Vec::try_from(drawn).unwrap());
         let total = (&out.contrast.loss + &out.itm + &out.itg) * batch.share.samples;
         Ok(Losses { metrics: vec![("loss", total.detach())], total })
+    }
+
+    fn step(
+        &self,
+        micro_batches: &mut dyn ExactSizeIterator<Item = Result<Batch, Error>>,
+        pass: &Pass,
+        ranks: &dyn Ranks,
+        each: &mut dyn FnMut(Losses, bool) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        if self.task.options.cached {
+            return self.task.step(micro_batches, pass, ranks, each);
+        }
+        each(self.forward(&micro_batches.next().expect("one batch a step")?, pass, ranks)?, true)
     }
 
     fn target_rule(&self) -> TargetRule {
@@ -65,15 +78,13 @@ fn numbers(positions: &Tensor, columns: i64, salt: f64) -> Tensor {
     (&x - x.floor()).to_kind(Kind::Float).clamp_max(0.999_999)
 }
 
-/// A rank's slice of a step's global batch.
-fn batch(step: u64, rank: i64, world: i64, width: i64) -> Batch {
-    let rows = GLOBAL_BATCH / world;
-    let first = step as i64 * GLOBAL_BATCH + rank * rows;
+/// `rows` samples of the stream from `first` on, a part of a global batch.
+fn batch(first: i64, rows: i64, width: i64) -> Batch {
     let positions = Tensor::arange_start(first, first + rows, (Kind::Int64, Device::Cpu));
     let ids = (numbers(&positions, TOKENS, 0.2) * 196.0).to_kind(Kind::Int64) + 4;
     let labels = ids.copy();
     let _ = labels.narrow(1, 0, 1).fill_(-100);
-    let share = 1.0 / world as f64;
+    let share = rows as f64 / GLOBAL_BATCH as f64;
     Batch {
         features: ((numbers(&positions, 5 * width, 0.1) - 0.5) * 4.0).view([rows, 5, width]),
         text: TextBatch::new(ids.copy(), &ids.ones_like()),
@@ -93,20 +104,34 @@ struct Seen {
     weights: Vec<(String, Tensor)>,
 }
 
-fn train(ranks: &dyn Ranks) -> Result<Seen, Error> {
+/// How a run is computed.
+#[derive(Clone, Copy)]
+struct How {
+    /// Samples of a micro-batch; none: a rank's slice is one.
+    micro_batch: Option<i64>,
+    exchange: GradientExchange,
+}
+
+const PLAIN: How = How { micro_batch: None, exchange: GradientExchange::Fp32 };
+
+fn train(ranks: &dyn Ranks, how: How) -> Result<Seen, Error> {
+    let options = Stage1Options { cached: how.micro_batch.is_some(), ..Default::default() };
     let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/stage1");
-    let task = ModelFiles::open(&case)?.stage1_task(Device::Cpu, Stage1Options::default())?;
+    let task = ModelFiles::open(&case)?.stage1_task(Device::Cpu, options)?;
     let named = task.params.entries();
     let width = named.iter().find(|(name, ..)| name == "vision_model.post_layernorm.weight").unwrap().1.size()[0];
     let adamw = AdamW::new(named, AdamWConfig { betas: (0.9, 0.98), eps: 1e-8, weight_decay: 0.05 });
-    let gradients = ranks.gradients(&task.params, GradientExchange::Fp32)?;
+    let gradients = ranks.gradients(&task.params, how.exchange)?;
     let mut stepper = Stepper::new(adamw, GradScaler::new(Device::Cpu, false), gradients, &task.params, 0.0);
     let recording = Recording { task, drawn: RefCell::default() };
     let mut losses = Vec::new();
     for step in 0..STEPS {
-        let batch = batch(step, ranks.rank() as i64, ranks.world() as i64, width);
+        let slice = GLOBAL_BATCH / ranks.world() as i64;
+        let rows = how.micro_batch.unwrap_or(slice);
+        let first = step as i64 * GLOBAL_BATCH + ranks.rank() as i64 * slice;
+        let parts: Vec<_> = (0..slice / rows).map(|part| Ok(batch(first + part * rows, rows, width))).collect();
         let lr = 1e-4 * (step.min(10) as f64) / 10.0;
-        let metrics = stepper.step(&recording, [Ok(batch)].into_iter(), &PASS, step, lr, ranks)?;
+        let metrics = stepper.step(&recording, parts.into_iter(), &PASS, step, lr, ranks)?;
         losses.push(metrics.iter().find(|(name, _)| *name == "loss").unwrap().1.double_value(&[]));
     }
     let weights = recording.task.params.entries().into_iter().map(|(name, weight, _)| (name, weight)).collect();
@@ -114,14 +139,14 @@ fn train(ranks: &dyn Ranks) -> Result<Seen, Error> {
 }
 
 /// All ranks' views of a run.
-fn run(world: usize) -> Vec<Seen> {
+fn run(world: usize, how: How) -> Vec<Seen> {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let rank = |rank: usize| {
         let patience = Duration::from_secs(60);
         let meeting = Meeting { host: "127.0.0.1".into(), port, served: false, job: String::new(), patience };
         let launch = Launch { rank, world, local_rank: rank, meeting, hang: patience };
         let launch = (world > 1).then_some(&launch);
-        together(launch, |reason| panic!("{reason}"), |ranks| train(&**ranks)).unwrap()
+        together(launch, |reason| panic!("{reason}"), |ranks| train(&**ranks, how)).unwrap()
     };
     thread::scope(|scope| {
         let threads: Vec<_> = (0..world).map(|number| scope.spawn(move || rank(number))).collect();
@@ -131,9 +156,9 @@ fn run(world: usize) -> Vec<Seen> {
 
 #[test]
 fn one_rank_and_many_see_the_same_losses_and_draw_the_same_negatives() {
-    let alone = run(1).pop().unwrap();
+    let alone = run(1, PLAIN).pop().unwrap();
     for world in [2, 4] {
-        let all = run(world);
+        let all = run(world, PLAIN);
         let rows = GLOBAL_BATCH as usize / world;
         let mut differ = 0;
         for (step, expected) in alone.drawn.iter().enumerate() {
@@ -157,4 +182,25 @@ fn one_rank_and_many_see_the_same_losses_and_draw_the_same_negatives() {
         }
     }
     assert!(alone.losses[STEPS as usize - 1] < alone.losses[0], "{:?}", alone.losses);
+}
+
+/// Micro-batches of one size are the same computation whoever does it, and in fp64 so is their sum.
+#[test]
+fn in_micro_batches_added_up_in_fp64_the_number_of_ranks_does_not_show() {
+    let how = How { micro_batch: Some(4), exchange: GradientExchange::Fp64 };
+    let alone = run(1, how).pop().unwrap();
+    for world in [2, 4] {
+        let first = run(world, how).remove(0);
+        let loss = |(a, b): (&f64, &f64)| (a - b).abs() / b;
+        let losses = first.losses.iter().zip(&alone.losses).map(loss).fold(0.0, f64::max);
+        assert!(losses < 1e-6, "{world} ranks: {losses:e}");
+        let (mut differ, mut all) = (0, 0);
+        for ((name, weight), (_, expected)) in first.weights.iter().zip(&alone.weights) {
+            let error = (weight - expected).abs().max().double_value(&[]);
+            assert!(error < 1e-6, "{world} ranks: {name}: {error:e}");
+            differ += weight.ne_tensor(expected).sum(Kind::Int64).int64_value(&[]);
+            all += weight.numel();
+        }
+        println!("{world} ranks: losses differ by {losses:.1e}, {differ} of {all} weights at all");
+    }
 }

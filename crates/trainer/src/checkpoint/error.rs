@@ -86,6 +86,15 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
+    /// Whether the machine failed, which says nothing of what the checkpoint's files hold.
+    pub(crate) fn is_of_this_machine(&self) -> bool {
+        use io::ErrorKind::{InvalidData, IsADirectory, NotADirectory, NotFound, UnexpectedEof};
+        let of_files = [InvalidData, IsADirectory, NotADirectory, NotFound, UnexpectedEof];
+        matches!(self, Self::Io { source, .. } if !of_files.contains(&source.kind()))
+    }
+}
+
+impl CheckpointError {
     pub(super) fn write(path: &Path, source: Box<dyn StdError + Send + Sync>) -> Self {
         Self::Write { path: path.to_path_buf(), disk_full: says_disk_full(source.as_ref()), source }
     }

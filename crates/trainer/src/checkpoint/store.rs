@@ -118,6 +118,8 @@ impl CheckpointStore {
             let path = self.path(step);
             match Checkpoint::open(&path) {
                 Ok(checkpoint) => return Ok(Newest { checkpoint: Some(checkpoint), rejected }),
+                // Says nothing of what the files hold: an older one must not take its place.
+                Err(error) if error.is_of_this_machine() => return Err(error),
                 Err(reason) => rejected.push(Rejected { path, reason }),
             }
         }
@@ -133,6 +135,7 @@ impl CheckpointStore {
         let path = self.path(best);
         match Checkpoint::open(&path) {
             Ok(checkpoint) => Ok(Newest { checkpoint: Some(checkpoint), rejected: Vec::new() }),
+            Err(error) if error.is_of_this_machine() => Err(error),
             Err(reason) => {
                 let mut newest = self.newest()?;
                 if !newest.rejected.iter().any(|rejected| rejected.path == path) {

@@ -67,8 +67,8 @@ impl Config {
     }
 }
 
-/// `promised`: folders of the runs before this one; its own is added.
-fn load_one(path: &Path, sets: &[String], promised: &mut Vec<PathBuf>) -> Result<Config, Vec<ConfigError>> {
+/// `promised`: the runs before this one; it is added.
+fn load_one(path: &Path, sets: &[String], promised: &mut Vec<validate::Promised>) -> Result<Config, Vec<ConfigError>> {
     let file = path.display().to_string();
     let mut document = read_document(path, &file)?;
     let mut errors = Vec::new();
@@ -86,12 +86,12 @@ fn load_one(path: &Path, sets: &[String], promised: &mut Vec<PathBuf>) -> Result
     validate::check_files(&config, promised, &mut reader);
     validate::check_shards(&config, &mut reader);
     let folder = validate::without_dots(&config.run_folder());
-    if promised.contains(&folder) {
+    if promised.iter().any(|run| validate::without_dots(&run.folder) == folder) {
         let got = config.run.name.clone();
         let hint = Some("an earlier file has this one".to_string());
         reader.at("run.name", |r| r.unexpected("a run of its own for each file", got, hint));
     }
-    promised.push(folder);
+    promised.push(validate::Promised::by(&config));
 
     errors.extend(reader.into_errors());
     if errors.is_empty() { Ok(config) } else { Err(errors) }

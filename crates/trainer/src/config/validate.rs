@@ -216,8 +216,8 @@ pub(super) fn check_keys(config: &Config, reader: &mut Reader) {
 
 /// Reports every path that does not lead where it should.
 ///
-/// `promised`: run folders that earlier stages of the same command will have made.
-pub(super) fn check_files(config: &Config, promised: &[PathBuf], reader: &mut Reader) {
+/// `promised`: runs that earlier stages of the same command will have made.
+pub(super) fn check_files(config: &Config, promised: &[Promised], reader: &mut Reader) {
     let mut folder = |key: &str, path: &Path, marks: &[&str]| {
         if reader.has_failed(key) || (TAKES_LAVIS.contains(&key) && is_lavis_file(path)) {
             return;
@@ -246,8 +246,46 @@ pub(super) fn check_files(config: &Config, promised: &[PathBuf], reader: &mut Re
         folder("model.qformer.tokenizer", tokenizer, &["tokenizer.json", "vocab.txt"]);
     }
     let init = &config.model.qformer.init;
-    if here(init) && !promised.iter().any(|run| without_dots(init).starts_with(run)) {
-        folder("model.qformer.init", init, &["config.json", "checkpoints", "MANIFEST.json"]);
+    if !here(init) {
+        return;
+    }
+    match promised.iter().find(|run| config.begins_from(&run.folder)) {
+        Some(run) => run.check(config, reader),
+        None => folder("model.qformer.init", init, &["config.json", "checkpoints", "MANIFEST.json"]),
+    }
+}
+
+/// What an earlier stage of the same command will have made.
+pub(super) struct Promised {
+    pub(super) folder: PathBuf,
+    qformer: QFormerConfig,
+}
+
+impl Promised {
+    pub(super) fn by(config: &Config) -> Promised {
+        Promised { folder: config.run_folder(), qformer: config.model.qformer.clone() }
+    }
+
+    /// Reports what the stage that begins from it has otherwise.
+    fn check(&self, config: &Config, reader: &mut Reader) {
+        let (here, there) = (&config.model.qformer, &self.qformer);
+        let mut same = |key: &str, here: usize, there: usize| {
+            if here != there && !reader.has_failed(key) {
+                let expected = format!("{there}, as the stage before trains in {}", self.folder.display());
+                reader.at(key, |r| r.unexpected(expected, here.to_string(), None));
+            }
+        };
+        same("model.qformer.query_tokens", here.query_tokens, there.query_tokens);
+        let key = "model.qformer.cross_attention_frequency";
+        same(key, here.cross_attention_frequency, there.cross_attention_frequency);
+    }
+}
+
+impl Config {
+    /// Whether the Q-Former's first weights come from what lies in this run's folder.
+    pub(crate) fn begins_from(&self, run: &Path) -> bool {
+        let place = |path: &Path| without_dots(&std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
+        place(&self.model.qformer.init).starts_with(place(run))
     }
 }
 

@@ -11,6 +11,7 @@ use blip2_torchx::pinned::to_device;
 use tch::{Device, Tensor};
 
 use super::exchange::Exchange;
+use super::in_double::InDouble;
 use super::launch::Launch;
 use super::meeting::{Met, meet};
 use super::watch::{Limits, Waiting, Watch};
@@ -177,7 +178,16 @@ impl Ranks for Group {
         self.0.collective("adding up", |group| group.all_reduce(tensor, Reduce::Sum))
     }
 
+    fn add_up_gradients(&self, sum: &Tensor) -> Result<(), Error> {
+        self.0.collective("adding up gradients", |group| group.all_reduce(sum, Reduce::Sum))?;
+        self.0.count(|traffic| traffic.gradients += bytes(sum));
+        Ok(())
+    }
+
     fn gradients(&self, params: &ParamStore, format: GradientExchange) -> Result<Box<dyn Gradients>, Error> {
+        if format == GradientExchange::Fp64 {
+            return Ok(Box::new(InDouble::new(params, self.clone())));
+        }
         let params: Vec<Tensor> = params.entries().into_iter().map(|(_, tensor, _)| tensor).collect();
         let bytes = params.iter().map(bytes).sum();
         let compress_bf16 = format == GradientExchange::Bf16;

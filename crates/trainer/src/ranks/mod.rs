@@ -5,6 +5,7 @@
 mod agreement;
 mod exchange;
 mod group;
+mod in_double;
 mod launch;
 mod meeting;
 mod shared_folder;
@@ -21,6 +22,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 pub(crate) use agreement::{Claims, checksum};
 pub use blip2_torchx::process::exit_now;
 pub use group::Group;
+use in_double::InDouble;
 pub use launch::{Launch, Meeting};
 pub(crate) use shared_folder::{SHOWN_WITHIN, check_shared};
 pub use watch::Waiting;
@@ -82,6 +84,12 @@ pub trait Ranks {
     /// # Errors
     /// When a rank is lost.
     fn add_up(&self, tensor: &Tensor) -> Result<(), Error>;
+
+    /// The same of gradients.
+    ///
+    /// # Errors
+    /// When a rank is lost.
+    fn add_up_gradients(&self, sum: &Tensor) -> Result<(), Error>;
 
     /// What adds up the gradients of these parameters at every step.
     ///
@@ -245,8 +253,15 @@ impl Ranks for Alone {
         Ok(())
     }
 
-    fn gradients(&self, _: &ParamStore, _: GradientExchange) -> Result<Box<dyn Gradients>, Error> {
-        Ok(Box::new(Alone))
+    fn add_up_gradients(&self, _: &Tensor) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn gradients(&self, params: &ParamStore, format: GradientExchange) -> Result<Box<dyn Gradients>, Error> {
+        Ok(match format {
+            GradientExchange::Fp64 => Box::new(InDouble::new(params, Alone)),
+            GradientExchange::Fp32 | GradientExchange::Bf16 => Box::new(Alone),
+        })
     }
 
     fn take_traffic(&self) -> Traffic {

@@ -88,6 +88,8 @@ impl Run {
             }
             if let Some(books) = &mut self.books {
                 books.telemetry.step(self.state.step);
+                // A disk that is full is told now, not at the next checkpoint.
+                books.writer.poll().transpose()?;
             }
             let best = if evaluate { meter.leave_out(&*ranks, || self.evaluate())? } else { None };
             if save {

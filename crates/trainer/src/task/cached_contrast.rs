@@ -9,27 +9,31 @@
 //!
 //! Both forward passes drop the same: dropout is keyed by sample and site, and where a GPU draws its masks it begins each micro-batch anew.
 
-use blip2_losses::{itc, itm};
+use blip2_losses::itm;
 use blip2_model::qformer::TextBatch;
 use blip2_torchx::autocast::autocast;
 use tch::{Kind, Tensor, no_grad};
 
-use super::stage1::{Contrast, Rows, Stage1Output, Stage1Task};
+use super::stage1::{Columns, Contrast, Rows, Stage1Output, Stage1Task};
 use super::{Losses, Pass};
-use crate::batch::{Batch, Negatives};
+use crate::batch::Batch;
 use crate::error::Error;
 use crate::masks::StepMasks;
 use crate::ranks::Ranks;
 
-/// What the micro-batches of a step know of each other.
-struct Survey {
-    contrast: Contrast,
-    /// Gradient of this rank's ITC, by image and query `[B, queries, E]`, by text `[B, E]`, and by the temperature `[]`.
-    gradients: [Tensor; 3],
+/// Where the micro-batches of a step find their negatives.
+struct Samples {
     /// Of the own slice, `[B, N, width]`, in a dtype that holds them exactly.
     features: Tensor,
     /// Texts of all ranks.
     texts: TextBatch,
+}
+
+/// A micro-batch against all samples of the step.
+struct Part {
+    contrast: Contrast,
+    /// Gradient of its ITC, by image and query `[b, queries, E]`, by text `[b, E]`, and by the temperature `[]`.
+    gradients: [Tensor; 3],
 }
 
 impl Stage1Task {
@@ -44,25 +48,19 @@ impl Stage1Task {
         let ranks = self.negatives_of(ranks);
         let features = gather_features(&mut batches);
         let masks = StepMasks::new(features.device())?;
-        let survey = self.survey(&batches, features, pass, &masks, ranks)?;
-        let mut first = 0;
-        for (number, batch) in batches.iter().enumerate() {
+        let parts = self.survey(&batches, pass, &masks, ranks)?;
+        let own = TextBatch::cat(&batches.iter().map(|batch| &batch.text).collect::<Vec<_>>());
+        let texts = TextBatch { ids: ranks.gather(&own.ids)?, mask: ranks.gather(&own.mask)? };
+        let samples = Samples { features, texts };
+        for (number, (batch, part)) in batches.iter().zip(parts).enumerate() {
             masks.begin(number)?;
-            let losses = self.surveyed(batch, &survey, (first, batches.len()), pass, ranks)?;
+            let losses = self.surveyed(batch, part, &samples, pass, ranks)?;
             each(losses, number + 1 == batches.len())?;
-            first += batch.size();
         }
         Ok(())
     }
 
-    fn survey(
-        &self,
-        batches: &[Batch],
-        features: Tensor,
-        pass: &Pass,
-        masks: &StepMasks,
-        ranks: &dyn Ranks,
-    ) -> Result<Survey, Error> {
+    fn survey(&self, batches: &[Batch], pass: &Pass, masks: &StepMasks, ranks: &dyn Ranks) -> Result<Vec<Part>, Error> {
         let forward = |(number, batch): (usize, &Batch)| {
             masks.begin(number)?;
             Ok(autocast(batch.features.device(), pass.autocast, || {
@@ -73,31 +71,43 @@ impl Stage1Task {
         };
         let embeddings: Vec<(Tensor, Tensor)> =
             no_grad(|| batches.iter().enumerate().map(forward).collect::<Result<_, Error>>())?;
-        let cat = |parts: Vec<&Tensor>| Tensor::cat(&parts, 0);
-        let leaf = |parts: Vec<&Tensor>| cat(parts).detach().set_requires_grad(true);
-        let images = leaf(embeddings.iter().map(|(images, _)| images).collect());
-        let texts = leaf(embeddings.iter().map(|(_, texts)| texts).collect());
-        let ids = cat(batches.iter().map(|batch| &batch.image_ids).collect());
-        let rows = Rows { images: &images, texts: &texts, ids: &ids };
-        let contrast = self.contrast(&rows, &negatives(batches), ranks)?;
-        let gradients = Tensor::f_run_backward(&[&contrast.loss], &[&images, &texts, &self.model.temp], false, false)
-            .map_err(|error| Error::Mismatch(error.to_string()))?;
-        let gradients: [Tensor; 3] = gradients.try_into().expect("as many as were asked for");
-        let own = TextBatch::cat(&batches.iter().map(|batch| &batch.text).collect::<Vec<_>>());
-        Ok(Survey {
-            contrast,
-            gradients,
-            features,
-            texts: TextBatch { ids: ranks.gather(&own.ids)?, mask: ranks.gather(&own.mask)? },
-        })
+        let (images, texts): (Vec<&Tensor>, Vec<&Tensor>) =
+            embeddings.iter().map(|(image, text)| (image, text)).unzip();
+        let ids: Vec<&Tensor> = batches.iter().map(|batch| &batch.image_ids).collect();
+        let (images, texts, ids) = (Tensor::cat(&images, 0), Tensor::cat(&texts, 0), Tensor::cat(&ids, 0));
+        let columns = Columns::gather(&Rows { images: &images, texts: &texts, ids: &ids }, ranks)?;
+        let mut parts = Vec::new();
+        let mut at = 0;
+        for (batch, embeddings) in batches.iter().zip(&embeddings) {
+            parts.push(self.compare(batch, at, embeddings, &columns)?);
+            at += batch.size();
+        }
+        Ok(parts)
     }
 
-    /// The losses of the micro-batch that begins at row `first` of the own slice, one of `parts`.
+    /// A micro-batch by itself, as a rank that holds no more would do it: its numbers do not depend on who holds the others.
+    fn compare(
+        &self,
+        batch: &Batch,
+        at: i64,
+        (images, texts): &(Tensor, Tensor),
+        all: &Columns,
+    ) -> Result<Part, Error> {
+        let [images, texts] = [images, texts].map(|rows| rows.detach().set_requires_grad(true));
+        let rows = Rows { images: &images, texts: &texts, ids: &batch.image_ids };
+        let contrast = self.contrast(&rows, at, all, &batch.negatives);
+        let gradients = Tensor::f_run_backward(&[&contrast.loss], &[&images, &texts, &self.model.temp], false, false)
+            .map_err(|error| Error::Mismatch(error.to_string()))?;
+        let contrast = Contrast { loss: contrast.loss.detach(), ..contrast };
+        Ok(Part { contrast, gradients: gradients.try_into().expect("as many as were asked for") })
+    }
+
+    /// The losses of a micro-batch.
     fn surveyed(
         &self,
         batch: &Batch,
-        survey: &Survey,
-        (first, parts): (i64, usize),
+        Part { contrast, gradients: [of_images, of_texts, of_temp] }: Part,
+        samples: &Samples,
         pass: &Pass,
         ranks: &dyn Ranks,
     ) -> Result<Losses, Error> {
@@ -105,34 +115,20 @@ impl Stage1Task {
         autocast(device, pass.autocast, || {
             let dropout = batch.dropout(pass.dropout, pass.seed);
             let trunk = self.model.forward(&batch.features, &batch.text, &dropout);
-            let own = |rows: &Tensor| rows.narrow(0, first, batch.size());
-            let [of_images, of_texts, of_temp] = &survey.gradients;
             let product = |x: &Tensor, gradient: &Tensor| (x * gradient).sum(Kind::Float);
             // The temperature takes part in every backward pass, so that ranks that exchange gradients find it in the last.
-            let stand_in = product(&trunk.image_embeds, &own(of_images))
-                + product(&trunk.text_embeds, &own(of_texts))
-                + &self.model.temp * of_temp / parts as f64;
+            let stand_in = product(&trunk.image_embeds, &of_images)
+                + product(&trunk.text_embeds, &of_texts)
+                + &self.model.temp * of_temp;
 
             let (itg, itg_accuracy) = self.generation(&trunk, batch);
-            let Contrast { negative_image, negative_text, .. } = &survey.contrast;
-            let features = ranks.fetch(&survey.features, &own(negative_image))?;
-            let negatives = self.model.negatives_from(&features, survey.texts.select(&own(negative_text)));
+            let features = ranks.fetch(&samples.features, &contrast.negative_image)?;
+            let negatives = self.model.negatives_from(&features, samples.texts.select(&contrast.negative_text));
             let itm_logits = self.model.match_pairs(&trunk, &batch.text, &negatives, &dropout);
             let itm = autocast(device, None, || itm::loss(&itm_logits));
 
-            // Gradients of a mean over the slice, not over the micro-batch: as many times its share.
-            let of_slice = survey.features.size()[0] as f64 / batch.size() as f64;
-            let total = self.total([&(&stand_in * of_slice), &itm, &itg], batch.share);
-            let itc = survey.contrast.loss.detach();
-            let shown = no_grad(|| self.total([&itc, &itm, &itg], batch.share));
-            let similarities = &survey.contrast.similarities;
-            let contrast = Contrast {
-                loss: itc,
-                accuracy: survey.contrast.accuracy.shallow_clone(),
-                similarities: itc::Similarities { i2t: own(&similarities.i2t), t2i: own(&similarities.t2i) },
-                negative_image: own(negative_image),
-                negative_text: own(negative_text),
-            };
+            let total = self.total([&stand_in, &itm, &itg], batch.share);
+            let shown = no_grad(|| self.total([&contrast.loss, &itm, &itg], batch.share));
             let out = Stage1Output { contrast, itm, itg, itm_logits, itg_accuracy };
             Ok(Losses { metrics: self.metrics(&out, &shown, batch.share), total })
         })
@@ -149,17 +145,4 @@ fn gather_features(batches: &mut [Batch]) -> Tensor {
         first += batch.size();
     }
     all
-}
-
-/// How the negatives of all micro-batches are drawn.
-fn negatives(batches: &[Batch]) -> Negatives {
-    let numbers = |batch: &Batch| match &batch.negatives {
-        Negatives::Sample(image, text) | Negatives::Given(image, text) => (image.shallow_clone(), text.shallow_clone()),
-    };
-    let (images, texts): (Vec<Tensor>, Vec<Tensor>) = batches.iter().map(numbers).unzip();
-    let (images, texts) = (Tensor::cat(&images, 0), Tensor::cat(&texts, 0));
-    match batches[0].negatives {
-        Negatives::Sample(..) => Negatives::Sample(images, texts),
-        Negatives::Given(..) => Negatives::Given(images, texts),
-    }
 }

@@ -86,6 +86,30 @@ pub(super) struct Rows<'a> {
     pub ids: &'a Tensor,
 }
 
+/// What rows are compared with: the samples of all ranks, detached.
+pub(super) struct Columns {
+    /// `[W B, queries, E]`
+    images: Tensor,
+    /// `[W B, E]`
+    texts: Tensor,
+    /// `i64 [W B]`
+    ids: Tensor,
+    /// The column of this rank's first sample.
+    first: i64,
+}
+
+impl Columns {
+    /// Those of this rank's rows and of every other rank's.
+    pub(super) fn gather(rows: &Rows, ranks: &dyn Ranks) -> Result<Columns, Error> {
+        Ok(Columns {
+            images: ranks.gather(rows.images)?,
+            texts: ranks.gather(rows.texts)?,
+            ids: ranks.gather(rows.ids)?,
+            first: ranks.rank() as i64 * rows.ids.size()[0],
+        })
+    }
+}
+
 /// What comes of comparing the own samples with those of all ranks.
 pub struct Contrast {
     /// Contrastive loss, 0-d.
@@ -120,7 +144,7 @@ impl Stage1Task {
             let dropout = batch.dropout(pass.dropout, pass.seed);
             let trunk = self.model.forward(&batch.features, &batch.text, &dropout);
             let rows = Rows { images: &trunk.image_embeds, texts: &trunk.text_embeds, ids: &batch.image_ids };
-            let contrast = self.contrast(&rows, &batch.negatives, ranks)?;
+            let contrast = self.contrast(&rows, 0, &Columns::gather(&rows, ranks)?, &batch.negatives);
             let (itg, itg_accuracy) = self.generation(&trunk, batch);
             // Behind the generation head: other ranks' images make the host wait.
             let itm_logits = self.match_pairs(&Packed { trunk: &trunk, batch, dropout: &dropout }, &contrast, ranks)?;
@@ -134,15 +158,14 @@ impl Stage1Task {
         if self.options.local_negatives { &Alone } else { ranks }
     }
 
-    /// ITC of these rows against those of all ranks, and their hard negatives.
-    pub(super) fn contrast(&self, rows: &Rows, negatives: &Negatives, ranks: &dyn Ranks) -> Result<Contrast, Error> {
+    /// ITC of these rows against all columns, and their hard negatives. Their first is this rank's `at`-th sample.
+    pub(super) fn contrast(&self, rows: &Rows, at: i64, columns: &Columns, negatives: &Negatives) -> Contrast {
         let device = rows.images.device();
-        let (first, count) = (ranks.rank() as i64 * rows.ids.size()[0], rows.ids.size()[0]);
+        let (first, count) = (columns.first + at, rows.ids.size()[0]);
         let targets = Tensor::arange_start(first, first + count, (Kind::Int64, device));
-        let same_image = itc::same_image_columns(rows.ids, &ranks.gather(rows.ids)?, &targets);
-        let (all_images, all_texts) = (ranks.gather(rows.images)?, ranks.gather(rows.texts)?);
+        let same_image = itc::same_image_columns(rows.ids, &columns.ids, &targets);
         let (similarities, loss) = autocast(device, None, || {
-            let s = itc::similarities(rows.images, rows.texts, &all_images, &all_texts, &self.model.temp);
+            let s = itc::similarities(rows.images, rows.texts, &columns.images, &columns.texts, &self.model.temp);
             let loss = itc::loss(&s, &targets, &same_image, self.options.label_smoothing);
             (s, loss)
         });
@@ -158,7 +181,7 @@ impl Stage1Task {
             Negatives::Sample(image, text) => (draw(&similarities.t2i, image), draw(&similarities.i2t, text)),
             Negatives::Given(image, text) => (image.shallow_clone(), text.shallow_clone()),
         };
-        Ok(Contrast { loss, accuracy, similarities, negative_image, negative_text })
+        Contrast { loss, accuracy, similarities, negative_image, negative_text }
     }
 
     /// ITG's loss and the share of tokens ranked first.
