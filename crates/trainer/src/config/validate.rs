@@ -6,8 +6,8 @@ use blip2_data::{DataError, Interleave};
 
 use super::reader::Reader;
 use super::types::{
-    Augment, BoundsConfig, Config, DeviceChoice, FeatureCache, FeatureFormat, Precision, Stage, TextField,
-    WARMUP_STEPS, WeightsSource,
+    Augment, BoundsConfig, Config, DeviceChoice, FeatureCache, FeatureFormat, Precision, QFormerConfig, Stage,
+    TextField, WARMUP_STEPS, WeightsSource,
 };
 use super::value::Leaf;
 
