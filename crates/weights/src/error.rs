@@ -134,16 +134,6 @@ pub enum WeightsError {
         /// The shard's file name.
         shard: String,
     },
-    /// The index places a tensor in a shard that lacks it.
-    #[error("{}: {name} should be in {shard}, which lacks it; index and shards are of different models", index.display())]
-    ShardLacks {
-        /// The index file.
-        index: PathBuf,
-        /// The tensor.
-        name: String,
-        /// The shard's file name.
-        shard: String,
-    },
     /// A shard holds a tensor that the index does not place there.
     #[error("{}: {shard} holds {name}, which the index does not place there; index and shards are of different models", index.display())]
     IndexLacks {
