@@ -40,7 +40,7 @@ pub struct Exported {
 /// Neither a run nor a checkpoint, no checkpoint that is whole, towers that are gone, an `out` that is no export.
 pub fn export_checkpoint(source: &Path, out: &Path, towers: FrozenTowers, hub: &Hub) -> Result<Exported, Error> {
     let Chosen { run, mut config, checkpoint, rejected } = choose(source)?;
-    hub.resolve(&mut config)?;
+    hub.resolve_towers(&mut config)?;
     let model = ModelDir::open(checkpoint.path())?;
     let without_class = export_model(&config, model.config(), &run.join("tokenizer"), &trained(&model)?, towers, out)?;
     Ok(Exported { checkpoint: checkpoint.path().to_path_buf(), step: checkpoint.step(), rejected, without_class })
