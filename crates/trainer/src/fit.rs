@@ -9,7 +9,7 @@ use blip2_model::qformer::QFormerConfig;
 use blip2_model::vision::VisionConfig;
 use blip2_torchx::params::{LoadPlan, LoadProblem, ParamStore, TensorSource};
 use blip2_weights::plans::{self, QFormerSource};
-use blip2_weights::{ModelDir, ModelKind, Part, PartSource};
+use blip2_weights::{ModelDir, ModelKind, Part, PartSource, WeightsError};
 use serde::Serialize;
 use serde_json::json;
 
@@ -51,7 +51,11 @@ pub fn fit(path: &Path) -> Result<Option<Vec<PartFit>>, Error> {
     if !is_model {
         return Ok(None);
     }
-    let dir = ModelDir::open(path)?;
+    let dir = match ModelDir::open(path) {
+        // An optimizer's state, or whatever else PyTorch has written: a file of tensors and no model.
+        Err(WeightsError::NotLavis { .. }) => return Ok(None),
+        opened => opened?,
+    };
     let wrong = |source| Error::Model { path: path.into(), source };
     let mut parts = Vec::new();
     match dir.kind() {

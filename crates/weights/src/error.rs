@@ -66,6 +66,12 @@ pub enum WeightsError {
         /// The file.
         path: PathBuf,
     },
+    /// A PyTorch file, whole, that is not of LAVIS.
+    #[error("{}: neither a checkpoint of LAVIS (query_tokens, Qformer.bert…) nor its ViT (cls_token, blocks…); of a Hugging Face model give the folder", path.display())]
+    NotLavis {
+        /// The file.
+        path: PathBuf,
+    },
     /// A checkpoint in LAVIS' format from which no model can be told.
     #[error("{}: {message}", path.display())]
     Lavis {

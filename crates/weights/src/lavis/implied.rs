@@ -40,8 +40,7 @@ pub(crate) fn kind_of(weights: &WeightsDir) -> Result<Kind, WeightsError> {
     } else if weights.contains("cls_token") && weights.contains("blocks.0.attn.qkv.weight") {
         Ok(Kind::Vit)
     } else {
-        let message = "neither a checkpoint of LAVIS (query_tokens, Qformer.bert…) nor its ViT (cls_token, blocks…); of a Hugging Face model give the folder";
-        Err(WeightsError::Lavis { path: weights.path().to_path_buf(), message: message.into() })
+        Err(WeightsError::NotLavis { path: weights.path().to_path_buf() })
     }
 }
 
