@@ -314,7 +314,7 @@ mod tests {
         for (more, expected) in [
             (json!({"hidden_act": "relu"}), "vision_config.hidden_act: got relu, supported: gelu, "),
             (json!({"num_attention_heads": 5}), "num_attention_heads: got 5 for width 768, supported: a divisor"),
-            (json!({"num_attention_heads": 0}), "num_attention_heads: got 0, supported: 1 to 2^24"),
+            (json!({"num_attention_heads": 0}), "num_attention_heads: got 0, supported: 1 to 1,000"),
             (json!({"patch_size": 225}), "patch_size: got 225 for images of 224, supported: at most image_size"),
             (json!({"num_channels": 1}), "num_channels: got 1, supported: 3"),
             (json!({"num_register_tokens": -1}), "num_register_tokens: got -1, supported: 0 to 2^16"),
