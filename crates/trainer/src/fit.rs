@@ -60,7 +60,7 @@ pub fn fit(path: &Path) -> Result<Option<Vec<PartFit>>, Error> {
     let mut parts = Vec::new();
     match dir.kind() {
         ModelKind::WholeBlip2 => {
-            let config = Blip2Config::from_json(dir.config()).map_err(wrong)?;
+            let config = Blip2Config::from_json(dir.corrected_config()?).map_err(wrong)?;
             let depth = config.vision.depth(config.top.vision_feature_layer.or(Some(-1))).map_err(wrong)?;
             parts.push(match dir.frozen_elsewhere(Part::Vision) {
                 None => vision(&dir.part(Part::Vision)?, &config.vision, depth),

@@ -51,7 +51,7 @@ impl ModelFiles {
         }
         verify_towers(&dir)?;
         let config =
-            Blip2Config::from_json(dir.config()).map_err(|source| Error::Model { path: path.into(), source })?;
+            Blip2Config::from_json(dir.corrected_config()?).map_err(|source| Error::Model { path: path.into(), source })?;
         let preprocessing = Preprocessing::of(path, &config.vision, &AutoOr::Auto)?;
         Ok(ModelFiles { dir, config, preprocessing })
     }
