@@ -67,7 +67,9 @@ pub fn fit(path: &Path) -> Result<Option<Vec<PartFit>>, Error> {
                 Some(_) => elsewhere(IMAGE_ENCODER, &declared::image_encoder(&config.vision, depth)),
             });
             let width = config.language.as_ref().map(LanguageConfig::hidden_size);
-            parts.push(trained(&dir.part(Part::QFormer)?, &config, width, &LoadPlan::exact()));
+            let qformer = dir.part(Part::QFormer)?;
+            let plan = if width.is_none() { plans::stage1_from_whole(&qformer.weights) } else { LoadPlan::exact() };
+            parts.push(trained(&qformer, &config, width, &plan));
             if let Some(model) = &config.language {
                 parts.push(match dir.frozen_elsewhere(Part::Language) {
                     None => language(&dir.part(Part::Language)?, model),
