@@ -249,10 +249,9 @@ mod tests {
             let message = read(file, options).unwrap_err();
             assert!(message.contains(expected) && message.ends_with("take a BERT with a tokenizer.json"), "{message}");
         }
-        for options in [
-            r#"{"tokenizer_class": null}"#,
-            r#"{"tokenizer_class": "BertTokenizer", "word_tokenizer_type": "basic"}"#,
-        ] {
+        for options in
+            [r#"{"tokenizer_class": null}"#, r#"{"tokenizer_class": "BertTokenizer", "word_tokenizer_type": "basic"}"#]
+        {
             assert_eq!(read("tokenizer_config.json", options), Ok(()));
         }
         assert_eq!(read("config.json", r#"{"model_type": "bert", "tokenizer_class": null}"#), Ok(()));

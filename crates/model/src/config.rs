@@ -201,7 +201,13 @@ mod tests {
             ("text_config", json!({"model_type": "llama", "num_key_value_heads": 1001})),
             ("text_config", json!({"model_type": "t5", "decoder_start_token_id": 0, "num_decoder_layers": 1001})),
         ] {
-            let key = keys.as_object().unwrap().keys().find(|key| *key != "model_type" && *key != "decoder_start_token_id").unwrap().clone();
+            let key = keys
+                .as_object()
+                .unwrap()
+                .keys()
+                .find(|key| *key != "model_type" && *key != "decoder_start_token_id")
+                .unwrap()
+                .clone();
             let message = with("Blip2ForConditionalGeneration", part, keys.clone()).unwrap_err();
             let expected = format!("config.json: {part}.{key}: got {}, supported: 1 to 1,000", keys[&key]);
             assert_eq!(message, expected);

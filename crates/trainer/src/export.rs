@@ -263,8 +263,8 @@ fn resized_positions(
     model_json: &Value,
     size: usize,
 ) -> Result<Option<(String, Tensor)>, Error> {
+    check_image_size(vision, size)?;
     let (size, own) = (size as i64, vision.image_size());
-    check_image_size(vision, size as usize)?;
     if size == own || image_encoder_type(model_json) != BLIP2_VIT {
         return Ok(None);
     }

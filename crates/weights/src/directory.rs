@@ -46,8 +46,8 @@ pub struct ModelDir {
     config: Value,
     kind: ModelKind,
     weights: WeightsDir,
-    /// The same where a T5's head is its own though the file calls it tied; none where the file is right. Found when the language model is
-    /// asked for, since two large tensors are compared.
+    /// `config` where a T5's head is its own though the file calls it tied; none where the file is right. Found when the language model is asked
+    /// for, since two large tensors are compared.
     corrected: OnceCell<Option<Value>>,
     /// Frozen towers of an export of trained weights alone, opened when they are asked for.
     frozen: Vec<(FrozenElsewhere, OnceCell<Box<ModelDir>>)>,

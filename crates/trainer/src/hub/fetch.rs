@@ -267,9 +267,9 @@ impl Fetch<'_> {
                 let size = file.size;
                 return Err(Stop::Fatal(HubError::Size { id: self.id.to_string(), file: file.name.clone(), size }));
             }
-            partial.append(&buffer[..n]).map_err(|error| {
-                Stop::Fatal(self.not_written(&path, error, file.size - partial.done))
-            })?;
+            partial
+                .append(&buffer[..n])
+                .map_err(|error| Stop::Fatal(self.not_written(&path, error, file.size - partial.done)))?;
             arrived(n as u64);
         }
     }
@@ -331,9 +331,8 @@ mod tests {
         let (hub, id) = (Hub::local(), "hf://org/name".parse().unwrap());
         let (cache, client) = (RepoCache::of(Path::new("/cache"), &id), Client::new(&hub.settings, &id));
         let fetch = Fetch { hub: &hub, client, id: &id, cache: &cache, commit: "" };
-        let said = |code| {
-            fetch.not_written(Path::new("/cache/blob"), io::Error::from_raw_os_error(code), 3 * MIB).to_string()
-        };
+        let said =
+            |code| fetch.not_written(Path::new("/cache/blob"), io::Error::from_raw_os_error(code), 3 * MIB).to_string();
         for code in [rustix::io::Errno::NOSPC, rustix::io::Errno::DQUOT] {
             let message = said(code.raw_os_error());
             assert!(message.contains("3 MiB are to come, /cache/models--org--name has 0 MiB left"), "{message}");

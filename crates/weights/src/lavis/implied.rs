@@ -14,6 +14,8 @@ use crate::weights_dir::WeightsDir;
 /// Width of an attention head where no configuration says otherwise: BERT's and ViT-g's.
 const QFORMER_HEAD_SIZE: i64 = 64;
 const VIT_HEAD_SIZE: i64 = 88;
+/// More than any model has; what is looked for in them costs their square.
+const MAX_LAYERS: i64 = 1000;
 /// LAVIS runs EVA's ViT-g without its last block.
 const VIT_G_BLOCKS: i64 = 40;
 /// `bert-base-uncased` with `[DEC]`, for files without the text half.
@@ -168,6 +170,9 @@ impl<'a> Shapes<'a> {
         match (0..count).find(|&i| !numbered(i)) {
             Some(gap) => Err(self.wrong(format!("{prefix}{gap} is missing, {prefix}{} is there", count - 1))),
             None if count == 0 => Err(self.wrong(format!("nothing below {prefix}"))),
+            None if count > MAX_LAYERS => {
+                Err(self.wrong(format!("{prefix}: expected at most {MAX_LAYERS} layers, got {count}")))
+            }
             None => Ok(count),
         }
     }
