@@ -39,6 +39,7 @@ pub(crate) fn from_environment() -> Result<Hub> {
         token: text("HF_TOKEN").or_else(login).map(|token| token.trim().to_string()).filter(|token| !token.is_empty()),
         offline: text("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value)),
         retry_pause: Duration::from_secs(1),
+        read_timeout: Duration::from_secs(60),
     };
     let progress = Mutex::new(None);
     Ok(Hub::new(

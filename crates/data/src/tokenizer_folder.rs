@@ -84,7 +84,7 @@ pub fn converted_tokenizer(folder: &Path) -> Result<Option<Vec<u8>>, TextError> 
 /// The bytes of `tokenizer.json`; of a folder that has only other files, or a BERT's `vocab.txt`, what `transformers` would write for it.
 ///
 /// # Errors
-/// Neither file, files that cannot be read, a vocabulary without one of the special tokens.
+/// Neither file, files that cannot be read, a vocabulary without one of the special tokens, or one that is read by another class than BERT's.
 pub(crate) fn tokenizer_json(folder: &Path) -> Result<Vec<u8>, TextError> {
     if let Some(json) = converted_tokenizer(folder)? {
         return Ok(json);
@@ -109,6 +109,7 @@ pub(crate) fn tokenizer_json(folder: &Path) -> Result<Vec<u8>, TextError> {
         text.split_terminator('\n').map(|line| line.strip_suffix('\r').unwrap_or(line)).zip(0..).collect();
     let special = SpecialTokens::of(folder)?;
     let options = read_object(folder, "tokenizer_config.json")?;
+    check_class(folder, &options)?;
     let flag = |key: &str| options.get(key).and_then(Value::as_bool);
     let id = |token: &str| {
         let missing =
@@ -144,6 +145,28 @@ pub(crate) fn tokenizer_json(folder: &Path) -> Result<Vec<u8>, TextError> {
         },
     });
     Ok(tokenizer.to_string().into_bytes())
+}
+
+/// Whether `vocab.txt` is read by BERT's own classes. Others split words in ways of their own (Japanese ones by a dictionary, MeCab's).
+fn check_class(folder: &Path, options: &Map<String, Value>) -> Result<(), TextError> {
+    let model = read_object(folder, "config.json")?;
+    let known = [
+        ("tokenizer_config.json", options, "tokenizer_class", &["BertTokenizer", "BertTokenizerFast"][..]),
+        ("tokenizer_config.json", options, "word_tokenizer_type", &["basic"]),
+        ("tokenizer_config.json", options, "subword_tokenizer_type", &["wordpiece"]),
+        ("config.json", &model, "tokenizer_class", &["BertTokenizer", "BertTokenizerFast"]),
+    ];
+    for (file, object, key, expected) in known {
+        let got = object.get(key).filter(|value| !value.is_null());
+        if let Some(got) = got.filter(|got| !got.as_str().is_some_and(|got| expected.contains(&got))) {
+            let reason = format!(
+                "{key}: expected {} beside a vocab.txt without a tokenizer.json, got {got}; take a BERT with a tokenizer.json",
+                expected.join(" or ")
+            );
+            return Err(TextError::Load { path: folder.join(file), reason });
+        }
+    }
+    Ok(())
 }
 
 /// A JSON object of the folder; empty where the file is not there.
@@ -201,6 +224,37 @@ mod tests {
         let cased = folder(&[("vocab.txt", VOCABULARY), ("tokenizer_config.json", r#"{"do_lower_case": false}"#)]);
         let text = TextEncoder::from_folder(cased.path(), 16, true).unwrap();
         assert_eq!(text.encode("ein Hund").unwrap(), [2, 5, 8, 3]);
+    }
+
+    #[test]
+    fn a_vocabulary_that_another_class_reads_is_refused() {
+        let read = |file, options: &str| {
+            let bert = folder(&[("vocab.txt", VOCABULARY), (file, options)]);
+            TextEncoder::from_folder(bert.path(), 16, true).map(drop).map_err(|error| error.to_string())
+        };
+        for (file, options, expected) in [
+            (
+                "tokenizer_config.json",
+                r#"{"do_lower_case": false, "word_tokenizer_type": "mecab", "subword_tokenizer_type": "wordpiece"}"#,
+                "tokenizer_config.json: word_tokenizer_type: expected basic beside a vocab.txt",
+            ),
+            (
+                "tokenizer_config.json",
+                r#"{"tokenizer_class": "BertJapaneseTokenizer"}"#,
+                "tokenizer_class: expected BertTokenizer or BertTokenizerFast beside a vocab.txt",
+            ),
+            ("tokenizer_config.json", r#"{"subword_tokenizer_type": "character"}"#, "expected wordpiece beside"),
+            ("config.json", r#"{"tokenizer_class": "BertJapaneseTokenizer"}"#, "/config.json: tokenizer_class: "),
+        ] {
+            let message = read(file, options).unwrap_err();
+            assert!(message.contains(expected) && message.ends_with("take a BERT with a tokenizer.json"), "{message}");
+        }
+        for options in
+            [r#"{"tokenizer_class": null}"#, r#"{"tokenizer_class": "BertTokenizer", "word_tokenizer_type": "basic"}"#]
+        {
+            assert_eq!(read("tokenizer_config.json", options), Ok(()));
+        }
+        assert_eq!(read("config.json", r#"{"model_type": "bert", "tokenizer_class": null}"#), Ok(()));
     }
 
     #[test]

@@ -127,14 +127,19 @@ pub(crate) fn parse<T: serde::de::DeserializeOwned>(part: &'static str, json: &V
     serde_json::from_value(json.clone()).map_err(|e| ConfigError::Invalid { part, message: e.to_string() })
 }
 
-/// Checks that heads divide a width and that sizes are positive.
+/// Checks that sizes are positive and no larger than any model's.
 pub(crate) fn check_sizes(part: &'static str, sizes: &[(&'static str, i64)]) -> Result<(), ConfigError> {
-    for &(key, value) in sizes {
-        if !(1..=1 << 24).contains(&value) {
-            return Err(ConfigError::Unsupported { part, key, got: value.to_string(), supported: "1 to 2^24" });
-        }
+    sizes.iter().try_for_each(|&(key, value)| check_size(part, key, value))
+}
+
+/// Checks one size by its key. Layers are declared one by one before a file is compared with them, so a wrong number of them costs time.
+pub(crate) fn check_size(part: &'static str, key: &'static str, value: i64) -> Result<(), ConfigError> {
+    let few = key.ends_with("layers") || key.ends_with("heads") || ["n_layer", "n_head"].contains(&key);
+    let (most, supported) = if few { (1000, "1 to 1,000") } else { (1 << 24, "1 to 2^24") };
+    if (1..=most).contains(&value) {
+        return Ok(());
     }
-    Ok(())
+    Err(ConfigError::Unsupported { part, key, got: value.to_string(), supported })
 }
 
 #[cfg(test)]
@@ -183,6 +188,31 @@ mod tests {
                 assert!(message.contains(&format!("text_config.{key}: got {id}, supported: ids below")), "{message}");
             }
         }
+    }
+
+    #[test]
+    fn more_layers_or_heads_than_any_model_has_are_refused_by_key() {
+        for (part, keys) in [
+            ("vision_config", json!({"num_hidden_layers": 1001})),
+            ("qformer_config", json!({"num_hidden_layers": 5_000_000})),
+            ("qformer_config", json!({"num_attention_heads": 1001, "hidden_size": 1001})),
+            ("text_config", json!({"model_type": "opt", "num_hidden_layers": 16_000_000})),
+            ("text_config", json!({"model_type": "gpt2", "n_layer": 1001})),
+            ("text_config", json!({"model_type": "llama", "num_key_value_heads": 1001})),
+            ("text_config", json!({"model_type": "t5", "decoder_start_token_id": 0, "num_decoder_layers": 1001})),
+        ] {
+            let key = keys
+                .as_object()
+                .unwrap()
+                .keys()
+                .find(|key| *key != "model_type" && *key != "decoder_start_token_id")
+                .unwrap()
+                .clone();
+            let message = with("Blip2ForConditionalGeneration", part, keys.clone()).unwrap_err();
+            let expected = format!("config.json: {part}.{key}: got {}, supported: 1 to 1,000", keys[&key]);
+            assert_eq!(message, expected);
+        }
+        assert!(with("Blip2ForConditionalGeneration", "vision_config", json!({"num_hidden_layers": 1000})).is_ok());
     }
 
     #[test]

@@ -3,18 +3,20 @@
 use std::path::{Path, PathBuf};
 
 use blip2_model::Blip2Config;
-use blip2_model::language::LanguageConfig as Language;
+use blip2_model::vision::VisionConfig;
 use blip2_torchx::params::TensorSource;
 use blip2_weights::{
     DEFAULT_MAX_SHARD_BYTES, Export, ExportTask, FrozenElsewhere, LavisCheckpoint, ModelDir, Part, Projection, Stage,
-    Towers, image_token_index, save_lavis,
+    Towers, image_token_index, is_pad_token, save_lavis,
 };
 use serde_json::Value;
 use tch::Tensor;
 
 use crate::checkpoint::{Checkpoint, CheckpointStore, Rejected};
 use crate::config::{Config, LanguageConfig, WeightsSource};
+use crate::encoder::check_image_size;
 use crate::error::Error;
+use crate::export_remarks::{BLIP2_VIT, ImageToken, image_encoder_type, remarks};
 use crate::hub::Hub;
 use crate::preprocessing::Preprocessing;
 
@@ -27,8 +29,8 @@ pub struct Exported {
     pub step: u64,
     /// Better or newer checkpoints that are damaged.
     pub rejected: Vec<Rejected>,
-    /// Why `transformers` 4.57 has no class that computes the directory, where that is so.
-    pub without_class: Option<String>,
+    /// What `transformers` 4.57 cannot do with the directory, a line each.
+    pub remarks: Vec<String>,
 }
 
 /// Writes the model of `source` to the Hugging Face directory `out`; an earlier export there is replaced.
@@ -40,10 +42,10 @@ pub struct Exported {
 /// Neither a run nor a checkpoint, no checkpoint that is whole, towers that are gone, an `out` that is no export.
 pub fn export_checkpoint(source: &Path, out: &Path, towers: FrozenTowers, hub: &Hub) -> Result<Exported, Error> {
     let Chosen { run, mut config, checkpoint, rejected } = choose(source)?;
-    hub.resolve(&mut config)?;
+    hub.resolve_towers(&mut config)?;
     let model = ModelDir::open(checkpoint.path())?;
-    let without_class = export_model(&config, model.config(), &run.join("tokenizer"), &trained(&model)?, towers, out)?;
-    Ok(Exported { checkpoint: checkpoint.path().to_path_buf(), step: checkpoint.step(), rejected, without_class })
+    let remarks = export_model(&config, model.config(), &run.join("tokenizer"), &trained(&model)?, towers, out)?;
+    Ok(Exported { checkpoint: checkpoint.path().to_path_buf(), step: checkpoint.step(), rejected, remarks })
 }
 
 /// Writes what was trained to `out`, a `.pth` as LAVIS saves it; `source` is as for [`export_checkpoint`].
@@ -74,7 +76,7 @@ pub fn export_lavis(source: &Path, out: &Path) -> Result<Exported, Error> {
         out,
     )?;
     let checkpoint_path = checkpoint.path().to_path_buf();
-    Ok(Exported { checkpoint: checkpoint_path, step: checkpoint.step(), rejected, without_class: None })
+    Ok(Exported { checkpoint: checkpoint_path, step: checkpoint.step(), rejected, remarks: Vec::new() })
 }
 
 /// A run with the checkpoint that is exported.
@@ -179,21 +181,7 @@ fn find_run(source: &Path) -> Result<(PathBuf, Option<PathBuf>), Error> {
     }
 }
 
-/// Why `transformers` 4.57 has no class for a model of these parts, where that is so.
-fn without_class(model: &Blip2Config, json: &Value) -> Option<String> {
-    const BLIP2_VIT: &str = "blip_2_vision_model";
-    let tower = json["vision_config"]["model_type"].as_str().unwrap_or(BLIP2_VIT);
-    let reason = match &model.language {
-        _ if tower != BLIP2_VIT => format!("its BLIP-2 has no {tower} as image encoder"),
-        Some(Language::T5(t5)) if t5.scales_output() != t5.tie_word_embeddings => {
-            "its T5 scales the output before a tied head, and before no other".into()
-        }
-        _ => return None,
-    };
-    Some(format!("transformers has no class for it: {reason}"))
-}
-
-/// Writes the Hugging Face directory `out` of what `config` trains. Returns why `transformers` has no class for it, where that is so.
+/// Writes the Hugging Face directory `out` of what `config` trains. Returns what `transformers` cannot do with it.
 ///
 /// `model_json` is the model's `config.json` as a checkpoint keeps it, `tokenizer` the folder of the tokenizer's files.
 ///
@@ -206,20 +194,25 @@ pub fn export_model(
     trained: &[(String, Tensor)],
     towers: FrozenTowers,
     out: &Path,
-) -> Result<Option<String>, Error> {
+) -> Result<Vec<String>, Error> {
     let wrong = |source| Error::Model { path: config.run_folder(), source };
     let model = Blip2Config::from_json(model_json).map_err(wrong)?;
     let depth = model.vision.depth(model.top.vision_feature_layer.or(Some(-1))).map_err(wrong)?;
     let vision = config.model.vision.weights.open()?;
     let preprocessing = Preprocessing::of(vision.path(), &model.vision, &config.data.image.size)?;
+    let positions = match towers {
+        FrozenTowers::Copied => resized_positions(&vision, &model.vision, model_json, preprocessing.size)?,
+        FrozenTowers::Named => None,
+    };
     let language = match (&model.language, &config.model.language) {
         (None, _) => None,
         (Some(language), Some(LanguageConfig { weights, .. })) => {
             let dir = weights.open()?;
             let inherited = dir.config().get("image_token_index").and_then(Value::as_i64);
             let text_config = dir.part(Part::Language)?.config;
-            let image_token = image_token_index(tokenizer, text_config, inherited, language.vocab_size())?;
-            Some((dir, image_token))
+            let index = image_token_index(tokenizer, text_config, inherited, language.vocab_size())?;
+            let pads = index.map(|id| is_pad_token(tokenizer, text_config, id)).transpose()?.unwrap_or(false);
+            Some((dir, ImageToken { index, pads }))
         }
         (Some(_), None) => {
             let message = "model.language: missing, but the checkpoint is of stage 2";
@@ -235,7 +228,7 @@ pub fn export_model(
             language,
             text_config: &model_json["text_config"],
             before_queries: model.top.before_queries.as_deref(),
-            image_token_index: *image_token,
+            image_token_index: image_token.index,
         },
     };
     let named = match towers {
@@ -251,6 +244,7 @@ pub fn export_model(
         trained,
         vision: &vision,
         vision_depth: depth as usize,
+        positions: positions.as_ref(),
         qformer_config: model_json["qformer_config"].clone(),
         num_query_tokens: model.top.num_query_tokens as usize,
         image: preprocessing.exported(),
@@ -258,7 +252,31 @@ pub fn export_model(
         max_shard_bytes: DEFAULT_MAX_SHARD_BYTES,
     };
     export.write(out)?;
-    Ok(without_class(&model, model_json))
+    Ok(remarks(&model, model_json, language.as_ref().map(|(_, image_token)| image_token)))
+}
+
+/// The table of positions of BLIP-2's ViT for images of `size` pixels, by its name, where that is not the ViT's own size. Other towers keep theirs:
+/// `transformers` has no BLIP-2 with them, and every reader resizes by itself.
+fn resized_positions(
+    dir: &ModelDir,
+    vision: &VisionConfig,
+    model_json: &Value,
+    size: usize,
+) -> Result<Option<(String, Tensor)>, Error> {
+    check_image_size(vision, size)?;
+    let (size, own) = (size as i64, vision.image_size());
+    if size == own || image_encoder_type(model_json) != BLIP2_VIT {
+        return Ok(None);
+    }
+    let Some((name, expected)) = vision.position_table(own) else { return Ok(None) };
+    let name = format!("vision_model.{name}");
+    let wrong = |message: String| Error::file(dir.path(), format!("{name}: {message}"));
+    let table = dir.part(Part::Vision)?.weights.read(&name).map_err(wrong)?;
+    if table.size() != expected {
+        return Err(wrong(format!("expected shape {expected:?}, got {:?}", table.size())));
+    }
+    let resized = vision.resized_positions(&table, size);
+    Ok(Some((name, resized)))
 }
 
 fn trained(model: &ModelDir) -> Result<Vec<(String, Tensor)>, Error> {
@@ -268,33 +286,4 @@ fn trained(model: &ModelDir) -> Result<Vec<(String, Tensor)>, Error> {
         Err(message) => Err(Error::file(model.path(), format!("{name}: {message}"))),
     };
     weights.entries().into_iter().map(read).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn other_image_encoders_and_a_t5_that_version_4_would_scale_have_no_class() {
-        let said = |vision: &str, text: Value| {
-            let json = json!({
-                "architectures": ["Blip2ForConditionalGeneration"], "num_query_tokens": 32, "qformer_config": {},
-                "vision_config": {"model_type": vision}, "text_config": text,
-            });
-            without_class(&Blip2Config::from_json(&json).unwrap(), &json)
-        };
-        let t5 = |tied: bool, scaled: bool| json!({"model_type": "t5", "decoder_start_token_id": 0, "tie_word_embeddings": tied, "scale_decoder_outputs": scaled});
-        assert_eq!(said("blip_2_vision_model", json!({"model_type": "llama"})), None);
-        assert_eq!(said("blip_2_vision_model", t5(true, true)), None);
-        assert_eq!(said("blip_2_vision_model", t5(false, false)), None);
-        let reason = said("clip_vision_model", json!({"model_type": "opt"})).unwrap();
-        assert_eq!(reason, "transformers has no class for it: its BLIP-2 has no clip_vision_model as image encoder");
-        assert!(
-            said("blip_2_vision_model", t5(true, false))
-                .unwrap()
-                .starts_with("transformers has no class for it: its T5 ")
-        );
-    }
 }

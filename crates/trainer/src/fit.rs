@@ -9,7 +9,7 @@ use blip2_model::qformer::QFormerConfig;
 use blip2_model::vision::VisionConfig;
 use blip2_torchx::params::{LoadPlan, LoadProblem, ParamStore, TensorSource};
 use blip2_weights::plans::{self, QFormerSource};
-use blip2_weights::{ModelDir, ModelKind, Part, PartSource};
+use blip2_weights::{ModelDir, ModelKind, Part, PartSource, WeightsError};
 use serde::Serialize;
 use serde_json::json;
 
@@ -51,19 +51,25 @@ pub fn fit(path: &Path) -> Result<Option<Vec<PartFit>>, Error> {
     if !is_model {
         return Ok(None);
     }
-    let dir = ModelDir::open(path)?;
+    let dir = match ModelDir::open(path) {
+        // An optimizer's state, or whatever else PyTorch has written: a file of tensors and no model.
+        Err(WeightsError::NotLavis { .. }) => return Ok(None),
+        opened => opened?,
+    };
     let wrong = |source| Error::Model { path: path.into(), source };
     let mut parts = Vec::new();
     match dir.kind() {
         ModelKind::WholeBlip2 => {
-            let config = Blip2Config::from_json(dir.config()).map_err(wrong)?;
+            let config = Blip2Config::from_json(dir.corrected_config()?).map_err(wrong)?;
             let depth = config.vision.depth(config.top.vision_feature_layer.or(Some(-1))).map_err(wrong)?;
             parts.push(match dir.frozen_elsewhere(Part::Vision) {
                 None => vision(&dir.part(Part::Vision)?, &config.vision, depth),
                 Some(_) => elsewhere(IMAGE_ENCODER, &declared::image_encoder(&config.vision, depth)),
             });
             let width = config.language.as_ref().map(LanguageConfig::hidden_size);
-            parts.push(trained(&dir.part(Part::QFormer)?, &config, width, &LoadPlan::exact()));
+            let qformer = dir.part(Part::QFormer)?;
+            let plan = if width.is_none() { plans::stage1_from_whole(&qformer.weights) } else { LoadPlan::exact() };
+            parts.push(trained(&qformer, &config, width, &plan));
             if let Some(model) = &config.language {
                 parts.push(match dir.frozen_elsewhere(Part::Language) {
                     None => language(&dir.part(Part::Language)?, model),

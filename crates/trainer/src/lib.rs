@@ -19,6 +19,7 @@ pub mod error;
 pub mod evaluate;
 pub mod evaluation;
 pub mod export;
+mod export_remarks;
 pub mod feature_cache;
 pub mod features;
 pub mod fit;

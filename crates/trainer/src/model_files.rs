@@ -50,8 +50,8 @@ impl ModelFiles {
             return Err(Error::file(path, format!("{message}; give an export's directory")));
         }
         verify_towers(&dir)?;
-        let config =
-            Blip2Config::from_json(dir.config()).map_err(|source| Error::Model { path: path.into(), source })?;
+        let config = Blip2Config::from_json(dir.corrected_config()?)
+            .map_err(|source| Error::Model { path: path.into(), source })?;
         let preprocessing = Preprocessing::of(path, &config.vision, &AutoOr::Auto)?;
         Ok(ModelFiles { dir, config, preprocessing })
     }

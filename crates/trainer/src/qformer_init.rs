@@ -72,6 +72,9 @@ impl QFormerInit {
         let plan = match (stage, self.kind) {
             (Stage::One, QFormerSource::Bert) => plans::stage1_from_bert(source)?,
             (Stage::Two, QFormerSource::Stage1) => plans::stage2_from_stage1(),
+            (Stage::One, QFormerSource::Stage1) if self.dir.kind() == &ModelKind::WholeBlip2 => {
+                plans::stage1_from_whole(source)
+            }
             (Stage::One, QFormerSource::Stage1) | (Stage::Two, QFormerSource::Stage2) => LoadPlan::exact(),
             (Stage::One, QFormerSource::Stage2) => {
                 return refused(
@@ -84,6 +87,21 @@ impl QFormerInit {
             }
         };
         Ok(if self.dir.kind() == &ModelKind::LavisCheckpoint { plans::from_lavis(source, plan)? } else { plan })
+    }
+
+    /// What stage 1 begins anew with though the source is a whole stage 1, in words.
+    ///
+    /// # Errors
+    /// A configuration without the part.
+    pub fn begins_anew(&self, stage: Stage) -> Result<Option<String>, Error> {
+        let whole = self.kind == QFormerSource::Stage1 && self.dir.kind() == &ModelKind::WholeBlip2;
+        if stage == Stage::Two || !whole || !plans::lacks_heads(&self.dir.part(Part::QFormer)?.weights) {
+            return Ok(None);
+        }
+        let path = self.path.display();
+        Ok(Some(format!(
+            "model.qformer.init: {path} has no temperature and no ITG head, for which transformers has no names; they begin anew"
+        )))
     }
 
     /// The Q-Former that `config` asks for, checked against what the source has.

@@ -216,7 +216,8 @@ impl RunFolder {
         self.path.join("tokenizer")
     }
 
-    /// Keeps a copy of the tokenizer's files of a model directory, with a `tokenizer.json` in any case.
+    /// Keeps a copy of the tokenizer's files of a model directory, and the `tokenizer.json` that GPT-2's files or a SentencePiece model become. Of a
+    /// BERT with a `vocab.txt` alone that is all there is.
     ///
     /// # Errors
     /// A file cannot be read or written.

@@ -10,11 +10,12 @@ use blip2_trainer::checkpoint::{CheckpointError, CheckpointStore, Metric};
 use blip2_trainer::config::{BestMetric, Precision, Stage};
 use blip2_trainer::export::{FrozenTowers, export_checkpoint};
 use blip2_trainer::hub::Hub;
+use blip2_trainer::model_files::ModelFiles;
 use blip2_trainer::ranks::Alone;
 use blip2_trainer::replay::{ReplayOptions, replay};
 use blip2_weights::{ModelDir, Part, save_safetensors};
 use serde_json::{Value, json};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 fn golden(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(case)
@@ -91,7 +92,7 @@ fn stage_2_captions_as_the_model_it_came_from() {
     let run = RunOf::new("stage2_llama", 2, "");
     run.checkpoint(10, None, 0.0);
     let exported = export_checkpoint(&run.path(), &run.out(), FrozenTowers::Copied, &Hub::local()).unwrap();
-    assert_eq!((exported.step, exported.rejected.len(), exported.without_class), (10, 0, None));
+    assert_eq!((exported.step, exported.rejected.len(), exported.remarks), (10, 0, Vec::new()));
 
     let config = read_json(run.out().join("config.json"));
     assert_eq!(config["before_queries"], json!([2]));
@@ -164,6 +165,59 @@ fn trained_weights_alone_are_completed_from_the_towers_they_name() {
         message.contains("frozen_weights.vision.path: ") && message.contains(" is not there; it is the image encoder"),
         "{message}"
     );
+}
+
+#[test]
+fn a_tower_used_at_another_size_leaves_with_its_positions_for_that_size() {
+    let run = RunOf::new("stage2_llama", 2, "");
+    let yaml = run.path().join("config.yaml");
+    fs::write(&yaml, fs::read_to_string(&yaml).unwrap().replace("size: 32", "size: 48")).unwrap();
+    run.checkpoint(10, None, 0.0);
+    let alone = run.folder.path().join("alone");
+    export_checkpoint(&run.path(), &run.out(), FrozenTowers::Copied, &Hub::local()).unwrap();
+    export_checkpoint(&run.path(), &alone, FrozenTowers::Named, &Hub::local()).unwrap();
+    assert_eq!(read_json(run.out().join("config.json"))["vision_config"]["image_size"], 48);
+    let table = "vision_model.embeddings.position_embedding";
+    assert_eq!(ModelDir::open(&run.out()).unwrap().weights().read(table).unwrap().size(), [1, 37, 40]);
+    // A tower that is only named stays what it is.
+    assert_eq!(read_json(alone.join("config.json"))["vision_config"]["image_size"], 32);
+
+    let pixels = Tensor::randn([2, 3, 48, 48], (Kind::Float, Device::Cpu));
+    let features = |dir: &Path| {
+        let encoder = ModelFiles::open(dir).unwrap().image_encoder(Device::Cpu, Kind::Float).unwrap();
+        encoder.features_of_normalised(&pixels)
+    };
+    let expected = features(&golden("stage2_llama"));
+    assert!(features(&run.out()).equal(&expected) && features(&alone).equal(&expected));
+}
+
+#[test]
+fn a_vocabulary_without_an_id_for_the_queries_is_told() {
+    let case = tempfile::tempdir().unwrap();
+    for file in ["model.safetensors", "generation_config.json"] {
+        fs::copy(golden("stage2_llama").join(file), case.path().join(file)).unwrap();
+    }
+    let mut config = read_json(golden("stage2_llama").join("config.json"));
+    config["image_token_index"] = Value::Null;
+    fs::write(case.path().join("config.json"), config.to_string()).unwrap();
+    let run = RunOf::of(case.path().to_path_buf(), 2, "");
+    run.checkpoint(10, None, 0.0);
+    let size = config["text_config"]["vocab_size"].as_i64().unwrap();
+    let vocabulary: serde_json::Map<String, Value> = (0..size).map(|id| (format!("t{id}"), json!(id))).collect();
+    let remarks = |more: Value| {
+        let mut model = json!({"type": "BPE", "vocab": vocabulary});
+        model.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let tokenizer = json!({"model": model, "added_tokens": []}).to_string();
+        fs::write(run.path().join("tokenizer/tokenizer.json"), tokenizer).unwrap();
+        let exported = export_checkpoint(&run.path(), &run.out(), FrozenTowers::Copied, &Hub::local()).unwrap();
+        (read_json(run.out().join("config.json"))["image_token_index"].clone(), exported.remarks)
+    };
+    let (index, said) = remarks(json!({}));
+    assert!(index.is_null() && said.len() == 1 && said[0].ends_with("no id left for the queries"), "{said:?}");
+    // The golden case fills its batches with token 1.
+    let (index, said) = remarks(json!({"byte_fallback": true, "unk_token": "t1"}));
+    assert!(index == 1 && said.len() == 1 && said[0].contains("with which its tokenizer fills batches"), "{said:?}");
+    assert_eq!(remarks(json!({"byte_fallback": true, "unk_token": "t0"})), (json!(0), Vec::new()));
 }
 
 #[test]

@@ -77,4 +77,11 @@ fn what_is_missing_is_counted_and_named() {
 #[test]
 fn a_single_file_is_no_model() {
     assert_eq!(fit(&root("tests/golden/stage1/model.safetensors")).unwrap(), None);
+    let whole = root("crates/weights/tests/fixtures/torch_files/trainer.pth");
+    assert_eq!(fit(&whole).unwrap(), None, "PyTorch's, and none of LAVIS'");
+    let (folder, bytes) = (tempfile::tempdir().unwrap(), fs::read(&whole).unwrap());
+    let damaged = folder.path().join("trainer.pth");
+    fs::write(&damaged, &bytes[..bytes.len() / 2]).unwrap();
+    let message = fit(&damaged).unwrap_err().to_string();
+    assert!(message.contains("trainer.pth: it ends inside"), "{message}");
 }

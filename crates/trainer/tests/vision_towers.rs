@@ -184,6 +184,7 @@ fn export_of(tower: &ModelDir, out: &Path) -> Vec<(String, Tensor)> {
         trained: &trained,
         vision: tower,
         vision_depth: 2,
+        positions: None,
         qformer_config: qformer,
         num_query_tokens: 4,
         image: image.exported(),

@@ -46,6 +46,9 @@ pub struct ModelDir {
     config: Value,
     kind: ModelKind,
     weights: WeightsDir,
+    /// `config` where a T5's head is its own though the file calls it tied; none where the file is right. Found when the language model is asked
+    /// for, since two large tensors are compared.
+    corrected: OnceCell<Option<Value>>,
     /// Frozen towers of an export of trained weights alone, opened when they are asked for.
     frozen: Vec<(FrozenElsewhere, OnceCell<Box<ModelDir>>)>,
 }
@@ -91,29 +94,8 @@ impl ModelDir {
             name_sections(&mut config, model_type);
         }
         let frozen = frozen_elsewhere(path, &config)?.into_iter().map(|named| (named, OnceCell::new())).collect();
-        let mut dir = ModelDir { weights: WeightsDir::open(path)?, path: path.to_path_buf(), config, kind, frozen };
-        dir.settle_head()?;
-        Ok(dir)
-    }
-
-    /// Calls a T5's head its own where version 5 of `transformers` calls it tied, as version 4 would.
-    fn settle_head(&mut self) -> Result<(), WeightsError> {
-        if self.frozen_elsewhere(Part::Language).is_some() {
-            return Ok(());
-        }
-        let own = match self.part(Part::Language) {
-            Ok(part) => has_own_head(&part)?,
-            // No language model, or one that whoever asks for it will hear about.
-            Err(_) => false,
-        };
-        if own {
-            let section = match &self.kind {
-                ModelKind::Tower(model_type) if !has_section(model_type, Part::Language) => Some(&mut self.config),
-                _ => self.config.get_mut(Part::Language.section()),
-            };
-            section.into_iter().for_each(|section| section["tie_word_embeddings"] = false.into());
-        }
-        Ok(())
+        let (path, weights) = (path.to_path_buf(), WeightsDir::open(path)?);
+        Ok(ModelDir { path, config, kind, weights, corrected: OnceCell::new(), frozen })
     }
 
     fn open_lavis(path: &Path) -> Result<ModelDir, WeightsError> {
@@ -125,7 +107,8 @@ impl ModelDir {
             lavis::Kind::Checkpoint => (ModelKind::LavisCheckpoint, lavis::checkpoint_config(&weights)?),
             lavis::Kind::Vit => (ModelKind::LavisVit, lavis::vit_config(&weights)?),
         };
-        Ok(ModelDir { path: path.to_path_buf(), config, kind, weights, frozen: Vec::new() })
+        let path = path.to_path_buf();
+        Ok(ModelDir { path, config, kind, weights, corrected: OnceCell::new(), frozen: Vec::new() })
     }
 
     /// The directory.
@@ -134,10 +117,43 @@ impl ModelDir {
     }
 
     /// The whole `config.json`. In the directory of a model of several parts (CLIP, SigLIP, AIMv2; LLaVA, Gemma 3) the section that is used has
-    /// its `model_type` even where the file leaves it to the class; of CLIP it is what its class makes of `vision_config_dict`. A T5 that was saved with
-    /// a head of its own has `tie_word_embeddings: false`, whatever the version that saved it.
+    /// its `model_type` even where the file leaves it to the class; of CLIP it is what its class makes of `vision_config_dict`.
     pub fn config(&self) -> &Value {
         &self.config
+    }
+
+    /// The same for whoever reads the language model too: a T5 that was saved with a head of its own has `tie_word_embeddings: false`, whatever
+    /// the version that saved it. A head that the file calls tied is compared with the embedding, once.
+    ///
+    /// # Errors
+    /// A head that is not the embedding, in a model that has no other way to say so; tensors that cannot be read.
+    pub fn corrected_config(&self) -> Result<&Value, WeightsError> {
+        if self.corrected.get().is_none() {
+            let own = match self.part_as_configured(Part::Language) {
+                Ok(part) if self.frozen_elsewhere(Part::Language).is_none() => has_own_head(&part)?,
+                // The folder that holds the model looks itself; and who asks for a part that is not there will hear about it.
+                _ => false,
+            };
+            let corrected = own.then(|| {
+                let mut config = self.config.clone();
+                let section = match self.language_section() {
+                    None => Some(&mut config),
+                    Some(key) => config.get_mut(key),
+                };
+                section.into_iter().for_each(|section| section["tie_word_embeddings"] = false.into());
+                config
+            });
+            let _ = self.corrected.set(corrected);
+        }
+        Ok(self.corrected.get().and_then(Option::as_ref).unwrap_or(&self.config))
+    }
+
+    /// Where the language model's configuration stands; `None` where it is all of the file.
+    fn language_section(&self) -> Option<&'static str> {
+        match &self.kind {
+            ModelKind::Tower(model_type) if !has_section(model_type, Part::Language) => None,
+            _ => Some(Part::Language.section()),
+        }
     }
 
     /// Whether it is a whole BLIP-2 or a tower.
@@ -210,8 +226,18 @@ impl ModelDir {
     /// `visual_encoder.`, where it has one.
     ///
     /// # Errors
-    /// The directory has no such part; its configuration is missing; two tensors become one name.
+    /// The directory has no such part; its configuration is missing; two tensors become one name. Of the language model also what
+    /// [`ModelDir::corrected_config`] finds.
     pub fn part(&self, part: Part) -> Result<PartSource<'_>, WeightsError> {
+        let mut source = self.part_as_configured(part)?;
+        if part == Part::Language {
+            let config = self.corrected_config()?;
+            source.config = self.language_section().map_or(config, |key| &config[key]);
+        }
+        Ok(source)
+    }
+
+    fn part_as_configured(&self, part: Part) -> Result<PartSource<'_>, WeightsError> {
         if let Some(elsewhere) = self.open_elsewhere(part)? {
             return Ok(PartSource { config: self.section(part)?, weights: elsewhere.part(part)?.weights });
         }

@@ -66,6 +66,12 @@ pub enum WeightsError {
         /// The file.
         path: PathBuf,
     },
+    /// A PyTorch file, whole, that is not of LAVIS.
+    #[error("{}: neither a checkpoint of LAVIS (query_tokens, Qformer.bert…) nor its ViT (cls_token, blocks…); of a Hugging Face model give the folder", path.display())]
+    NotLavis {
+        /// The file.
+        path: PathBuf,
+    },
     /// A checkpoint in LAVIS' format from which no model can be told.
     #[error("{}: {message}", path.display())]
     Lavis {
@@ -131,16 +137,6 @@ pub enum WeightsError {
     ShardMissing {
         /// The index file.
         index: PathBuf,
-        /// The shard's file name.
-        shard: String,
-    },
-    /// The index places a tensor in a shard that lacks it.
-    #[error("{}: {name} should be in {shard}, which lacks it; index and shards are of different models", index.display())]
-    ShardLacks {
-        /// The index file.
-        index: PathBuf,
-        /// The tensor.
-        name: String,
         /// The shard's file name.
         shard: String,
     },

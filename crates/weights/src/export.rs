@@ -53,6 +53,9 @@ pub struct Export<'a> {
     pub vision: &'a ModelDir,
     /// How many of its blocks run before the Q-Former looks.
     pub vision_depth: usize,
+    /// The image encoder's table of positions, by our name, brought to images of `image.size` pixels; `None` where that is its own size.
+    /// It is written with a copied tower, whose `image_size` is then `image.size`: `transformers` resizes only when it is told to.
+    pub positions: Option<&'a (String, Tensor)>,
     /// `qformer_config`, as `Blip2QFormerConfig` has it.
     pub qformer_config: Value,
     /// How many query tokens there are.
@@ -108,6 +111,7 @@ impl Export<'_> {
         may_replace(out)?;
         self.check_trained()?;
         let trained = in_memory(self.trained)?;
+        let resized = in_memory(self.resized_positions().map_or(&[], std::slice::from_ref))?;
         let vision = self.vision.part(Part::Vision)?;
         let language = match &self.task {
             ExportTask::Stage1 { .. } => None,
@@ -117,7 +121,10 @@ impl Export<'_> {
         let copied = matches!(self.towers, Towers::Copied);
         let mut all = Union::default();
         all.add(&trained, |name| !pretraining_head(name), true);
-        let frozen = all.add(&vision.weights, |name| !vision_unused(name, self.vision_depth), copied);
+        let replaced = |name: &str| resized.contains_key(name);
+        all.add(&resized, |_| true, copied);
+        let frozen =
+            all.add(&vision.weights, |name| !vision_unused(name, self.vision_depth) && !replaced(name), copied);
         let frozen = match (&language, &self.task) {
             (Some(language), ExportTask::Stage2 { text_config, .. }) => {
                 let tied = tied_head(text_config);
@@ -163,6 +170,11 @@ impl Export<'_> {
             }
             Ok(())
         })
+    }
+
+    /// The table of positions that takes the place of the image encoder's own.
+    pub(crate) fn resized_positions(&self) -> Option<&(String, Tensor)> {
+        self.positions.filter(|_| matches!(self.towers, Towers::Copied))
     }
 
     fn check_trained(&self) -> Result<(), WeightsError> {

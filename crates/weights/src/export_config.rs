@@ -51,6 +51,9 @@ pub(crate) fn model_config(export: &Export) -> Result<Value, WeightsError> {
     }
     let mut vision_config = vision.config.clone();
     vision_config["num_hidden_layers"] = json!(export.vision_depth);
+    if export.resized_positions().is_some() {
+        vision_config["image_size"] = json!(export.image.size);
+    }
     if let Some(section) = vision_config.as_object_mut() {
         // DINOv2's stages as a backbone, which name blocks that a cut tower has not; the class works them out.
         section.retain(|key, _| !["out_features", "out_indices", "stage_names"].contains(&key.as_str()));

@@ -17,7 +17,8 @@ const CONFIG_FILE: &str = "tokenizer_config.json";
 
 /// The id whose places `transformers` fills with the queries: `inherited` from the BLIP-2 model that the language model comes from; else
 /// `<image>`, which is the tokenizer's own or the first behind its last token; else, where the vocabulary is full, the last special token
-/// that means nothing to the model. `None` where there is none of these.
+/// that means nothing to the model; else the unknown token of a tokenizer that falls back to bytes, which no text gives. `None` where there is
+/// none of these.
 ///
 /// `tokenizer` is the folder of the tokenizer's files.
 ///
@@ -29,21 +30,42 @@ pub fn image_token_index(
     inherited: Option<i64>,
     vocabulary: i64,
 ) -> Result<Option<i64>, WeightsError> {
-    let tokens = Tokens::of(&read_object(&tokenizer.join(FILE))?);
+    let json = read_object(&tokenizer.join(FILE))?;
+    let tokens = Tokens::of(&json);
     let fits = |id: &i64| (0..vocabulary).contains(id);
     let named = inherited.or_else(|| tokens.id(IMAGE_TOKEN)).unwrap_or(tokens.next());
     if fits(&named) {
         return Ok(Some(named));
     }
-    let spoken_for = |id: &i64| {
-        let roles = ["bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "decoder_start_token_id"];
-        roles.iter().any(|&role| match &text_config[role] {
-            Value::Array(ids) => ids.iter().any(|other| other.as_i64() == Some(*id)),
-            one => one.as_i64() == Some(*id),
-        })
-    };
     let unknown = tokens.unknown;
-    Ok(tokens.special.keys().copied().rfind(|id| fits(id) && !spoken_for(id) && Some(*id) != unknown))
+    let ends = ["bos_token_id", "eos_token_id", "decoder_start_token_id"];
+    let spoken_for = |id: i64| Some(id) == unknown || has_role(text_config, &["pad_token_id", "unk_token_id"], id);
+    let free = |id: &i64| fits(id) && !has_role(text_config, &ends, *id);
+    let spare = tokens.special.keys().copied().rfind(|id| free(id) && !spoken_for(*id));
+    let falls_back = json["model"]["byte_fallback"] == true;
+    Ok(spare.or(unknown.filter(|id| falls_back && free(id))))
+}
+
+/// Whether the tokenizer fills batches with the token whose places the queries take, so that a padded batch has too many of them.
+///
+/// # Errors
+/// A file of the tokenizer that cannot be read.
+pub fn is_pad_token(tokenizer: &Path, text_config: &Value, id: i64) -> Result<bool, WeightsError> {
+    if has_role(text_config, &["pad_token_id"], id) {
+        return Ok(true);
+    }
+    let config = tokenizer.join(CONFIG_FILE);
+    let pad = if config.exists() { read_object(&config)?["pad_token"].take() } else { Value::Null };
+    let Some(pad) = pad.as_str().or(pad["content"].as_str()) else { return Ok(false) };
+    Ok(Tokens::of(&read_object(&tokenizer.join(FILE))?).id(pad) == Some(id))
+}
+
+/// Whether the language model's configuration gives an id one of these roles.
+fn has_role(text_config: &Value, roles: &[&str], id: i64) -> bool {
+    roles.iter().any(|&role| match &text_config[role] {
+        Value::Array(ids) => ids.iter().any(|other| other.as_i64() == Some(id)),
+        one => one.as_i64() == Some(id),
+    })
 }
 
 /// Copies the tokenizer's files, adds `<image>` where it is to be the next id of a vocabulary without scores, and writes the `tokenizer_config.json` without which

@@ -5,7 +5,7 @@
 //! | vision tower | a tower's directory, a whole BLIP-2 | [`vision_tower`] |
 //! | language model | its directory, a whole BLIP-2 | [`language_model`] |
 //! | stage 1 | BERT | [`stage1_from_bert`] |
-//! | stage 1 | stage-1 checkpoint or export | [`LoadPlan::exact`] |
+//! | stage 1 | stage-1 checkpoint or export | [`stage1_from_whole`] |
 //! | stage 2 | stage-1 checkpoint or export | [`stage2_from_stage1`] |
 //! | stage 2 | stage-2 checkpoint or export | [`LoadPlan::exact`] |
 //! | either | a checkpoint of LAVIS | that of the stage, through [`from_lavis`] |
@@ -92,6 +92,19 @@ pub fn stage1_from_bert(source: &dyn TensorSource) -> Result<LoadPlan, WeightsEr
         }),
         gain_rows: Box::new(|name| name == "embeddings.word_embeddings.weight" || name == "cls.predictions.bias"),
     })
+}
+
+/// Stage 1 from a whole BLIP-2 of stage 1.
+///
+/// Fresh: the temperature and the ITG head if the source [`lacks_heads`].
+pub fn stage1_from_whole(source: &dyn TensorSource) -> LoadPlan {
+    let lacks = lacks_heads(source);
+    LoadPlan { fresh: Box::new(move |name| lacks && pretraining_head(name)), ..LoadPlan::exact() }
+}
+
+/// Whether a source has nothing of what `transformers` has no names for: a model of its own, or an export that it has saved again.
+pub fn lacks_heads(source: &dyn TensorSource) -> bool {
+    !source.entries().iter().any(|(name, _)| pretraining_head(name))
 }
 
 /// Stage 2 from what stage 1 trained.

@@ -16,9 +16,9 @@ Examples:
   blip2 export --checkpoint runs/stage2 --trained-only --out bridge                    without copies of the frozen towers
   blip2 export --checkpoint runs/stage1 --format lavis --out stage1.pth                what was trained, with LAVIS' names
 
-The directory loads in transformers: config.json, weights, tokenizer files, image preprocessing. A further line says where it has no class for the
-model, as with every image encoder but BLIP-2's own. An earlier export at --out is replaced,
-anything else there is not. LAVIS' file holds no frozen towers, as LAVIS saves it, and replaces nothing.";
+The directory loads in transformers: config.json, weights, tokenizer files, image preprocessing. A further line says what transformers cannot do
+with it; it has no class for any image encoder but BLIP-2's own. An earlier export at --out is replaced, anything else
+there is not. LAVIS' file holds no frozen towers, as LAVIS saves it, and replaces nothing.";
 
 /// Write a run's model as a Hugging Face directory or as a checkpoint of LAVIS
 #[derive(Args)]
@@ -59,9 +59,6 @@ impl ExportArguments {
         let (step, checkpoint) = (exported.step, exported.checkpoint.display());
         let out = self.out.display();
         print(format_args!("{out}: the model of step {step} ({checkpoint})"))?;
-        match &exported.without_class {
-            Some(reason) => print(format_args!("{out}: {reason}")),
-            None => Ok(()),
-        }
+        exported.remarks.iter().try_for_each(|remark| print(format_args!("{out}: {remark}")))
     }
 }

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::copied;
 use crate::tiny_run::{TinyRun, refused, train};
+use crate::{blip2, copied};
 
 /// Changes the header of a safetensors file; the tensors' bytes stay where they are.
 fn edit_header(path: &Path, edit: impl FnOnce(&mut Map<String, Value>)) {
@@ -97,4 +97,32 @@ fn stage_2_with_another_width_than_its_stage_1() {
     let message = refused(train(&config, &[]));
     assert!(message.contains("model.qformer.query_tokens: 4 here") && message.ends_with("has 8"), "{message}");
     train(&tiny.stage2("a", "stage1", &[("/schedule/steps", json!(1))]), &[]).success();
+}
+
+#[test]
+fn stage_1_begins_from_a_directory_as_transformers_saves_it() {
+    let tiny = TinyRun::new();
+    let one_step = ("/schedule/steps", json!(1));
+    train(&tiny.stage1("a", std::slice::from_ref(&one_step)), &[]).success();
+    let model = tiny.path("model");
+    blip2(["export".into(), "--checkpoint".into(), tiny.run("a"), "--out".into(), model.clone()]).success();
+    let heads = model.join("pretraining_heads.safetensors");
+    fs::remove_file(&heads).unwrap();
+
+    let config = tiny.stage1("b", &[one_step, ("/model/qformer/init", json!(model))]);
+    let ended = train(&config, &[]);
+    assert!(ended.stderr.contains("has no temperature and no ITG head"), "{}", ended.stderr);
+    ended.success();
+    let run: Value = serde_json::from_slice(&fs::read(tiny.run("b").join("run.json")).unwrap()).unwrap();
+    assert!(run.to_string().contains("\"fresh\":6"), "{run}");
+    let found: Value =
+        serde_json::from_str(&blip2(["inspect".into(), model.clone(), "--json".into()]).success()).unwrap();
+    assert_eq!([&found["parts"][1]["fresh"], &found["parts"][1]["missing"]], [6, 0]);
+
+    // One of the six is a file that has lost the others.
+    let header = r#"{"temp":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}    "#;
+    let temp = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &0.07f32.to_le_bytes()].concat();
+    fs::write(&heads, temp).unwrap();
+    let message = refused(train(&config, &["--resume", "never", "--set", "run.name=c"]));
+    assert!(message.contains("missing") && message.contains("cls.predictions.bias"), "{message}");
 }

@@ -196,6 +196,32 @@ impl VisionConfig {
         (size / self.patch_size()).pow(2) + self.architecture.prefix_tokens()
     }
 
+    /// Where the table of positions lies below the tower, and its shape for images of `size` pixels; none where it has no table.
+    pub fn position_table(&self, size: i64) -> Option<(&'static str, Vec<i64>)> {
+        match self.architecture.embeddings.positions {
+            Positions::Table(rows, _) => {
+                let rows_of_size = (size / self.patch_size()).pow(2) + self.class_tokens();
+                Some((rows.name, rows.shape(rows_of_size, self.hidden_size())))
+            }
+            Positions::SinCos | Positions::Rotary { .. } => None,
+        }
+    }
+
+    /// The table of positions as the tower computes it for images of `size` pixels.
+    ///
+    /// # Shapes
+    /// `table` of the tower's own size by [`VisionConfig::position_table`] `-> f32` of the same for `size`.
+    pub fn resized_positions(&self, table: &Tensor, size: i64) -> Tensor {
+        let Positions::Table(rows, resize) = self.architecture.embeddings.positions else { return table.copy() };
+        let table = table.view([1, -1, self.hidden_size()]);
+        let resized = positions::from_table(&table, self.class_tokens(), size / self.patch_size(), resize);
+        resized.view(rows.shape(resized.size()[1], self.hidden_size()).as_slice())
+    }
+
+    fn class_tokens(&self) -> i64 {
+        i64::from(self.architecture.embeddings.class.is_some())
+    }
+
     /// `hidden_states[layer]`'s depth: `layer` as `transformers` counts (negative from the end); `None` is -1 for BLIP-2's tower, -2 for
     /// others, whose last layer serves another purpose.
     ///
@@ -314,7 +340,7 @@ mod tests {
         for (more, expected) in [
             (json!({"hidden_act": "relu"}), "vision_config.hidden_act: got relu, supported: gelu, "),
             (json!({"num_attention_heads": 5}), "num_attention_heads: got 5 for width 768, supported: a divisor"),
-            (json!({"num_attention_heads": 0}), "num_attention_heads: got 0, supported: 1 to 2^24"),
+            (json!({"num_attention_heads": 0}), "num_attention_heads: got 0, supported: 1 to 1,000"),
             (json!({"patch_size": 225}), "patch_size: got 225 for images of 224, supported: at most image_size"),
             (json!({"num_channels": 1}), "num_channels: got 1, supported: 3"),
             (json!({"num_register_tokens": -1}), "num_register_tokens: got -1, supported: 0 to 2^16"),

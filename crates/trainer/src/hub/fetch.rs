@@ -65,7 +65,7 @@ impl Hub {
         let mut text = String::new();
         let answer = |message: String| HubError::Answer { id: id.to_string(), url: url.clone(), message };
         let body = client.get(&url, 0)?.into_body().into_reader();
-        body.take(16 * MIB).read_to_string(&mut text).map_err(|error| answer(error.to_string()))?;
+        body.take(16 * MIB).read_to_string(&mut text).map_err(|error| answer(client.broken(&error)))?;
         let listing: Listing = serde_json::from_str(&text).map_err(|error| answer(format!("invalid JSON: {error}")))?;
         if !is_commit(&listing.sha) {
             return Err(answer(format!("sha: expected a commit, got {:?}", listing.sha)));
@@ -194,6 +194,11 @@ impl Fetch<'_> {
         HubError::DiskFull { id: self.id.to_string(), folder: self.cache.folder().to_path_buf(), needed_mib, free_mib }
     }
 
+    /// Why `path` could not be written, of which `needed` bytes were to come.
+    fn not_written(&self, path: &Path, error: io::Error, needed: u64) -> HubError {
+        if blip2_data::is_disk_full(&error) { self.disk_full(needed, 0) } else { self.io(path)(error) }
+    }
+
     /// One file, from where an earlier download stopped; several processes wait for each other.
     fn download(&self, file: &Wanted, arrived: &dyn Fn(u64)) -> Result<(), HubError> {
         let (blob, path) = (self.cache.blob(&file.digest), self.incomplete(file));
@@ -222,7 +227,8 @@ impl Fetch<'_> {
             }
         }
         let got = format!("{:x}", partial.digest.finalize());
-        partial.file.sync_all().map_err(self.io(&path))?;
+        // Some file systems find only now that a quota is used up.
+        partial.file.sync_all().map_err(|error| self.not_written(&path, error, file.size))?;
         if file.checked && got != file.digest {
             fs::remove_file(&path).map_err(self.io(&path))?;
             let (id, expected) = (self.id.to_string(), file.digest.clone());
@@ -250,7 +256,7 @@ impl Fetch<'_> {
                 Ok(0) if partial.done < file.size => return Err(Stop::Interrupted("the connection ended".into())),
                 Ok(0) => return Ok(()),
                 Ok(n) => n,
-                Err(error) => return Err(Stop::Interrupted(error.to_string())),
+                Err(error) => return Err(Stop::Interrupted(self.client.broken(&error))),
             };
             if partial.done == 0 && buffer[..n].starts_with(POINTER) {
                 let (id, endpoint) = (self.id.to_string(), self.hub.settings.endpoint.clone());
@@ -261,10 +267,9 @@ impl Fetch<'_> {
                 let size = file.size;
                 return Err(Stop::Fatal(HubError::Size { id: self.id.to_string(), file: file.name.clone(), size }));
             }
-            partial.append(&buffer[..n]).map_err(|error| match error.kind() {
-                io::ErrorKind::StorageFull => Stop::Fatal(self.disk_full(file.size - partial.done, 0)),
-                _ => io(error),
-            })?;
+            partial
+                .append(&buffer[..n])
+                .map_err(|error| Stop::Fatal(self.not_written(&path, error, file.size - partial.done)))?;
             arrived(n as u64);
         }
     }
@@ -314,5 +319,24 @@ impl Partial {
         self.digest.update(bytes);
         self.done += bytes.len() as u64;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quota_that_is_used_up_is_told_as_a_full_disk() {
+        let (hub, id) = (Hub::local(), "hf://org/name".parse().unwrap());
+        let (cache, client) = (RepoCache::of(Path::new("/cache"), &id), Client::new(&hub.settings, &id));
+        let fetch = Fetch { hub: &hub, client, id: &id, cache: &cache, commit: "" };
+        let said =
+            |code| fetch.not_written(Path::new("/cache/blob"), io::Error::from_raw_os_error(code), 3 * MIB).to_string();
+        for code in [rustix::io::Errno::NOSPC, rustix::io::Errno::DQUOT] {
+            let message = said(code.raw_os_error());
+            assert!(message.contains("3 MiB are to come, /cache/models--org--name has 0 MiB left"), "{message}");
+        }
+        assert!(said(rustix::io::Errno::IO.raw_os_error()).starts_with("hf://org/name: /cache/blob: "));
     }
 }

@@ -1,5 +1,6 @@
 //! Requests to a hub, repeated where that may help.
 
+use std::io;
 use std::time::Duration;
 
 use ureq::config::RedirectAuthHeaders;
@@ -29,6 +30,8 @@ impl<'a> Client<'a> {
             .redirect_auth_headers(RedirectAuthHeaders::SameHost)
             .timeout_connect(Some(Duration::from_secs(30)))
             .timeout_recv_response(Some(Duration::from_secs(60)))
+            // Of a whole body it is not known how long it takes; of each piece it is.
+            .timeout_per_read(Some(settings.read_timeout))
             .build()
             .into();
         Client { agent, settings, id }
@@ -64,6 +67,14 @@ impl<'a> Client<'a> {
                 Some(pause) => std::thread::sleep(pause),
                 None => return Err(failure),
             }
+        }
+    }
+
+    /// Why a body broke off.
+    pub fn broken(&self, error: &io::Error) -> String {
+        match error.get_ref().and_then(|error| error.downcast_ref()) {
+            Some(ureq::Error::Timeout(_)) => format!("nothing came for {:?}", self.settings.read_timeout),
+            _ => error.to_string(),
         }
     }
 

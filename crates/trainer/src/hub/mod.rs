@@ -37,6 +37,8 @@ pub struct HubSettings {
     pub offline: bool,
     /// Pause before the first repetition of a failed request; each further one doubles it.
     pub retry_pause: Duration,
+    /// How long a server may send nothing before its connection counts as broken.
+    pub read_timeout: Duration,
 }
 
 /// How far a download is.
@@ -93,6 +95,7 @@ impl Hub {
             token: None,
             offline: true,
             retry_pause: Duration::ZERO,
+            read_timeout: Duration::ZERO,
         };
         Hub::new(settings, Box::new(|_| {}))
     }
@@ -150,18 +153,34 @@ impl Hub {
     /// # Errors
     /// No such model, no permission, no network, no space; whatever [`HubError`] lists.
     pub fn resolve(&self, config: &mut Config) -> Result<(), HubError> {
+        self.resolve_towers(config)?;
+        self.locate_source(&mut config.model.qformer.init)
+    }
+
+    /// The same for the frozen towers alone: what was trained needs nothing of what it began from.
+    ///
+    /// # Errors
+    /// As [`Hub::resolve`].
+    pub fn resolve_towers(&self, config: &mut Config) -> Result<(), HubError> {
         self.keep_commits(config);
-        for source in config.weights_sources_mut() {
-            if let Some(id) = source.hub_id() {
-                let (id, folder) = self.locate(id)?;
-                *source = WeightsSource::located(id, folder);
-            }
+        self.locate_source(&mut config.model.vision.weights)?;
+        if let Some(language) = &mut config.model.language {
+            self.locate_source(&mut language.weights)?;
         }
         self.complete(&mut config.model.vision.weights, &[Part::Vision])?;
         match &mut config.model.language {
             Some(language) => self.complete(&mut language.weights, &[Part::Language]),
             None => Ok(()),
         }
+    }
+
+    /// Writes commit and folder into a source that is named by a hub id.
+    fn locate_source(&self, source: &mut WeightsSource) -> Result<(), HubError> {
+        if let Some(id) = source.hub_id() {
+            let (id, folder) = self.locate(id)?;
+            *source = WeightsSource::located(id, folder);
+        }
+        Ok(())
     }
 
     /// The id at its commit, and the folder of that snapshot.

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use blip2_trainer::hub::{Hub, HubError, HubEvent};
 
@@ -139,6 +140,31 @@ fn a_broken_connection_goes_on_from_the_last_byte() {
     let snapshot = folder(&hub(home.path(), server.endpoint())).unwrap();
     assert_eq!(fs::read(snapshot.join("model.safetensors")).unwrap(), model.weights());
     assert_eq!(ranges(&server), [None, Some("bytes=70000-".into()), Some("bytes=140000-".into())]);
+}
+
+#[test]
+fn a_server_that_falls_silent_is_asked_again_from_the_last_byte() {
+    let silent = |seconds: f64, answer: fn(Answer, usize) -> Answer| {
+        let (home, model) = (tempfile::tempdir().unwrap(), Model::usual());
+        let answering = model.clone();
+        let mut asked = 0;
+        let server = Server::start(move |request| {
+            let whole = answering.answer(request);
+            asked += usize::from(is_weights(request));
+            if is_weights(request) { answer(whole, asked) } else { whole }
+        });
+        let mut settings = settings(home.path(), server.endpoint());
+        settings.read_timeout = Duration::from_secs_f64(seconds);
+        let folder = folder(&Hub::new(settings, Box::new(|_| {})));
+        let came = folder.map(|folder| fs::read(folder.join("model.safetensors")).unwrap() == model.weights());
+        (came.map_err(|error| error.to_string()), ranges(&server))
+    };
+    let once = silent(1.0, |answer, asked| if asked == 1 { answer.stall_after(70_000) } else { answer });
+    assert_eq!(once, (Ok(true), vec![None, Some("bytes=70000-".into())]));
+
+    let (always, _) = silent(0.5, |answer, asked| answer.stall_after(if asked == 1 { 50_000 } else { 0 }));
+    let message = always.unwrap_err();
+    assert!(message.contains("interrupted after 50000 of 200000 bytes (nothing came for 500ms)"), "{message}");
 }
 
 #[test]

@@ -19,7 +19,14 @@ fn hub(home: &Path, endpoint: String) -> Hub {
 }
 
 fn settings(home: &Path, endpoint: String) -> HubSettings {
-    HubSettings { cache: home.join("hub"), endpoint, token: None, offline: false, retry_pause: Duration::ZERO }
+    HubSettings {
+        cache: home.join("hub"),
+        endpoint,
+        token: None,
+        offline: false,
+        retry_pause: Duration::ZERO,
+        read_timeout: Duration::from_secs(60),
+    }
 }
 
 fn repo_folder(home: &Path) -> PathBuf {

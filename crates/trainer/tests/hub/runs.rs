@@ -62,6 +62,21 @@ fn a_run_goes_on_from_its_commit_though_the_branch_has_moved() {
 }
 
 #[test]
+fn the_towers_alone_can_be_located() {
+    let home = tempfile::tempdir().unwrap();
+    let model = Model::usual();
+    let server = Server::start(move |request| model.answer(request));
+    let mut config = config(home.path(), "a");
+    // A model that the hub does not have.
+    config.model.qformer.init = WeightsSource::located("hf://org/bert".parse().unwrap(), "hf://org/bert".into());
+    let located = hub(home.path(), server.endpoint());
+    located.resolve_towers(&mut config).unwrap();
+    assert_eq!(vision_id(&config), format!("hf://org/name#{COMMIT}"));
+    assert!(server.requests().iter().all(|request| !request.path.contains("bert")));
+    assert!(located.resolve(&mut config).unwrap_err().to_string().contains("hf://org/bert"));
+}
+
+#[test]
 fn another_revision_is_another_configuration() {
     let home = tempfile::tempdir().unwrap();
     let model = Model::usual();

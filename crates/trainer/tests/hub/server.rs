@@ -24,11 +24,13 @@ pub struct Answer {
     pub body: Vec<u8>,
     /// The connection breaks after so many bytes of the body.
     pub cut: Option<usize>,
+    /// It does not break, and nothing more comes.
+    pub stalls: bool,
 }
 
 impl Answer {
     pub fn new(status: u16, body: impl Into<Vec<u8>>) -> Answer {
-        Answer { status, headers: Vec::new(), body: body.into(), cut: None }
+        Answer { status, headers: Vec::new(), body: body.into(), cut: None, stalls: false }
     }
 
     pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Answer {
@@ -39,6 +41,11 @@ impl Answer {
     pub fn cut_after(mut self, bytes: usize) -> Answer {
         self.cut = Some(bytes);
         self
+    }
+
+    pub fn stall_after(mut self, bytes: usize) -> Answer {
+        self.stalls = true;
+        self.cut_after(bytes)
     }
 
     /// The body from the byte on that the request names.
@@ -66,6 +73,7 @@ impl Server {
         let (requests, ends) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
         let (seen, over) = (requests.clone(), ends.clone());
         let thread = std::thread::spawn(move || {
+            let mut stalled = Vec::new();
             for stream in listener.incoming() {
                 if over.load(Ordering::SeqCst) {
                     return;
@@ -73,8 +81,13 @@ impl Server {
                 let mut stream = stream.unwrap();
                 if let Some(request) = read(&stream) {
                     seen.lock().unwrap().push(request.clone());
+                    let answer = answer(&request);
+                    let stalls = answer.stalls;
                     // A client that has left is what some tests want.
-                    let _ = write(&mut stream, answer(&request));
+                    let _ = write(&mut stream, answer);
+                    if stalls {
+                        stalled.push(stream);
+                    }
                 }
             }
         });
@@ -110,7 +123,7 @@ fn read(stream: &TcpStream) -> Option<Request> {
 }
 
 fn write(stream: &mut TcpStream, answer: Answer) -> std::io::Result<()> {
-    let Answer { status, headers, body, cut } = answer;
+    let Answer { status, headers, body, cut, .. } = answer;
     let mut head = format!("HTTP/1.1 {status} as asked\r\ncontent-length: {}\r\nconnection: close\r\n", body.len());
     headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
     stream.write_all(head.as_bytes())?;

@@ -14,6 +14,8 @@ use crate::weights_dir::WeightsDir;
 /// Width of an attention head where no configuration says otherwise: BERT's and ViT-g's.
 const QFORMER_HEAD_SIZE: i64 = 64;
 const VIT_HEAD_SIZE: i64 = 88;
+/// More than any model has; what is looked for in them costs their square.
+const MAX_LAYERS: i64 = 1000;
 /// LAVIS runs EVA's ViT-g without its last block.
 const VIT_G_BLOCKS: i64 = 40;
 /// `bert-base-uncased` with `[DEC]`, for files without the text half.
@@ -40,8 +42,7 @@ pub(crate) fn kind_of(weights: &WeightsDir) -> Result<Kind, WeightsError> {
     } else if weights.contains("cls_token") && weights.contains("blocks.0.attn.qkv.weight") {
         Ok(Kind::Vit)
     } else {
-        let message = "neither a checkpoint of LAVIS (query_tokens, Qformer.bert…) nor its ViT (cls_token, blocks…); of a Hugging Face model give the folder";
-        Err(WeightsError::Lavis { path: weights.path().to_path_buf(), message: message.into() })
+        Err(WeightsError::NotLavis { path: weights.path().to_path_buf() })
     }
 }
 
@@ -169,6 +170,9 @@ impl<'a> Shapes<'a> {
         match (0..count).find(|&i| !numbered(i)) {
             Some(gap) => Err(self.wrong(format!("{prefix}{gap} is missing, {prefix}{} is there", count - 1))),
             None if count == 0 => Err(self.wrong(format!("nothing below {prefix}"))),
+            None if count > MAX_LAYERS => {
+                Err(self.wrong(format!("{prefix}: expected at most {MAX_LAYERS} layers, got {count}")))
+            }
             None => Ok(count),
         }
     }

@@ -10,6 +10,8 @@ use super::value::{Id, Value};
 const MAX_DEPTH: usize = 32;
 /// Keys that are looked at; shared dictionaries can stand for more than the file could list.
 const MAX_KEYS: usize = 1 << 20;
+/// Bytes of joined names; long keys of shared dictionaries come again in every name below them.
+const MAX_NAME_BYTES: usize = 64 << 20;
 /// Where trainers put the model's dictionary.
 const ROOTS: [&str; 3] = ["model", "state_dict", "module"];
 const MAX_SCALAR_CHARS: usize = 120;
@@ -40,7 +42,7 @@ pub(super) fn read(contents: &Contents) -> Result<Tree, TorchFileProblem> {
             ROOTS.iter().find_map(|root| named(root).filter(|(_, id)| matches!(pickle.get(*id), Value::Dict(_))));
         Some(root.ok_or_else(|| TorchFileProblem::NoTensors { got: keys_of(contents, top) })?)
     };
-    let mut walk = Walk { contents, keys: 0 };
+    let mut walk = Walk { contents, keys: 0, name_bytes: 0 };
     let mut tree = Tree::default();
     let Some((root, id)) = inner else {
         walk.dict(pickle.root, "", 0, &mut tree.tensors)?;
@@ -71,6 +73,7 @@ pub(super) fn read(contents: &Contents) -> Result<Tree, TorchFileProblem> {
 struct Walk<'a> {
     contents: &'a Contents,
     keys: usize,
+    name_bytes: usize,
 }
 
 impl Walk<'_> {
@@ -102,6 +105,10 @@ impl Walk<'_> {
                 Value::Int(number) => format!("{prefix}{number}"),
                 _ => continue,
             };
+            self.name_bytes += name.len();
+            if self.name_bytes > MAX_NAME_BYTES {
+                return Err(TorchFileProblem::Limit { what: "bytes of names", limit: MAX_NAME_BYTES as u64 });
+            }
             match claim {
                 None => self.dict(value, &format!("{name}."), depth + 1, found)?,
                 Some(claim) => {

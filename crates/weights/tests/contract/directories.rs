@@ -129,6 +129,31 @@ fn a_t5_with_its_shared_embedding_once_or_thrice() {
 }
 
 #[test]
+fn a_head_is_compared_with_the_embedding_when_the_language_model_is_asked_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = json!({"model_type": "blip-2", "vision_config": {}, "text_config": {"model_type": "t5"}});
+    let ours: [(&str, &[i64]); 3] = [
+        ("language_model.lm_head.weight", &[2]),
+        ("language_model.shared.weight", &[2]),
+        ("vision_model.embeddings.class_embedding", &[1]),
+    ];
+    write_model(directory.path(), &config, &ours);
+    let model = ModelDir::open(directory.path()).unwrap();
+    assert_eq!(names(&model.part(Part::Vision).unwrap().weights), [ours[2].0]);
+    for message in [line(model.part(Part::Language)), line(model.corrected_config())] {
+        assert!(message.contains("lm_head.weight differs from language_model.shared.weight"), "{message}");
+    }
+
+    let mut own = config.clone();
+    own["text_config"]["scale_decoder_outputs"] = json!(false);
+    write_model(directory.path(), &own, &ours);
+    let model = ModelDir::open(directory.path()).unwrap();
+    assert_eq!(model.config(), &own);
+    assert_eq!(model.part(Part::Language).unwrap().config["tie_word_embeddings"], false);
+    assert_eq!(model.corrected_config().unwrap()["text_config"]["tie_word_embeddings"], false);
+}
+
+#[test]
 fn a_llama_with_head_or_base_alone() {
     let headed = tower_names("llama", Part::Language, &["lm_head.weight", "model.norm.weight"]);
     assert_eq!(headed, ["language_model.lm_head.weight", "language_model.model.norm.weight"]);

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use blip2_weights::{Export, ExportTask, ModelDir, image_token_index};
+use blip2_weights::{Export, ExportTask, ModelDir, image_token_index, is_pad_token};
 use serde_json::{Value, json};
 
 use crate::exports::{export, read_json, stage2_task, trained};
@@ -52,6 +52,32 @@ fn the_image_token_is_inherited_named_next_or_spare() {
     let pairs = json!([["<s>", 0.0], ["</s>", 0.0], ["<unk>", 0.0], ["\u{2581}a", -1.5]]);
     let unigram = json!({"added_tokens": [], "model": {"type": "Unigram", "unk_id": 2, "vocab": pairs}});
     assert_eq!(index(&unigram, None, 32), Some(4));
+}
+
+#[test]
+fn the_unknown_token_holds_the_queries_where_no_text_gives_it() {
+    // Llama 2's: every id taken, every special token with a role.
+    let mut llama = tokenizer();
+    llama["added_tokens"].as_array_mut().unwrap().truncate(3);
+    assert_eq!(index(&llama, None, 8), None, "a word that the vocabulary lacks gives it");
+    llama["model"]["byte_fallback"] = json!(true);
+    assert_eq!(index(&llama, None, 8), Some(2));
+    assert_eq!(index(&llama, None, 9), Some(8), "a row of its own is better");
+    let free = |text_config: Value| image_token_index(folder(&llama).path(), &text_config, None, 8).unwrap();
+    // Vicuna's fills batches; one that ends texts ends them too early.
+    assert_eq!(free(json!({"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2})), Some(2));
+    assert_eq!(free(json!({"bos_token_id": 0, "eos_token_id": [1, 2]})), None);
+
+    let pads = |text_config: Value, config: Option<Value>| {
+        let folder = folder(&llama);
+        config.iter().for_each(|c| fs::write(folder.path().join("tokenizer_config.json"), c.to_string()).unwrap());
+        is_pad_token(folder.path(), &text_config, 2).unwrap()
+    };
+    assert!(pads(json!({"pad_token_id": 2}), None));
+    assert!(pads(json!({}), Some(json!({"pad_token": "<unk>"}))));
+    assert!(pads(json!({}), Some(json!({"pad_token": {"content": "<unk>"}}))));
+    assert!(!pads(json!({"pad_token_id": 0}), Some(json!({"pad_token": "</s>"}))));
+    assert!(!pads(json!({}), None));
 }
 
 fn exported(tokenizer: &Path, image_token_index: Option<i64>) -> tempfile::TempDir {

@@ -28,6 +28,7 @@ pub fn export<'a>(task: ExportTask<'a>, trained: &'a [(String, Tensor)], vision:
         trained,
         vision,
         vision_depth: 3,
+        positions: None,
         qformer_config,
         num_query_tokens: 8,
         image: ImagePreprocessing {

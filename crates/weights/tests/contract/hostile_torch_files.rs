@@ -305,6 +305,24 @@ fn memo_bombs_that_double_at_each_step() {
 }
 
 #[test]
+fn long_keys_above_many_names() {
+    // 30 dictionaries inside each other, each under a long key, and one tensor under many numbers: a small file of names without end.
+    let file = |numbers: i64| {
+        let levels = 30;
+        Pickle::dict("model", |pickle| {
+            let pickle = (0..levels).fold(pickle.raw(b"}"), |pickle, _| pickle.text(&"k".repeat(1000)).raw(b"}"));
+            let pickle = pickle.raw(b"(").int(0).tensor("0", 4, 0, &[4], &[1]).raw(b"q\x00");
+            let pickle = (1..numbers).fold(pickle, |pickle, number| pickle.int(number).raw(b"h\x00"));
+            pickle.raw(b"u").raw(&b"s".repeat(levels))
+        })
+    };
+    assert_eq!(open(&archive(&file(100))).entries().len(), 100);
+    let bomb = file(10_000);
+    assert!(bomb.len() < 200_000);
+    assert!(matches!(problem_of(&bomb), Problem::Limit { what: "bytes of names", .. }));
+}
+
+#[test]
 fn lengths_beyond_the_pickle() {
     for pickle in [
         &b"\x80\x02X\xff\xff\xff\xff"[..],

@@ -7,8 +7,8 @@ use std::path::Path;
 use blip2_torchx::params::{Init, LoadPlan, ParamStore, TensorSource};
 use blip2_weights::plans::{self, QFormerSource};
 use blip2_weights::{
-    LavisCheckpoint, ModelDir, ModelKind, Part, Projection, Stage, TorchFile, WeightsDir, inspect, save_lavis,
-    trained_names,
+    LavisCheckpoint, ModelDir, ModelKind, Part, Projection, Stage, TorchFile, WeightsDir, WeightsError, inspect,
+    save_lavis, trained_names,
 };
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
@@ -238,31 +238,42 @@ fn the_vit_of_lavis_gets_one_bias_of_two() {
     assert!(line(model.part(Part::Language)).contains("this file of LAVIS holds no language model"));
 }
 
-#[test]
-fn the_fortieth_block_is_one_too_many() {
-    // ViT-g's forty blocks, as thin as can be: a name and one number each.
-    let mut pickle = Pickle(vec![0x80, 2]).raw(b"}(");
-    let mut tensor = |name: &str, shape: &[i64]| {
-        let elements: i64 = shape.iter().product();
-        pickle = pickle.clone().text(name).tensor("0", 1 << 16, 0, shape, &row_major(shape));
-        assert!(elements <= 1 << 16);
-    };
-    tensor("cls_token", &[1, 1, 88]);
-    tensor("pos_embed", &[1, 5, 88]);
-    tensor("patch_embed.proj.weight", &[88, 3, 2, 2]);
-    for block in 0..40 {
-        tensor(&format!("blocks.{block}.attn.qkv.weight"), &[264, 88]);
-        tensor(&format!("blocks.{block}.mlp.fc1.weight"), &[100, 88]);
+/// A ViT of LAVIS as thin as can be: a name and one number for each tensor.
+fn thin_vit(blocks: usize) -> (tempfile::TempDir, Result<ModelDir, WeightsError>) {
+    let mut tensors: Vec<(String, &[i64])> = vec![
+        ("cls_token".into(), &[1, 1, 88]),
+        ("pos_embed".into(), &[1, 5, 88]),
+        ("patch_embed.proj.weight".into(), &[88, 3, 2, 2]),
+    ];
+    for block in 0..blocks {
+        tensors.push((format!("blocks.{block}.attn.qkv.weight"), &[264, 88]));
+        tensors.push((format!("blocks.{block}.mlp.fc1.weight"), &[100, 88]));
     }
+    let pickle = tensors.iter().fold(Pickle(vec![0x80, 2]).raw(b"}("), |pickle, (name, shape)| {
+        assert!(shape.iter().product::<i64>() <= 1 << 16);
+        pickle.text(name).tensor("0", 1 << 16, 0, shape, &row_major(shape))
+    });
     let storage = vec![0; 4 << 16];
     let bytes = zip(&[("a/data.pkl", &pickle.raw(b"u.").0), ("a/data/0", &storage)]);
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("eva_vit_g.pth");
     fs::write(&path, bytes).unwrap();
-    let model = ModelDir::open(&path).unwrap();
-    assert_eq!(model.config()["num_hidden_layers"], 39);
+    let model = ModelDir::open(&path);
+    (directory, model)
+}
+
+#[test]
+fn the_fortieth_block_is_one_too_many() {
+    let (_directory, model) = thin_vit(40);
+    assert_eq!(model.unwrap().config()["num_hidden_layers"], 39);
     let unused = (plans::vision_tower(39).unused)("vision_model.encoder.layers.39.mlp.fc1.weight");
     assert!(unused && !(plans::vision_tower(39).unused)("vision_model.encoder.layers.38.mlp.fc1.weight"));
+}
+
+#[test]
+fn more_layers_than_any_model_has() {
+    let (_directory, model) = thin_vit(1001);
+    assert!(line(model).ends_with("blocks.: expected at most 1000 layers, got 1001"));
 }
 
 fn row_major(shape: &[i64]) -> Vec<i64> {

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use blip2_torchx::params::{LoadError, LoadPlan, LoadProblem, LoadReport, ParamStore};
 use blip2_weights::plans::{
-    QFormerSource, language_model, stage1_from_bert, stage2_from_stage1, tied_head, vision_tower,
+    QFormerSource, language_model, stage1_from_bert, stage1_from_whole, stage2_from_stage1, tied_head, vision_tower,
 };
-use blip2_weights::{ModelDir, Part, Stage, WeightsDir, WeightsError, trained_names};
+use blip2_weights::{ModelDir, Part, Stage, WeightsDir, WeightsError, pretraining_head, trained_names};
 use serde_json::json;
 use tch::{Kind, Tensor};
 
@@ -41,6 +41,25 @@ fn stage_store(stage: Stage, given: &BTreeMap<&str, Vec<i64>>) -> ParamStore {
     let shapes: Vec<(String, Vec<i64>)> = names.into_iter().map(|n| (n.clone(), shape(&n))).collect();
     let shapes: Shapes = shapes.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
     store(&shapes)
+}
+
+#[test]
+fn stage_1_begins_without_the_heads_that_transformers_has_no_names_for() {
+    let names = trained_names(Stage::One, 2, 2);
+    let heads: Vec<&String> = names.iter().filter(|name| pretraining_head(name)).collect();
+    assert_eq!(heads.len(), 6);
+    let of = |names: Vec<&String>| -> BTreeMap<String, Tensor> {
+        names.into_iter().map(|name| (name.clone(), numbered(name, &[1]))).collect()
+    };
+    let stage1 = stage_store(Stage::One, &BTreeMap::new());
+    let bare = of(names.iter().filter(|name| !pretraining_head(name)).collect());
+    let report = stage1.load(&bare, &stage1_from_whole(&bare)).unwrap();
+    assert_eq!(report.fresh.iter().collect::<Vec<_>>(), heads);
+    // A source that has some of them has lost the others.
+    let torn = of(names.iter().filter(|name| !pretraining_head(name) || *name == "temp").collect());
+    assert_eq!(missing(stage1.load(&torn, &stage1_from_whole(&torn))).len(), 5);
+    let lame = of(names.iter().filter(|name| !pretraining_head(name) && *name != "query_tokens").collect());
+    assert_eq!(missing(stage1.load(&lame, &stage1_from_whole(&lame))), ["query_tokens"]);
 }
 
 #[test]

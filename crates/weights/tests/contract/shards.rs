@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use blip2_torchx::params::TensorSource;
-use blip2_weights::{WeightsDir, WeightsError, save_safetensors};
+use blip2_torchx::params::{LoadPlan, LoadProblem, TensorSource};
+use blip2_weights::plans::language_model;
+use blip2_weights::{ModelDir, Part, WeightsDir, WeightsError, save_safetensors};
 use tempfile::TempDir;
 
-use crate::fixtures::{identical, line, names, numbered, tensors};
+use crate::fixtures::{identical, line, names, numbered, store, tensors};
 
 const ONE: &str = "model-00001-of-00002.safetensors";
 const TWO: &str = "model-00002-of-00002.safetensors";
@@ -59,10 +60,31 @@ fn a_shard_that_is_missing() {
 #[test]
 fn an_index_that_promises_more_than_the_shards_hold() {
     let directory = sharded(&format!(r#"{{"a": "{ONE}", "b": "{ONE}", "c": "{TWO}", "d": "{TWO}"}}"#));
-    assert!(matches!(
-        WeightsDir::open(directory.path()),
-        Err(WeightsError::ShardLacks { name, .. }) if name == "d"
-    ));
+    let weights = WeightsDir::open(directory.path()).unwrap();
+    assert_eq!(names(&weights), ["a", "b", "c"]);
+    // Whoever needs what is not there is told, and nobody else.
+    let audit = |shapes: &[(&str, &[i64])]| store(shapes).audit(&weights, &LoadPlan::exact()).problems;
+    let held: [(&str, &[i64]); 4] = [("a", &[2]), ("b", &[3]), ("c", &[4, 1]), ("d", &[1])];
+    assert!(audit(&held[..3]).is_empty());
+    assert!(matches!(&audit(&held)[..], [LoadProblem::Missing { name, .. }] if name == "d"), "{:?}", audit(&held));
+}
+
+#[test]
+fn a_t5_whose_index_lists_the_aliases_that_its_shards_have_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let (shared, norm) = ("shared.weight", "encoder.final_layer_norm.weight");
+    save(directory.path(), ONE, &[(shared, &[5, 2])]);
+    save(directory.path(), TWO, &[(norm, &[2])]);
+    let aliases = format!(r#""encoder.embed_tokens.weight": "{ONE}", "decoder.embed_tokens.weight": "{TWO}""#);
+    let index = format!(r#"{{"weight_map": {{"{shared}": "{ONE}", "{norm}": "{TWO}", {aliases}}}}}"#);
+    fs::write(directory.path().join("model.safetensors.index.json"), index).unwrap();
+    fs::write(directory.path().join("config.json"), r#"{"model_type": "t5"}"#).unwrap();
+    let model = ModelDir::open(directory.path()).unwrap();
+    let part = model.part(Part::Language).unwrap();
+    let params = store(&[(&format!("language_model.{shared}"), &[5, 2]), (&format!("language_model.{norm}"), &[2])]);
+    assert_eq!(params.load(&part.weights, &language_model(true)).unwrap().loaded.len(), 2);
+    let loaded = params.get(&format!("language_model.{shared}")).unwrap();
+    assert!(identical(&loaded, &numbered(shared, &[5, 2])));
 }
 
 #[test]

@@ -2,13 +2,10 @@
 
 use serde_json::Value;
 
-use crate::config::ConfigError;
+use crate::config::{ConfigError, check_size};
 
 /// The part of `config.json` that errors name.
 pub(super) const PART: &str = "text_config";
-
-/// The largest size that a key may name.
-const LARGEST: i64 = 1 << 24;
 
 /// A `config.json` whose keys are asked for by name. A key that is absent has its default; so has `null` where no value can be meant by it.
 pub(super) struct Keys<'a> {
@@ -33,11 +30,8 @@ impl<'a> Keys<'a> {
     /// A positive count, where there is one.
     pub(super) fn optional_size(&self, key: &'static str) -> Result<Option<i64>, ConfigError> {
         let Some(value) = self.value(key) else { return Ok(None) };
-        match value.as_i64() {
-            Some(size) if (1..=LARGEST).contains(&size) => Ok(Some(size)),
-            Some(size) => Err(unsupported(key, size, "1 to 2^24")),
-            None => Err(invalid(key, "a count", value)),
-        }
+        let size = value.as_i64().ok_or_else(|| invalid(key, "a count", value))?;
+        check_size(PART, key, size).map(|()| Some(size))
     }
 
     /// A positive count: `default` where the key is absent, none where it is `null`.
