@@ -18,6 +18,8 @@ use blip2_trainer::ranks::{Launch, Meeting};
 /// As PyTorch waits.
 const PATIENCE_S: u64 = 300;
 const HANG_S: u64 = 600;
+/// From this number on steps are none of several processes: the shell of `salloc`, the script of `sbatch`.
+const FIRST_SPECIAL_STEP: u64 = 0xFFFF_FFF0;
 /// Ports made of a job's number are from here on, below those that systems give away by themselves.
 const SLURM_FIRST_PORT: u64 = 10_000;
 const SLURM_PORTS: u64 = 20_000;
@@ -32,7 +34,13 @@ pub(crate) fn launch() -> Result<Option<Launch>> {
 
 /// Whether a launcher started this process, be it the only one: it then goes by the exit code whether there is more to do.
 pub(crate) fn is_launched() -> bool {
-    ["RANK", "SLURM_STEP_ID"].iter().any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()))
+    let variables = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    variables("RANK").is_some() || is_step(&variables)
+}
+
+/// Whether this process is one of a step that `srun` started. A shell inside an allocation has SLURM's variables, but no such step.
+fn is_step(variables: Variables) -> bool {
+    variables("SLURM_STEP_ID").and_then(|step| step.parse().ok()).is_some_and(|step: u64| step < FIRST_SPECIAL_STEP)
 }
 
 /// The path with `{rank}` replaced by the rank.
@@ -55,9 +63,7 @@ fn read(variables: Variables) -> Result<Option<Launch>> {
         }
         parsed
     };
-    // A shell inside an allocation has some of SLURM's variables, but no step of its own.
-    let slurm =
-        variables("RANK").is_none() && variables("WORLD_SIZE").is_none() && variables("SLURM_STEP_ID").is_some();
+    let slurm = variables("RANK").is_none() && variables("WORLD_SIZE").is_none() && is_step(variables);
     let names =
         if slurm { ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"] } else { ["RANK", "WORLD_SIZE", "LOCAL_RANK"] };
     let [rank, world, local_rank] = names.map(&mut number);
@@ -101,9 +107,10 @@ fn read(variables: Variables) -> Result<Option<Launch>> {
         }
     };
     let Some(host) = host.filter(|_| problems.is_empty()) else { bail!("{}", problems.join("\n")) };
-    // Nothing that may differ between ranks, as torchrun's count of restarts does on several hosts.
-    let job = ["TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_STEP_ID"];
-    let job: Vec<String> = job.into_iter().filter_map(variables).chain([world.to_string()]).collect();
+    // Nothing that may differ between ranks: torchrun's count of restarts does on several hosts, and SLURM's numbers do where a torchrun was
+    // started on each host by an srun of its own, or by ssh.
+    let job: &[&str] = if slurm { &["SLURM_JOB_ID", "SLURM_STEP_ID"] } else { &["TORCHELASTIC_RUN_ID"] };
+    let job: Vec<String> = job.iter().filter_map(|name| variables(name)).chain([world.to_string()]).collect();
     Ok(Some(Launch {
         rank: rank as usize,
         world: world as usize,
@@ -155,8 +162,12 @@ mod tests {
         assert_eq!(of(&[("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "a")]).unwrap(), None);
         let group = [("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "a"), ("MASTER_PORT", "1")];
         assert_eq!(of(&[&group[..], &[("BLIP2_GROUP_OF_ONE", "1")]].concat()).unwrap().unwrap().world, 1);
-        // A shell in an allocation.
-        assert_eq!(of(&[("SLURM_JOB_ID", "7"), ("SLURM_NTASKS", "4")]).unwrap(), None);
+        // A shell in an allocation; where SLURM makes it a step (use_interactive_step), a step of a number of its own.
+        let shell = [("SLURM_JOB_ID", "7"), ("SLURM_NTASKS", "4"), ("SLURM_PROCID", "0"), ("SLURM_NODELIST", "a,b")];
+        assert_eq!(of(&shell).unwrap(), None);
+        for step in ["4294967290", "4294967291", "none"] {
+            assert_eq!(of(&[&shell[..], &[("SLURM_STEP_ID", step)]].concat()).unwrap(), None, "{step}");
+        }
     }
 
     #[test]
@@ -171,6 +182,17 @@ mod tests {
         assert_eq!(torchrun.local_rank, 3);
         // Each host's agent counts for itself.
         assert!(torchrun.meeting.served && torchrun.meeting.job == launch.meeting.job);
+    }
+
+    #[test]
+    fn torchruns_of_several_steps_meet() {
+        let rank = [("RANK", "1"), ("WORLD_SIZE", "4"), ("MASTER_ADDR", "a"), ("MASTER_PORT", "29500")];
+        let job = |more: &[(&'static str, &'static str)]| {
+            of(&[&rank[..], &[("TORCHELASTIC_RUN_ID", "mine")], more].concat()).unwrap().unwrap().meeting.job
+        };
+        let step = |step| job(&[("SLURM_JOB_ID", "7"), ("SLURM_STEP_ID", step)]);
+        assert_eq!(step("0"), step("1"));
+        assert_eq!(step("0"), job(&[]));
     }
 
     #[test]

@@ -1,12 +1,11 @@
 //! Standard output, and how a command ends.
 
-use std::any::Any;
 use std::fmt;
 use std::io::{self, Write};
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 
-use blip2_trainer::ranks::exit_now;
+use blip2_trainer::ranks::{exit_now, panic_line};
 use serde::Serialize;
 
 /// A command line that parses and yet cannot be.
@@ -66,13 +65,6 @@ fn error_lines(text: &str) -> String {
     text.lines().map(mark).collect::<Vec<_>>().join("\n")
 }
 
-/// The first line of a panic's message; libtorch appends its own call stack.
-fn panic_line(payload: &(dyn Any + Send)) -> &str {
-    let text = payload.downcast_ref::<String>().map(String::as_str);
-    let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message");
-    text.split(['\n', '\r']).next().and_then(|line| line.split("\\n").next()).unwrap_or_default()
-}
-
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
@@ -105,12 +97,6 @@ mod tests {
     fn a_list_of_mistakes_is_a_list_of_errors() {
         assert_eq!(error_lines("a: x\nb: y"), "error: a: x\nerror: b: y");
         assert_eq!(error_lines("2 problems\n  x\n  y"), "error: 2 problems\n  x\n  y");
-    }
-
-    #[test]
-    fn of_a_panic_the_first_line_is_said() {
-        let payload: Box<dyn Any + Send> = Box::new("Torch(\"sizes differ\\nframe #0: abort\")".to_string());
-        assert_eq!(panic_line(payload.as_ref()), "Torch(\"sizes differ");
     }
 
     #[test]

@@ -69,6 +69,20 @@ int torchx_cuda_name(int cuda_index, char* name, int capacity) {
   return init && get && get_name && init(0) == 0 && get(&device, cuda_index) == 0 && get_name(name, capacity, device) == 0;
 }
 
+// What no other GPU has, a slice of one (MIG) included. 0 where it cannot be had.
+int torchx_cuda_uuid(int cuda_index, unsigned char* uuid) {
+  using Init = int (*)(unsigned);
+  using Get = int (*)(int*, int);
+  using GetUuid = int (*)(unsigned char*, int);
+  void* driver = dlopen("libcuda.so.1", RTLD_NOW);
+  if (driver == nullptr) return 0;
+  auto init = reinterpret_cast<Init>(dlsym(driver, "cuInit"));
+  auto get = reinterpret_cast<Get>(dlsym(driver, "cuDeviceGet"));
+  auto get_uuid = reinterpret_cast<GetUuid>(dlsym(driver, "cuDeviceGetUuid_v2"));
+  int device = 0;
+  return init && get && get_uuid && init(0) == 0 && get(&device, cuda_index) == 0 && get_uuid(uuid, device) == 0;
+}
+
 // Generators are read and written under their mutex. A negative index means the CPU.
 int torchx_rng_get(int cuda_index, at::Tensor** state) {
   return guarded([&] {

@@ -141,6 +141,15 @@ fn fp16_instructions() -> bool {
     is_x86_feature_detected!("avx512fp16")
 }
 
+/// What no other GPU has, on any machine, a slice of a GPU (MIG) included; none of the CPU and where the driver does not say.
+pub fn uuid(device: Device) -> Option<String> {
+    let index = cuda_index(device)?;
+    let mut uuid = [0u8; 16];
+    // SAFETY: the driver writes 16 bytes.
+    let found = unsafe { ffi::torchx_cuda_uuid(index, uuid.as_mut_ptr()) } != 0;
+    found.then(|| uuid.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 /// The device's product name, as `NVIDIA H100` or the processor's model; `cpu` or `cuda:N` where the system does not say.
 pub fn name(device: Device) -> String {
     match cuda_index(device) {

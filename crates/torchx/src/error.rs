@@ -103,14 +103,14 @@ pub enum Error {
         /// libtorch's words.
         message: String,
     },
-    /// Ranks on GPUs cannot speak to each other.
+    /// The library through which ranks on GPUs speak is missing or another's.
     #[error(
-        "NCCL, through which ranks on GPUs speak, cannot be used: {message}; scripts/nccl builds {library}, to be put beside the program"
+        "NCCL, through which ranks on GPUs speak, cannot be loaded: {message}; scripts/nccl builds {library}, to be put beside the program"
     )]
     NoNccl {
         /// The library that was tried.
         library: String,
-        /// The loader's or libtorch's words.
+        /// The loader's words.
         message: String,
     },
     /// A collective failed: a peer is gone, late, or was asked for something else. The group is of no use any more.

@@ -19,6 +19,7 @@ unsafe extern "C" {
     pub fn torchx_device_set(cuda_index: c_int) -> c_int;
     pub fn torchx_device_synchronize(cuda_index: c_int) -> c_int;
     pub fn torchx_cuda_name(cuda_index: c_int, name: *mut c_char, capacity: c_int) -> c_int;
+    pub fn torchx_cuda_uuid(cuda_index: c_int, uuid: *mut u8) -> c_int;
     pub fn torchx_rng_get(cuda_index: c_int, state: *mut *mut C_tensor) -> c_int;
     pub fn torchx_rng_set(cuda_index: c_int, bytes: *const u8, length: usize) -> c_int;
     pub fn torchx_rng_seed(cuda_index: c_int, seed: u64) -> c_int;
@@ -121,6 +122,7 @@ unsafe extern "C" {
         timeout_ms: i64,
         out: *mut *mut CGroup,
     ) -> c_int;
+    pub fn torchx_nccl_find(library: Text) -> c_int;
     pub fn torchx_group_add_nccl(
         group: *const CGroup,
         store: *const CStore,

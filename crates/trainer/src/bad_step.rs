@@ -1,7 +1,8 @@
-//! The record of a non-finite step: a model directory and a batch file that `blip2 replay` takes.
+//! The record of a non-finite step: a model directory and a batch file that `blip2 replay` takes; with several ranks one model, which is the same on
+//! all, and a batch of each.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use blip2_weights::save_safetensors;
 use tch::Tensor;
@@ -11,13 +12,24 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::export::{FrozenTowers, export_model};
 use crate::framed::FramedBatch;
+use crate::ranks::Ranks;
 
-/// Writes `batch.safetensors` and `model/` below `folder`.
+/// Writes `batch.safetensors` below `folder`, that of each of several ranks in its `rank_N/`; and `model/`, which the first rank does.
 ///
 /// # Errors
 /// When the disk refuses.
-pub fn record(folder: &Path, config: &Config, assembly: &Assembly, batch: &FramedBatch) -> Result<PathBuf, Error> {
-    std::fs::create_dir_all(folder).map_err(|e| Error::file(folder, e))?;
+pub fn record(
+    folder: &Path,
+    config: &Config,
+    assembly: &Assembly,
+    batch: &FramedBatch,
+    ranks: &dyn Ranks,
+) -> Result<(), Error> {
+    let own = match ranks.world() {
+        1 => folder.to_path_buf(),
+        _ => folder.join(format!("rank_{}", ranks.rank())),
+    };
+    std::fs::create_dir_all(&own).map_err(|e| Error::file(&own, e))?;
     let labels = batch.labels(assembly.task.target_rule());
     let target_tokens = batch.target_text().2 as i64;
     let batch = &batch.host;
@@ -35,9 +47,12 @@ pub fn record(folder: &Path, config: &Config, assembly: &Assembly, batch: &Frame
         ("labels".to_string(), labels),
         ("pixel_values".to_string(), pixels.to_device(tch::Device::Cpu)),
     ];
-    save_safetensors(&entries, &BTreeMap::new(), &folder.join("batch.safetensors"))?;
+    save_safetensors(&entries, &BTreeMap::new(), &own.join("batch.safetensors"))?;
+    if !ranks.is_first() {
+        return Ok(());
+    }
     let trained = assembly.task.params().entries().into_iter().map(|(n, t, _)| (n, t)).collect::<Vec<_>>();
     let (json, tokenizer) = (&assembly.model_json, &assembly.tokenizer);
     export_model(config, json, tokenizer, &trained, FrozenTowers::Copied, &folder.join("model"))?;
-    Ok(folder.to_path_buf())
+    Ok(())
 }

@@ -53,7 +53,7 @@ impl TrainData {
         progress: OpeningProgress<'_>,
     ) -> Result<TrainData, Error> {
         check_shares(config, ranks.world())?;
-        let corpus = open_training_sets(config, progress.say)?;
+        let corpus = open_training_sets(config, progress.say, &ranks.pulse())?;
         // Before a cache is filled from them.
         let mut claims = Claims::default();
         claims.claim("data.train's shards", corpus.digest());

@@ -12,16 +12,17 @@ use blip2_data::{
 use crate::config::{AutoOr, BoundsConfig, CaptionsConfig, Config, FilterConfig, ShardCacheConfig, TextField};
 use crate::error::Error;
 use crate::index_lines::index_lines;
+use crate::ranks::Pulse;
 
-/// The training sets as one row of samples.
+/// The training sets as one row of samples. `say` hears how far opening them is, and so does `pulse`: it may take hours.
 ///
 /// # Errors
 /// When shards cannot be read or no sample passes a filter.
-pub(crate) fn open_training_sets(config: &Config, say: Option<fn(&str)>) -> Result<Arc<Corpus>, Error> {
+pub(crate) fn open_training_sets(config: &Config, say: Option<fn(&str)>, pulse: &Pulse) -> Result<Arc<Corpus>, Error> {
     let open = |(place, set): (usize, &crate::config::TrainSetConfig)| {
         let captions = caption_rule(&set.text, set.captions.as_ref(), set.template.as_ref());
         let key = format!("data.train.{place}");
-        let dataset = open(config, &key, &set.shards, captions, &set.filter, say);
+        let dataset = open(config, &key, &set.shards, captions, &set.filter, say, pulse);
         Ok((dataset.map_err(|source| Error::DataSet { key, source })?, set.weight))
     };
     let sets = config.data.train.iter().enumerate().map(open).collect::<Result<Vec<_>, Error>>()?;
@@ -32,10 +33,14 @@ pub(crate) fn open_training_sets(config: &Config, say: Option<fn(&str)>) -> Resu
 ///
 /// # Errors
 /// As [`open_training_sets`].
-pub(crate) fn open_held_out_set(config: &Config, say: Option<fn(&str)>) -> Result<Option<Arc<Corpus>>, Error> {
+pub(crate) fn open_held_out_set(
+    config: &Config,
+    say: Option<fn(&str)>,
+    pulse: &Pulse,
+) -> Result<Option<Arc<Corpus>>, Error> {
     let Some(set) = &config.data.val else { return Ok(None) };
     let captions = caption_rule(&set.text, set.captions.as_ref(), set.template.as_ref());
-    let dataset = open(config, "data.val", &set.shards, captions, &set.filter, say);
+    let dataset = open(config, "data.val", &set.shards, captions, &set.filter, say, pulse);
     let dataset = dataset.map_err(|source| Error::DataSet { key: "data.val".into(), source })?;
     Ok(Some(Arc::new(dataset.into())))
 }
@@ -48,10 +53,16 @@ fn open(
     captions: CaptionRule,
     filter: &FilterConfig,
     say: Option<fn(&str)>,
+    pulse: &Pulse,
 ) -> Result<Dataset, DataError> {
+    let (lines, pulse) = (say.map(|say| index_lines(key.to_owned(), say)), pulse.clone());
+    let progress = move |done: usize, all: usize| {
+        pulse.beat();
+        lines.iter().for_each(|lines| lines(done, all));
+    };
     let options = OpenOptions {
         remote: config.data.shard_cache.remote(),
-        progress: say.map(|say| index_lines(key.to_owned(), say)),
+        progress: Some(Arc::new(progress)),
         cache_dir: Some(config.run_folder().join("shard_index")),
         captions,
         filter: sample_filter(filter),

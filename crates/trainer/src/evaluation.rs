@@ -9,6 +9,7 @@ use blip2_data::{
     Cell, Clean, Corpus, EvalOptions, EvalReader, Filter, HostBatch, Layout, Pick, Problem, Quarantined, encode_png,
 };
 use blip2_metrics::{Recall, recall_at};
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::batch::{Batch, Share};
@@ -19,7 +20,7 @@ use crate::error::Error;
 use crate::features::Features;
 use crate::memory_features::{FillOptions, MemoryCaches};
 use crate::preprocessing::Preprocessing;
-use crate::ranks::{self, Ranks};
+use crate::ranks::{self, Claims, Ranks};
 use crate::task::TargetRule;
 use crate::text::TextFrame;
 
@@ -68,7 +69,7 @@ pub struct Evaluation {
 }
 
 /// A held-out picture's text.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SampleText {
     /// The picture's index in the set.
     pub index: u64,
@@ -91,7 +92,10 @@ impl HeldOutSet {
         caches: &mut MemoryCaches,
         say: Option<fn(&str)>,
     ) -> Result<Option<HeldOutSet>, Error> {
-        let Some(corpus) = open_held_out_set(config, say)? else { return Ok(None) };
+        let Some(corpus) = open_held_out_set(config, say, &ranks.pulse())? else { return Ok(None) };
+        let mut claims = Claims::default();
+        claims.claim("data.val's shards", corpus.digest());
+        claims.compare(ranks)?;
         let threads = crate::data::threads(&config.data.loader.threads);
         let Preprocessing { size: image_size, filter, .. } = *encoder.preprocessing();
         let clean = crate::data::clean(config.data.text.clean);
@@ -104,7 +108,7 @@ impl HeldOutSet {
                     encoder,
                     &options,
                     ranks,
-                    &mut |_, _| {},
+                    &mut |done, _| ranks.enter(done, "held-out image features"),
                 )?)
             }
             FeatureCache::Off | FeatureCache::Directory(_) => Features::Encode,
@@ -211,6 +215,8 @@ impl<'a> HeldOut<'a> {
     /// # Errors
     /// When samples cannot be read or the device refuses.
     pub fn next_batch(&mut self) -> Option<Result<(Batch, HostBatch), Error>> {
+        // A rank whose part takes longer than that of others does not hang.
+        self.ranks.pulse().beat();
         let host = match self.reader.next()? {
             Ok(host) => host,
             Err(error) => return Some(Err(error.into())),

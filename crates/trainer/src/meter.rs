@@ -20,6 +20,34 @@ pub struct Unrecorded {
     pub sums: BTreeMap<String, Option<f64>>,
 }
 
+/// Metrics of which each rank has those of its own samples, in equal numbers; all others are the same on all ranks.
+const OWN: [&str; 2] = ["cache_hits", "cache_misses"];
+
+impl Unrecorded {
+    /// The same with the means over the ranks of what each has of its own.
+    ///
+    /// # Errors
+    /// When a rank is lost.
+    pub fn of_all(mut self, ranks: &dyn Ranks) -> Result<Unrecorded, Error> {
+        let own = self.sums.iter_mut().filter(|(name, _)| OWN.contains(&name.as_str()));
+        let mut own: Vec<&mut f64> = own.filter_map(|(_, sum)| sum.as_mut()).collect();
+        mean_over_ranks(&mut own, ranks)?;
+        Ok(self)
+    }
+}
+
+fn mean_over_ranks(own: &mut [&mut f64], ranks: &dyn Ranks) -> Result<(), Error> {
+    if own.is_empty() || ranks.world() == 1 {
+        return Ok(());
+    }
+    let bits: Vec<u64> = own.iter().map(|value| value.to_bits()).collect();
+    let all = ranks.share_numbers(&bits)?;
+    for (place, value) in own.iter_mut().enumerate() {
+        **value = all.iter().map(|rank| f64::from_bits(rank[place])).sum::<f64>() / all.len() as f64;
+    }
+    Ok(())
+}
+
 /// Collects what the next record says.
 pub(crate) struct Meter {
     carried: Unrecorded,
@@ -92,7 +120,7 @@ impl Meter {
         result
     }
 
-    /// What a checkpoint keeps. Waits for the device.
+    /// What a checkpoint keeps, as this rank has it. Waits for the device.
     pub(crate) fn unrecorded(&self) -> Unrecorded {
         if self.steps == 0 {
             return self.carried.clone();
@@ -112,6 +140,8 @@ impl Meter {
         let mut scalars: Vec<(String, f64)> =
             self.metrics.iter().map(|(name, sum)| (name.to_string(), sum.double_value(&[]) / steps)).collect();
         drop(waiting);
+        let own = scalars.iter_mut().filter(|(name, _)| OWN.contains(&name.as_str()));
+        mean_over_ranks(&mut own.map(|(_, value)| value).collect::<Vec<_>>(), ranks)?;
         // Since the process began: a resumed run's rates are its own.
         let (seconds, steps) = (self.since.elapsed().as_secs_f64(), self.steps.max(1) as f64);
         scalars.push(("step_s".into(), seconds / steps));
@@ -130,13 +160,20 @@ impl Meter {
 fn of_ranks(step_s: f64, steps: f64, traffic: Traffic, ranks: &dyn Ranks) -> Result<Vec<(String, f64)>, Error> {
     let busy_s = step_s - traffic.wait_s / steps;
     let busy: Vec<f64> = ranks.share_numbers(&[busy_s.to_bits()])?.iter().map(|rank| f64::from_bits(rank[0])).collect();
+    let bytes = [traffic.gathered, traffic.fetched, traffic.gradients];
+    let mib = bytes.map(|bytes| bytes as f64 / steps / f64::from(1 << 20));
+    let mib = TRAFFIC.into_iter().zip(mib).map(|(name, value)| (name.to_owned(), value));
+    Ok(step_times(&busy).into_iter().chain(mib).collect())
+}
+
+/// Seconds of a step that each rank did not wait for others, and who had most and least.
+fn step_times(busy: &[f64]) -> Vec<(String, f64)> {
     let (slowest, slowest_s) =
         busy.iter().copied().enumerate().fold((0, f64::MIN), |a, b| if b.1 > a.1 { b } else { a });
     let fastest_s = busy.iter().copied().fold(f64::MAX, f64::min);
-    let times = [("slowest_rank", slowest as f64), ("slowest_rank_s", slowest_s), ("fastest_rank_s", fastest_s)];
-    let bytes = [traffic.gathered, traffic.fetched, traffic.gradients];
-    let mib = bytes.map(|bytes| bytes as f64 / steps / f64::from(1 << 20));
-    Ok(times.into_iter().chain(TRAFFIC.into_iter().zip(mib)).map(|(name, value)| (name.to_owned(), value)).collect())
+    let ends = [("slowest_rank", slowest as f64), ("slowest_rank_s", slowest_s), ("fastest_rank_s", fastest_s)];
+    let each = busy.iter().enumerate().map(|(rank, &seconds)| (format!("rank_s/{rank}"), seconds));
+    ends.into_iter().map(|(name, value)| (name.to_owned(), value)).chain(each).collect()
 }
 
 #[cfg(test)]
@@ -152,6 +189,20 @@ mod tests {
 
     fn mean(meter: &mut Meter) -> f64 {
         meter.read(&Alone).unwrap().into_iter().find(|(name, _)| name == "loss").unwrap().1
+    }
+
+    #[test]
+    fn every_rank_has_its_step_time_and_the_slowest_is_named() {
+        let times: BTreeMap<String, f64> = step_times(&[0.5, 0.75, 0.25]).into_iter().collect();
+        let expected = [
+            ("fastest_rank_s", 0.25),
+            ("rank_s/0", 0.5),
+            ("rank_s/1", 0.75),
+            ("rank_s/2", 0.25),
+            ("slowest_rank", 1.0),
+            ("slowest_rank_s", 0.75),
+        ];
+        assert_eq!(times, expected.map(|(name, value)| (name.to_owned(), value)).into());
     }
 
     #[test]

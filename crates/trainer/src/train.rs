@@ -1,5 +1,6 @@
 //! `train`: one stage after the other, each finished, continued or begun.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -14,9 +15,9 @@ use crate::hub::Hub;
 use crate::language::LanguagePlan;
 use crate::memory_features::MemoryCaches;
 use crate::precision::slow_formats;
-use crate::ranks::{Claims, Launch, Ranks, together};
+use crate::ranks::{Claims, Launch, Ranks, share, together};
 use crate::run::Run;
-use crate::run_folder::{Existing, RunFolder};
+use crate::run_folder::{Existing, RunFolder, host_name};
 use crate::schedule::never_warm;
 use crate::signals::StopSignal;
 use crate::telemetry::Output;
@@ -88,7 +89,8 @@ fn stages(request: &TrainRequest, ranks: &Rc<dyn Ranks>) -> Result<Finished, Err
         ));
     }
     let mut caches = MemoryCaches::default();
-    let stop = StopSignal::listen().map_err(|e| Error::file("signals", e))?;
+    request.hub.keep_alive(ranks.pulse());
+    let stop = StopSignal::listen(request.launch.is_some()).map_err(|e| Error::file("signals", e))?;
     let say = |line: &str| {
         if ranks.is_first() {
             (request.say)(line);
@@ -107,6 +109,7 @@ fn stages(request: &TrainRequest, ranks: &Rc<dyn Ranks>) -> Result<Finished, Err
             say(&format!("{}: finished already, {} steps", folder.display(), config.schedule.steps));
             continue;
         }
+        ranks.enter(0, "fetching models");
         request.hub.resolve(config)?;
         if request.dry_run {
             say(&dry_run(config, request, &unfinished, &**ranks, &say)?);
@@ -115,9 +118,9 @@ fn stages(request: &TrainRequest, ranks: &Rc<dyn Ranks>) -> Result<Finished, Err
         }
         let (blueprint, device) = checked(config, request, &**ranks, &say)?;
         let mut run = Run::open(config, blueprint, request, Rc::clone(ranks), device, &mut caches)?;
-        let step = stop.holding(|| run.train(&stop))?;
+        let (step, finished) = stop.holding(|| run.train(&stop))?;
         // A signal in a stage's last step: the next one is not begun.
-        if step < config.schedule.steps || (place + 1 < stages && ranks.any(stop.is_set())?) {
+        if !finished || (place + 1 < stages && ranks.any(stop.is_set())?) {
             return Ok(Finished::Interrupted { folder, step });
         }
     }
@@ -146,8 +149,8 @@ fn dry_run(
         return Ok(format!("{}: {}", folder.display(), Run::try_one_batch(&elsewhere, blueprint, device, ranks)?));
     }
     check_towers(config)?;
-    open_training_sets(&elsewhere, None)?;
-    open_held_out_set(&elsewhere, None)?;
+    open_training_sets(&elsewhere, None, &ranks.pulse())?;
+    open_held_out_set(&elsewhere, None, &ranks.pulse())?;
     let (folder, init) = (folder.display(), init.display());
     Ok(format!("{folder}: config, frozen towers and data are good; {init} will be made by the stage before"))
 }
@@ -225,6 +228,53 @@ fn device_of(config: &Config, launch: Option<&Launch>, ranks: &dyn Ranks) -> Res
     claims.claim("run.device", kind);
     claims.compare(ranks)?;
     let device = device?;
+    one_gpu_each(device, ranks)?;
     ranks.exchange_on(device)?;
     Ok(device)
+}
+
+/// Ranks on one GPU would only wait for each other: NCCL refuses them, with words that name neither.
+///
+/// They are told apart by what the driver calls the GPU. Where each rank sees its own GPU alone, as in a container or under a launcher that hides the
+/// others, all have the number 0 on one host, and are none the less on different ones.
+fn one_gpu_each(device: tch::Device, ranks: &dyn Ranks) -> Result<(), Error> {
+    if device == tch::Device::Cpu {
+        return Ok(());
+    }
+    let own = (device::uuid(device), format!("{device:?} on {}", host_name()));
+    let twice = on_one_gpu(&share(ranks, &own)?);
+    if twice.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Mismatch(format!(
+        "run.device: expected a GPU of its own for each rank, got {}; start no more ranks on a host than it has GPUs, and set run.device=cuda without a number",
+        twice.join("; ")
+    )))
+}
+
+/// The ranks that share a GPU with others, by each such GPU.
+fn on_one_gpu(gpus: &[(Option<String>, String)]) -> Vec<String> {
+    let mut ranks_of: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (rank, (uuid, _)) in gpus.iter().enumerate() {
+        uuid.iter().for_each(|uuid| ranks_of.entry(uuid).or_default().push(rank));
+    }
+    let line = |ranks: Vec<usize>| {
+        let numbers: Vec<String> = ranks.iter().map(ToString::to_string).collect();
+        format!("one for ranks {} ({})", numbers.join(", "), gpus[ranks[0]].1)
+    };
+    ranks_of.into_values().filter(|ranks| ranks.len() > 1).map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_that_share_a_gpu_are_named() {
+        let gpu = |uuid: Option<&str>| (uuid.map(str::to_owned), "Cuda(0) on a".to_owned());
+        let two_each = [gpu(Some("x")), gpu(Some("y")), gpu(Some("x")), gpu(Some("y"))];
+        assert_eq!(on_one_gpu(&two_each), ["one for ranks 0, 2 (Cuda(0) on a)", "one for ranks 1, 3 (Cuda(0) on a)"]);
+        // Nothing is known of those that the driver does not tell apart, as on processors.
+        assert!(on_one_gpu(&[gpu(Some("x")), gpu(Some("y")), gpu(None), gpu(None)]).is_empty());
+    }
 }

@@ -61,6 +61,7 @@ fn tensorboard_reads_scalars_texts_and_images_of_a_resumed_run() {
             tensorboard: folder.path().join("tensorboard"),
             steps: 100,
             start,
+            evaluation_due: false,
             output: Output::Hidden,
             shown: Vec::new(),
         };

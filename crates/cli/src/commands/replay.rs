@@ -18,6 +18,8 @@ Examples:
   blip2 replay --model model --task stage1 --batch batch.safetensors --out out.safetensors
   blip2 replay --model runs/stage1/bad_steps/step_00000012/model --task stage1 \\
       --batch runs/stage1/bad_steps/step_00000012/batch.safetensors --out out.safetensors --precision bf16
+  torchrun --no-python --nproc-per-node 4 blip2 replay --model runs/stage1/bad_steps/step_00000012/model --task stage1 \\
+      --batch runs/stage1/bad_steps/step_00000012/rank_{rank}/batch.safetensors --out out.rank_{rank}.safetensors
 
 The batch file holds pixel_values f32 [B,3,S,S], input_ids and attention_mask i64 [B,L]; stage 1 also takes negative_image_index and
 negative_text_index i64 [B], stage 2 needs labels i64 [B,L] (-100: no target). The output file gets the losses and grad/NAME for every

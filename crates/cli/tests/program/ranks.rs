@@ -61,12 +61,17 @@ fn ends(children: Vec<Child>) -> Vec<Ended> {
     children.into_iter().map(|child| Ended::of(child.wait_with_output().unwrap())).collect()
 }
 
-fn train_on(config: &Path, world: usize) {
-    if world == 1 {
-        train(config, &[]).success();
-    } else {
-        ends(start(config, world)).into_iter().for_each(|ended| drop(ended.success()));
-    }
+/// Trains to the end; what the first rank says of it.
+fn train_on(config: &Path, world: usize) -> String {
+    let ended = if world == 1 { vec![train(config, &[])] } else { ends(start(config, world)) };
+    let said = ended[0].stderr.clone();
+    ended.into_iter().for_each(|ended| drop(ended.success()));
+    said
+}
+
+/// The true captions beside the sample captions that a run has said.
+fn captioned(said: &str) -> Vec<&str> {
+    said.lines().filter_map(|line| Some(line.strip_prefix("    ")?.split_once(" -> ")?.0)).collect()
 }
 
 /// The error of each rank: one, without a panic.
@@ -84,7 +89,8 @@ fn numbers(run: &Path) -> Vec<(u64, String, f64)> {
     let own =
         ["slowest_rank", "slowest_rank_s", "fastest_rank_s", "gathered_mib", "fetched_mib", "gradients_mib", "step"];
     let number = |(name, value): (&String, &Value), step: u64| {
-        (!own.contains(&name.as_str())).then(|| (step, name.clone(), value.as_f64().unwrap_or(f64::NAN)))
+        let shared = !own.contains(&name.as_str()) && !name.starts_with("rank_s/");
+        shared.then(|| (step, name.clone(), value.as_f64().unwrap_or(f64::NAN)))
     };
     let of_record = |record: Value| -> Vec<_> {
         let step = record["step"].as_u64().unwrap();
@@ -156,10 +162,16 @@ fn tensors(path: &Path) -> BTreeMap<String, Vec<f64>> {
 #[test]
 fn on_any_number_of_ranks_it_is_the_same_run() {
     let tiny = TinyRun::new();
+    let mut said = Vec::new();
     for world in [1, 2, 4] {
         train_on(&tiny.stage1(&format!("stage1_{world}"), &changes()), world);
         let stage2 = tiny.stage2(&format!("stage2_{world}"), "stage1_1", &changes());
-        train_on(&stage2, world);
+        said.push(train_on(&stage2, world));
+    }
+    // Two batches of held-out pictures: of four ranks two have none, the first one among them.
+    assert_eq!(captioned(&said[0]).len(), 4, "two pictures in each of two evaluations: {}", said[0]);
+    for more in &said[1..] {
+        assert_eq!(captioned(more), captioned(&said[0]));
     }
     for world in [2, 4] {
         for stage in [1, 2] {
@@ -168,7 +180,8 @@ fn on_any_number_of_ranks_it_is_the_same_run() {
         }
     }
     let record = &json_lines(&tiny.run("stage1_2").join("metrics.jsonl"))[0];
-    for name in ["slowest_rank", "slowest_rank_s", "fastest_rank_s", "gathered_mib", "fetched_mib", "gradients_mib"] {
+    let names = ["slowest_rank", "slowest_rank_s", "fastest_rank_s", "rank_s/0", "rank_s/1"];
+    for name in names.into_iter().chain(["gathered_mib", "fetched_mib", "gradients_mib"]) {
         assert!(record[name].as_f64().is_some_and(|value| value >= 0.0), "{name}: {record}");
     }
 }
@@ -184,6 +197,24 @@ fn image_features_in_memory_are_shared_out_and_the_same() {
     for world in [2, 4] {
         assert_same_run(&tiny.run(&format!("memory_{world}")), &tiny.run("memory_1"), 1e-3);
     }
+}
+
+#[test]
+fn what_the_cache_on_disk_was_good_for_is_said_of_all_ranks() {
+    let tiny = TinyRun::new();
+    let hits = |world: usize| -> Vec<f64> {
+        let name = format!("cached_{world}");
+        let cache = [("/data/feature_cache", json!(tiny.path(&name))), ("/data/image/augment", json!("none"))];
+        // Records of two steps, between which there are checkpoints.
+        let parts = [("/log/every", json!(2)), ("/checkpoint/every", json!(1)), ("/schedule/steps", json!(4))];
+        train_on(&tiny.stage1(&name, &[&changes()[..], &cache, &parts].concat()), world);
+        let records = json_lines(&tiny.run(&name).join("metrics.jsonl"));
+        records.iter().filter_map(|record| record["cache_hits"].as_f64()).collect()
+    };
+    let alone = hits(1);
+    // Six pictures in batches of four: the last two of the second batch were there, and they are the second rank's.
+    assert_eq!(alone, [0.25, 1.0]);
+    assert_eq!(hits(2), alone);
 }
 
 #[test]
@@ -292,18 +323,22 @@ fn start_in(folders: &[PathBuf], config: &Path) -> Vec<Ended> {
 fn other_shards_and_other_weights_on_a_rank_are_told() {
     let tiny = TinyRun::new();
     let hosts = [tiny.path("here"), tiny.path("there")];
+    let copy = |from: &Path, to: &Path| {
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let path = entry.unwrap().path();
+            fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+        }
+    };
+    let shards = tiny.path("shards");
     for host in &hosts {
-        for (from, to) in [(tiny.path("shards"), "shards"), (tiny.init().to_path_buf(), "init")] {
-            fs::create_dir_all(host.join(to)).unwrap();
-            for entry in fs::read_dir(from).unwrap() {
-                let path = entry.unwrap().path();
-                fs::copy(&path, host.join(to).join(path.file_name().unwrap())).unwrap();
-            }
+        for (from, to) in [(shards.as_path(), "shards"), (&shards, "held out"), (tiny.init(), "init")] {
+            copy(from, &host.join(to));
         }
     }
     let changes = [
         ("/data/train", json!([{"shards": "shards/*.tar"}])),
-        ("/data/val/shards", json!("shards/*.tar")),
+        ("/data/val/shards", json!("held out/*.tar")),
         ("/model/qformer/init", json!("init")),
         ("/data/feature_cache", json!("memory")),
     ];
@@ -324,11 +359,14 @@ fn other_shards_and_other_weights_on_a_rank_are_told() {
     fs::write(&weights, other).unwrap();
     told("weights: ");
     fs::write(&weights, good).unwrap();
-    for entry in fs::read_dir(hosts[1].join("shards")).unwrap() {
-        fs::remove_file(entry.unwrap().path()).unwrap();
+    for (set, key) in [("shards", "data.train's shards: "), ("held out", "data.val's shards: ")] {
+        let folder = hosts[1].join(set);
+        fs::remove_dir_all(&folder).unwrap();
+        tiny.pack(&folder, 5);
+        told(key);
+        fs::remove_dir_all(&folder).unwrap();
+        copy(&shards, &folder);
     }
-    tiny.pack(&hosts[1].join("shards"), 5);
-    told("data.train's shards: ");
     assert!(!tiny.run("a").join("config.yaml").exists());
 }
 
@@ -364,9 +402,29 @@ fn a_step_that_is_not_finite_is_skipped_on_all_ranks_and_each_records_its_part()
     let ended = ends(start(&config, 2));
     assert!(ended[0].stderr.contains("step 2: not finite, skipped; recorded in "), "{}", ended[0].stderr);
     ended.into_iter().for_each(|ended| drop(ended.success()));
-    for (step, rank) in [(1, 0), (1, 1), (2, 0), (2, 1)] {
-        let folder = tiny.run("a").join(format!("bad_steps/step_{step:08}/rank_{rank}"));
-        assert!(folder.join("batch.safetensors").exists() && folder.join("model/config.json").exists(), "{folder:?}");
+    let folder = |step: u64| tiny.run("a").join(format!("bad_steps/step_{step:08}"));
+    for step in [1, 2] {
+        let entries = fs::read_dir(folder(step)).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<_> = entries.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        assert_eq!(names, ["model", "rank_0", "rank_1"], "the model once for all ranks");
+        for rank in ["rank_0", "rank_1"] {
+            let files = fs::read_dir(folder(step).join(rank)).unwrap().map(|entry| entry.unwrap().file_name());
+            assert_eq!(files.collect::<Vec<_>>(), ["batch.safetensors"]);
+        }
+    }
+    // As the program's help has it.
+    let port = free_port();
+    let replay = |rank| {
+        let mut command = rank_command(env!("CARGO_BIN_EXE_blip2"), rank, 2, port);
+        command.args(["replay", "--task", "stage1", "--model"]).arg(folder(2).join("model"));
+        command.arg("--batch").arg(folder(2).join("rank_{rank}/batch.safetensors"));
+        command.arg("--out").arg(tiny.path("out.rank_{rank}.safetensors")).spawn().unwrap()
+    };
+    for ended in ends((0..2).map(replay).collect()) {
+        let printed = ended.success();
+        let loss: f64 = printed.lines().find_map(|line| line.strip_prefix("loss ")).unwrap().parse().unwrap();
+        assert!(!loss.is_finite(), "{printed}");
     }
     assert!(checkpoint(&tiny.run("a"), 3).join("MANIFEST.json").exists());
 }

@@ -1,5 +1,6 @@
 //! A run that is interrupted, however it is, ends as one that was not: the same bytes, the same records.
 
+use std::fs;
 use std::path::Path;
 use std::process::Child;
 use std::thread;
@@ -135,4 +136,50 @@ fn sigterm_ends_behind_the_step_with_a_checkpoint_and_the_same_command_goes_on()
     assert!(ended.stderr.contains(&format!("going on from step {step}")), "{}", ended.stderr);
     ended.success();
     assert_same_end(&run, &tiny.run("whole"), STEPS);
+}
+
+/// Stops a run behind its fourth step or later; the step.
+fn stop_at_some_step(config: &Path, run: &Path) -> u64 {
+    let mut child = start(config);
+    assert!(runs_until(&mut child, || recorded_step(run) >= 4));
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let said = Ended::of(child.wait_with_output().unwrap()).success();
+    said.strip_prefix("stopped after step ").unwrap().split_once(',').unwrap().0.parse().unwrap()
+}
+
+/// The steps at which a run has recorded an evaluation.
+fn evaluated(run: &Path) -> Vec<u64> {
+    let records = metrics(run).into_iter().filter(|record| record.get("val_loss").is_some());
+    records.map(|record| record["step"].as_u64().unwrap()).collect()
+}
+
+fn checkpoints(run: &Path) -> Vec<String> {
+    let entries = fs::read_dir(run.join("checkpoints")).unwrap();
+    let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn an_evaluation_that_a_signal_came_before_is_made_when_the_run_goes_on() {
+    let tiny = TinyRun::new();
+    // Whenever a signal comes, an evaluation is due.
+    let always = [("/eval/every", json!(1)), ("/checkpoint/best", json!("retrieval_r1"))];
+    let changes = [&changes()[..], &always].concat();
+    let (whole, stopped) = (tiny.stage1("whole", &changes), tiny.stage1("stopped", &changes));
+    train(&whole, &[]).success();
+    let run = tiny.run("stopped");
+    let step = stop_at_some_step(&stopped, &run);
+    assert_eq!(evaluated(&run), (1..step).collect::<Vec<_>>(), "a signal is not kept waiting by an evaluation");
+    train(&stopped, &[]).success();
+    assert_same_end(&run, &tiny.run("whole"), STEPS);
+    assert_eq!(checkpoints(&run), checkpoints(&tiny.run("whole")));
+
+    // Where nothing but the evaluation is left to do, as behind a signal in the last step.
+    let run = tiny.run("last");
+    let step = stop_at_some_step(&tiny.stage1("last", &changes), &run);
+    let last = tiny.stage1("last", &[&changes[..], &[("/schedule/steps", json!(step))]].concat());
+    train(&last, &[]).success();
+    assert!(run.join("finished").exists());
+    assert_eq!(evaluated(&run), (1..=step).collect::<Vec<_>>());
 }

@@ -84,6 +84,9 @@ BackendPtr make_gloo(const StorePtr& store, int rank, int world, std::chrono::mi
 // Ends every connection to the peers: their operations fail, and so do this process's.
 void close_gloo(c10d::Backend& backend);
 
+// Throws where there is no library with an NCCL backend that fits this libtorch.
+void find_nccl(const std::string& library);
+
 // NCCL on a CUDA device, out of a library that was built against CUDA's headers (csrc/nccl).
 BackendPtr make_nccl(
     const std::string& library,

@@ -63,6 +63,10 @@ int torchx_group_join(
   });
 }
 
+int torchx_nccl_find(Text library) {
+  return guarded([&] { torchx::find_nccl(library.string()); });
+}
+
 // CUDA tensors go over NCCL from now on; those of the CPU still over Gloo.
 int torchx_group_add_nccl(
     const GroupPtr* group, const StorePtr* store, Text prefix, Text library, int cuda_index, int64_t timeout_ms) {

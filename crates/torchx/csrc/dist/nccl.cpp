@@ -19,7 +19,23 @@ F* symbol(void* library, const char* name, const std::string& path) {
   return reinterpret_cast<F*>(found);
 }
 
+using Make = void(const StorePtr&, int, int, int, std::chrono::milliseconds, BackendPtr&);
+
+// What makes a backend. The handle stays open: the backend's code is in it.
+Make* open_nccl(const std::string& library) {
+  using Version = const char*();
+  void* handle = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
+  TORCH_CHECK(handle != nullptr, dlerror());
+  const char* version = symbol<Version>(handle, "blip2_nccl_torch_version", library)();
+  TORCH_CHECK(
+      std::strcmp(version, TORCH_VERSION) == 0, library, " was built against libtorch ", version, ", expected ", TORCH_VERSION,
+      ": build it anew with scripts/nccl");
+  return symbol<Make>(handle, "blip2_nccl_backend", library);
+}
+
 }  // namespace
+
+void find_nccl(const std::string& library) { open_nccl(library); }
 
 BackendPtr make_nccl(
     const std::string& library,
@@ -28,17 +44,8 @@ BackendPtr make_nccl(
     int world,
     int cuda_index,
     std::chrono::milliseconds timeout) {
-  using Version = const char*();
-  using Make = void(const StorePtr&, int, int, int, std::chrono::milliseconds, BackendPtr&);
-  // The handle stays open: the backend's code is in it.
-  void* handle = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
-  TORCH_CHECK(handle != nullptr, dlerror());
-  const char* version = symbol<Version>(handle, "blip2_nccl_torch_version", library)();
-  TORCH_CHECK(
-      std::strcmp(version, TORCH_VERSION) == 0, library, " was built against libtorch ", version, ", expected ", TORCH_VERSION,
-      ": build it anew with scripts/nccl");
   BackendPtr backend;
-  symbol<Make>(handle, "blip2_nccl_backend", library)(store, rank, world, cuda_index, timeout, backend);
+  open_nccl(library)(store, rank, world, cuda_index, timeout, backend);
   return backend;
 }
 

@@ -93,17 +93,21 @@ impl Group {
     /// once is enough, and the same device again is no error.
     ///
     /// # Errors
-    /// [`Error::NoNccl`], also for a device that is none of CUDA's; [`Error::Collective`] for another device than the
-    /// first; [`Error::StoreUnreachable`].
+    /// [`Error::NoNccl`] where the library is missing or another's; [`Error::Collective`] for what NCCL refuses, as two
+    /// ranks on one GPU, for a device that is none of CUDA's and for another one than the first;
+    /// [`Error::StoreUnreachable`].
     pub fn add_nccl(&self, device: Device, timeout: Duration) -> Result<(), Error> {
-        let library = nccl_library();
-        let failure = |message| Error::NoNccl { library: library.clone(), message };
-        let index = cuda_index(device).ok_or_else(|| failure(format!("{device:?} is no CUDA device")))?;
+        let op = "connecting GPUs";
+        let index = cuda_index(device).ok_or_else(|| self.misuse(op, format!("{device:?} is no CUDA device")))?;
         let mut connected = self.nccl.lock().unwrap_or_else(PoisonError::into_inner);
         // A second backend would meet the first one's keys in the store, and libtorch keeps the first one anyway.
-        if is_connected(*connected, device).map_err(|message| self.misuse("add_nccl", message))? {
+        if is_connected(*connected, device).map_err(|message| self.misuse(op, message))? {
             return Ok(());
         }
+        let library = nccl_library();
+        // SAFETY: a borrowed text.
+        ffi::outcome(unsafe { ffi::torchx_nccl_find(Text::of(&library)) })
+            .map_err(|text| Error::NoNccl { library: library.clone(), message: one_line(&text) })?;
         let store = self.store.with_prefix("nccl");
         let connection = store.connection()?;
         // SAFETY: a live group, a live store that no other thread uses, and borrowed texts.
@@ -118,7 +122,7 @@ impl Group {
                 milliseconds(timeout),
             )
         };
-        ffi::outcome(code).map_err(|text| failure(one_line(&text)))?;
+        self.check(op, code)?;
         *connected = Some(device);
         Ok(())
     }

@@ -37,6 +37,9 @@ pub struct TrainState {
     pub held_out_digest: Option<String>,
     /// The best held-out metric so far.
     pub best: Option<Best>,
+    /// Whether an evaluation was due behind this step that a signal came before: it is made when the run goes on.
+    #[serde(default)]
+    pub evaluation_due: bool,
     /// Metrics of the steps behind the last record.
     #[serde(default)]
     pub unrecorded: Unrecorded,
@@ -69,6 +72,7 @@ impl TrainState {
             dataset_digest,
             held_out_digest: None,
             best: None,
+            evaluation_due: false,
             unrecorded: Unrecorded::default(),
         }
     }

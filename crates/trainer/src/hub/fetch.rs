@@ -1,9 +1,12 @@
 //! Brings a model's files into the cache: what is there stays, what was interrupted goes on, what arrives is checked.
 
 use std::cell::Cell;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
+use std::thread;
+use std::time::Duration;
 
 use blip2_weights::WEIGHT_FILES;
 use serde::Deserialize;
@@ -15,6 +18,7 @@ use super::error::HubError;
 use super::http::Client;
 use super::id::{HubId, is_commit};
 use super::{Hub, HubEvent};
+use crate::ranks::Pulse;
 
 /// What is taken beside the weights, where it exists.
 const COMPANIONS: [&str; 4] =
@@ -22,6 +26,8 @@ const COMPANIONS: [&str; 4] =
 /// What a file begins with that stands for a large one.
 const POINTER: &[u8] = b"version https://git-lfs";
 const MIB: u64 = 1 << 20;
+/// How often is looked whether another process has fetched a file.
+const LOCK_POLL: Duration = Duration::from_millis(200);
 
 /// A model's files at one commit, as the hub lists them.
 #[derive(Deserialize)]
@@ -164,10 +170,11 @@ impl Fetch<'_> {
             self.check_space(bytes)?;
             let folder = self.cache.folder().to_path_buf();
             (self.hub.report)(HubEvent::Begins { id: self.id.clone(), files: absent.len(), bytes, folder });
-            let done = Cell::new(0);
+            let (done, pulse) = (Cell::new(0), self.pulse());
             let arrived = |more: u64| {
                 done.set(done.get() + more);
                 (self.hub.report)(HubEvent::Progress { done: done.get(), bytes });
+                pulse.beat();
             };
             absent.iter().try_for_each(|file| self.download(file, &arrived))?;
             (self.hub.report)(HubEvent::Ends);
@@ -203,7 +210,17 @@ impl Fetch<'_> {
     fn download(&self, file: &Wanted, arrived: &dyn Fn(u64)) -> Result<(), HubError> {
         let (blob, path) = (self.cache.blob(&file.digest), self.incomplete(file));
         let lock_path = self.cache.lock(&file.digest);
-        let lock = File::create(&lock_path).and_then(|lock| lock.lock().map(|()| lock)).map_err(self.io(&lock_path))?;
+        let lock = File::create(&lock_path).map_err(self.io(&lock_path))?;
+        let pulse = self.pulse();
+        loop {
+            match lock.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) => thread::sleep(LOCK_POLL),
+                Err(TryLockError::Error(error)) => return Err(self.io(&lock_path)(error)),
+            }
+            // Whoever holds it goes on, or ends.
+            pulse.beat();
+        }
         if blob.exists() {
             return Ok(());
         }
@@ -222,7 +239,7 @@ impl Fetch<'_> {
                         let (id, done, size) = (self.id.to_string(), partial.done, file.size);
                         return Err(HubError::Interrupted { id, file: file.name.clone(), done, size, message });
                     };
-                    std::thread::sleep(pause);
+                    thread::sleep(pause);
                 }
             }
         }
@@ -272,6 +289,10 @@ impl Fetch<'_> {
                 .map_err(|error| Stop::Fatal(self.not_written(&path, error, file.size - partial.done)))?;
             arrived(n as u64);
         }
+    }
+
+    fn pulse(&self) -> Pulse {
+        self.hub.pulse.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn incomplete(&self, file: &Wanted) -> PathBuf {

@@ -23,6 +23,7 @@ pub use error::HubError;
 pub use id::{HubId, SCHEME};
 
 use crate::config::{Config, WeightsSource};
+use crate::ranks::Pulse;
 
 /// Where models come from and where they are kept.
 #[derive(Clone)]
@@ -72,6 +73,7 @@ pub struct Hub {
     report: Box<dyn Fn(HubEvent) + Send + Sync>,
     /// The commit at which each id was used first, so that all of one command use the same.
     commits: Mutex<BTreeMap<HubId, String>>,
+    pulse: Mutex<Pulse>,
 }
 
 impl fmt::Debug for HubSettings {
@@ -84,7 +86,7 @@ impl fmt::Debug for HubSettings {
 impl Hub {
     /// `report` is told of every download.
     pub fn new(settings: HubSettings, report: Box<dyn Fn(HubEvent) + Send + Sync>) -> Hub {
-        Hub { settings, report, commits: Mutex::default() }
+        Hub { settings, report, commits: Mutex::default(), pulse: Mutex::default() }
     }
 
     /// No hub: everything must lie on this machine under a path of its own.
@@ -98,6 +100,11 @@ impl Hub {
             read_timeout: Duration::ZERO,
         };
         Hub::new(settings, Box::new(|_| {}))
+    }
+
+    /// Other ranks, which may wait for this one's download, hear by `pulse` that it goes on.
+    pub(crate) fn keep_alive(&self, pulse: Pulse) {
+        *self.pulse.lock().unwrap_or_else(PoisonError::into_inner) = pulse;
     }
 
     /// The folder behind a path or an `hf://` id given on the command line.

@@ -14,7 +14,7 @@ use super::exchange::Exchange;
 use super::in_double::InDouble;
 use super::launch::Launch;
 use super::meeting::{Met, meet};
-use super::watch::{Limits, Waiting, Watch};
+use super::watch::{Limits, Pulse, Waiting, Watch};
 use super::{Gradients, Ranks, Traffic};
 use crate::config::GradientExchange;
 use crate::error::Error;
@@ -46,7 +46,8 @@ impl Group {
         let Met { store, serves } = meet(launch)?;
         let watch = Watch::start(launch, store.clone(), Limits::OF_RUNS, abandon)?;
         let place = store.with_prefix("host");
-        let group = dist::Group::join(&place, launch.rank, launch.world, COLLECTIVE_TIMEOUT)?;
+        let group = dist::Group::join(&place, launch.rank, launch.world, COLLECTIVE_TIMEOUT)
+            .inspect_err(|error| watch.accuse_oneself(&error.to_string()))?;
         let group = Arc::new(group);
         let aborted = Arc::clone(&group);
         watch.aborts(Arc::new(move || aborted.abort()));
@@ -123,6 +124,10 @@ impl Ranks for Group {
 
     fn waiting(&self, what: &'static str) -> Option<Waiting<'_>> {
         Some(self.0.watch.wait_in(what))
+    }
+
+    fn pulse(&self) -> Pulse {
+        self.0.watch.pulse()
     }
 
     fn exchange_on(&self, device: Device) -> Result<(), Error> {
@@ -220,9 +225,10 @@ impl Gradients for Reduced {
             return Ok(());
         }
         let explain = |error| self.inner.watch.explain(error);
+        let waiting = self.inner.watch.wait_in("adding up gradients");
+        // At its second call a collective too: the ranks agree on buckets in the order in which the gradients came.
         self.reducer.prepare(&[loss]).map_err(|error| explain(error.into()))?;
         let begun = Instant::now();
-        let waiting = self.inner.watch.wait_in("adding up gradients");
         loss.f_backward().map_err(|error| explain(Error::Mismatch(error.to_string())))?;
         // The last bucket goes off with the last gradient: behind it this rank only waits. A GPU's host does not wait at all.
         let waited = self.inner.group.since_all_reduce().min(begun.elapsed());
@@ -245,14 +251,17 @@ mod tests {
     use std::thread;
     use tch::Kind;
 
+    fn launch(rank: usize, port: u16) -> Launch {
+        let patience = Duration::from_secs(60);
+        let meeting = Meeting { host: "127.0.0.1".into(), port, served: false, job: String::new(), patience };
+        Launch { rank, world: 2, local_rank: rank, meeting, hang: patience }
+    }
+
     /// What each of two ranks does beside the other.
     fn both<T: Send>(work: impl Fn(&dyn Ranks) -> Result<T, Error> + Sync) -> Vec<T> {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let rank = |rank: usize| {
-            let patience = Duration::from_secs(60);
-            let meeting = Meeting { host: "127.0.0.1".into(), port, served: false, job: String::new(), patience };
-            let launch = Launch { rank, world: 2, local_rank: rank, meeting, hang: patience };
-            together(Some(&launch), |reason| panic!("{reason}"), |ranks| work(&**ranks)).unwrap()
+            together(Some(&launch(rank, port)), |reason| panic!("{reason}"), |ranks| work(&**ranks)).unwrap()
         };
         thread::scope(|scope| {
             let threads: Vec<_> = (0..2)
@@ -263,6 +272,31 @@ mod tests {
                 .collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         })
+    }
+
+    #[test]
+    fn a_rank_that_panics_is_named_to_the_others_that_wait_for_it() {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let rank = move |rank: usize| {
+            together(
+                Some(&launch(rank, port)),
+                |reason| panic!("{reason}"),
+                |ranks| {
+                    ranks.enter(7, "forward and backward");
+                    ranks.any(false)?;
+                    if rank == 1 {
+                        panic!("CUDA out of memory\nframe #0");
+                    }
+                    ranks.any(false)
+                },
+            )
+        };
+        let begun = Instant::now();
+        let [waits, panics] = [0, 1].map(|number| thread::spawn(move || rank(number)));
+        let error = waits.join().unwrap().unwrap_err().to_string();
+        assert_eq!(error, "rank 1 failed at step 7, forward and backward: CUDA out of memory");
+        assert!(panics.join().is_err(), "the panic goes on");
+        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
     }
 
     #[test]

@@ -8,10 +8,12 @@ mod group;
 mod in_double;
 mod launch;
 mod meeting;
+mod panics;
 mod shared_folder;
 mod watch;
 
 use std::ops::AddAssign;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
 use blip2_torchx::params::ParamStore;
@@ -24,8 +26,9 @@ pub use blip2_torchx::process::exit_now;
 pub use group::Group;
 use in_double::InDouble;
 pub use launch::{Launch, Meeting};
+pub use panics::panic_line;
 pub(crate) use shared_folder::{SHOWN_WITHIN, check_shared};
-pub use watch::Waiting;
+pub use watch::{Pulse, Waiting};
 
 use crate::config::GradientExchange;
 use crate::error::Error;
@@ -47,6 +50,11 @@ pub trait Ranks {
     /// Says that this rank waits, as for a device that waits for other ranks, for as long as the answer lives.
     fn waiting(&self, _what: &'static str) -> Option<Waiting<'_>> {
         None
+    }
+
+    /// What says from any thread, also while this one waits for it, that this rank goes on with what it does, however long that takes.
+    fn pulse(&self) -> Pulse {
+        Pulse::default()
     }
 
     /// Has tensors on this device exchanged without a detour over the host. All ranks say so, each with a device of its own.
@@ -119,7 +127,8 @@ pub trait Ranks {
     }
 }
 
-/// Does something together with the other processes of a launch, or alone. An error ends all of them, with a line that names the rank.
+/// Does something together with the other processes of a launch, or alone. An error ends all of them, with a line that names the rank; so does a
+/// panic, as which libtorch reports what it cannot do, a GPU whose memory is full for one.
 ///
 /// # Errors
 /// Those of meeting the others, else those of `work`.
@@ -130,11 +139,20 @@ pub fn together<T>(
 ) -> Result<T, Error> {
     let Some(launch) = launch else { return work(&(Rc::new(Alone) as Rc<dyn Ranks>)) };
     let group = Group::join(launch, abandon)?;
-    let result = work(&(Rc::new(group.clone()) as Rc<dyn Ranks>));
-    if let Err(error) = &result {
-        group.fail(error);
+    let ranks = Rc::new(group.clone()) as Rc<dyn Ranks>;
+    // Whatever a panic has left half done ends with this rank.
+    match catch_unwind(AssertUnwindSafe(|| work(&ranks))) {
+        Ok(result) => {
+            if let Err(error) = &result {
+                group.fail(error);
+            }
+            result
+        }
+        Err(panic) => {
+            group.fail(&Error::Mismatch(panic_line(&*panic).to_owned()));
+            resume_unwind(panic)
+        }
     }
-    result
 }
 
 /// What every rank says, in the order of ranks.

@@ -11,7 +11,7 @@ use tch::Device;
 
 use crate::assembly::Assembly;
 use crate::checkpoint::{Best, Metric, TrainState};
-use crate::config::{BestMetric, Config};
+use crate::config::{BestMetric, Config, FeatureCache};
 use crate::data::TrainData;
 use crate::error::Error;
 use crate::evaluation::{Evaluation, HeldOutSet};
@@ -49,15 +49,18 @@ pub struct Run {
 }
 
 impl Run {
-    /// Trains until the last step or a signal; returns the steps done.
+    /// Trains until the last step or a signal; returns the steps done, and whether that is all of the run.
     ///
     /// # Errors
     /// Whatever stops the run; the last checkpoint stays valid.
-    pub fn train(&mut self, stop: &StopSignal) -> Result<u64, Error> {
+    pub fn train(&mut self, stop: &StopSignal) -> Result<(u64, bool), Error> {
         let (steps, ranks) = (self.config.schedule.steps, Rc::clone(&self.ranks));
         let mut stopping = ranks.any(stop.is_set())?;
         ranks.take_traffic(); // what was exchanged so far belongs to no step
         let mut meter = Meter::resume(self.state.unrecorded.clone());
+        if self.state.evaluation_due && !stopping {
+            self.make_up_evaluation(&mut meter)?;
+        }
         while self.state.step < steps && !stopping {
             let step = self.state.step;
             let lr = self.schedule.at(step);
@@ -69,15 +72,13 @@ impl Run {
             let micro_batches = self.data.micro_batches(host, &self.assembly.encoder, &*ranks)?;
             let mut metrics = self.stepper.step(&*self.assembly.task, micro_batches, &self.pass, step, lr, &*ranks)?;
             metrics.extend(self.data.take_cache_metrics());
-            self.data.take_note().iter().for_each(|line| self.note(line));
             self.state.step = step + 1;
             meter.step(metrics);
 
             stopping = ranks.any(stop.is_set())?;
-            let due = |every: u64| (step + 1).is_multiple_of(every) || step + 1 == steps;
-            let log = due(self.config.log.every);
-            let evaluate = due(self.config.eval.every) && self.held_out.is_some();
-            let save = due(self.config.checkpoint.every) || stopping;
+            let log = self.is_due(self.config.log.every);
+            let evaluate = self.is_due(self.config.eval.every) && self.held_out.is_some();
+            let save = self.is_due(self.config.checkpoint.every) || stopping;
             // Reading the flag of a bad step waits for the device: on CUDA only where the host waits anyway.
             if (self.is_cpu() || log || evaluate || save) && self.handle_bad_step()? {
                 meter = Meter::start();
@@ -91,12 +92,29 @@ impl Run {
                 // A disk that is full is told now, not at the next checkpoint.
                 books.writer.poll().transpose()?;
             }
-            let best = if evaluate { meter.leave_out(&*ranks, || self.evaluate())? } else { None };
+            // Whoever asks to stop seldom has the time that an evaluation takes.
+            self.state.evaluation_due = evaluate && stopping;
+            let best = if evaluate && !stopping { meter.leave_out(&*ranks, || self.evaluate())? } else { None };
             if save {
                 self.save(best, &meter)?;
             }
         }
         self.finish(stopping, &meter)
+    }
+
+    /// Whether something that is done every so many steps is due behind the last one.
+    fn is_due(&self, every: u64) -> bool {
+        self.state.step.is_multiple_of(every) || self.state.step == self.config.schedule.steps
+    }
+
+    /// Does what a signal came before, so that the run goes on as if none had come.
+    fn make_up_evaluation(&mut self, meter: &mut Meter) -> Result<(), Error> {
+        let ranks = Rc::clone(&self.ranks);
+        let best = meter.leave_out(&*ranks, || self.evaluate())?;
+        self.state.evaluation_due = false;
+        // A checkpoint that is there for the signal's sake alone is not kept as the best.
+        let best = best.filter(|_| self.is_due(self.config.checkpoint.every));
+        self.save(best, meter)
     }
 
     fn next_batch(&mut self) -> Result<blip2_data::HostBatch, Error> {
@@ -122,6 +140,7 @@ impl Run {
     fn log(&mut self, meter: &mut Meter, lr: f64) -> Result<(), Error> {
         let step = self.state.step;
         self.ranks.enter(step, "logging");
+        self.tell_notes()?;
         let mut scalars = meter.read(&*self.ranks)?;
         scalars.push(("lr".into(), lr));
         scalars.extend(self.data.progress(&self.loader, self.state.stream_position));
@@ -136,6 +155,17 @@ impl Run {
             Some(books) => Ok(books.telemetry.record(&Record::new(step, scalars))?),
             None => Ok(()),
         }
+    }
+
+    /// Says what ranks have to say of the feature cache.
+    fn tell_notes(&mut self) -> Result<(), Error> {
+        if !matches!(self.config.data.feature_cache, FeatureCache::Directory(_)) {
+            return Ok(());
+        }
+        for line in lines_of_ranks(&share(&*self.ranks, &self.data.take_note())?) {
+            self.note(&line);
+        }
+        Ok(())
     }
 
     /// What all ranks have found unreadable.
@@ -190,8 +220,9 @@ impl Run {
         // Before the checkpoint: behind it these samples are not tried again.
         self.quarantine()?;
         let waiting = self.ranks.waiting("reading metrics");
-        self.state.unrecorded = meter.unrecorded();
+        let unrecorded = meter.unrecorded();
         drop(waiting);
+        self.state.unrecorded = unrecorded.of_all(&*self.ranks)?;
         let bad = self.bad_samples()?;
         self.state.bad_samples = serde_json::to_value(bad).map_err(|e| Error::Mismatch(e.to_string()))?;
         let Some(books) = &mut self.books else { return Ok(()) };
@@ -217,11 +248,9 @@ impl Run {
         let position = self.state.stream_position - global_batch;
         let all = run_folder::bad_steps(&self.config);
         let folder = all.join(format!("step_{step:08}"));
-        let own = match self.ranks.world() {
-            1 => folder.clone(),
-            _ => folder.join(format!("rank_{}", self.ranks.rank())),
-        };
-        crate::bad_step::record(&own, &self.config, &self.assembly, &self.data.batch_with_pixels(position, &bad)?)?;
+        self.ranks.enter(step, "recording a bad step");
+        let batch = self.data.batch_with_pixels(position, &bad)?;
+        crate::bad_step::record(&folder, &self.config, &self.assembly, &batch, &*self.ranks)?;
         if behind > 0 {
             self.loader = self.data.loader(self.state.stream_position, &bad)?;
         }
@@ -234,20 +263,31 @@ impl Run {
         Ok(true)
     }
 
-    fn finish(&mut self, stopping: bool, meter: &Meter) -> Result<u64, Error> {
+    fn finish(&mut self, stopping: bool, meter: &Meter) -> Result<(u64, bool), Error> {
         let (step, steps) = (self.state.step, self.config.schedule.steps);
+        let finished = (!stopping || step >= steps) && !self.state.evaluation_due;
         // A bad step has no checkpoint of its own, be it the last one or the one that a signal came in.
         let lacks = self.books.as_mut().map_or(Ok(false), |books| books.lacks_checkpoint(step))?;
         if self.ranks.any(lacks)? {
             self.save(None, meter)?;
         }
         if let Some(books) = &mut self.books {
-            books.close(step, (!stopping || step == steps).then_some(steps))?;
+            books.close(step, finished.then_some(steps))?;
         }
         // The next stage begins from what the first rank has written.
         self.ranks.any(false)?;
-        Ok(step)
+        Ok((step, finished))
     }
+}
+
+/// What ranks say, each thing once, with the first rank that says it where there are several.
+fn lines_of_ranks(said: &[Option<String>]) -> Vec<String> {
+    let first = |rank: usize| said[rank].is_some() && !said[..rank].contains(&said[rank]);
+    let line = |rank: usize| match said.len() {
+        1 => said[rank].clone(),
+        _ => said[rank].as_ref().map(|line| format!("rank {rank}: {line}")),
+    };
+    (0..said.len()).filter(|&rank| first(rank)).filter_map(line).collect()
 }
 
 /// One line about an evaluation.
@@ -266,4 +306,17 @@ fn summary(step: u64, evaluation: &Evaluation) -> String {
         line += &format!("\n    {} -> {}", text.truth, text.said);
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_several_ranks_say_is_said_once_with_a_rank() {
+        let [full, slow] = ["disk full", "disk slow"].map(|line| Some(line.to_owned()));
+        assert_eq!(lines_of_ranks(std::slice::from_ref(&full)), ["disk full"]);
+        assert_eq!(lines_of_ranks(&[None, full.clone(), slow, full]), ["rank 1: disk full", "rank 2: disk slow"]);
+        assert!(lines_of_ranks(&[None, None]).is_empty());
+    }
 }

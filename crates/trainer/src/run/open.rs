@@ -121,7 +121,7 @@ impl Run {
             if checkpoint.is_some() {
                 say(&format!("{name}: going on from step {}", state.step));
             }
-            books = Some(begin(config, request, &assembly, (store, folder), state.step, &*ranks)?);
+            books = Some(begin(config, request, &assembly, (store, folder), &state, &*ranks)?);
         }
         let mut run = Run {
             schedule: LearningRate::new(&config.optimizer, &config.schedule),
@@ -205,7 +205,7 @@ fn begin(
     request: &TrainRequest,
     assembly: &Assembly,
     (store, folder): (CheckpointStore, RunFolder),
-    step: u64,
+    state: &TrainState,
     ranks: &dyn Ranks,
 ) -> Result<Books, Error> {
     folder.begin(
@@ -224,7 +224,8 @@ fn begin(
         metrics: folder.metrics(),
         tensorboard: folder.tensorboard(),
         steps: config.schedule.steps,
-        start: step,
+        start: state.step,
+        evaluation_due: state.evaluation_due,
         output: (request.output)(),
         shown: shown(config, assembly, ranks.world()),
     })?;

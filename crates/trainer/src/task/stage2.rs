@@ -12,7 +12,7 @@ use super::{Evaluation, HeldOut, Losses, Pass, Reference, TargetRule, Task};
 use crate::batch::Batch;
 use crate::error::Error;
 use crate::evaluation::{Means, SampleText};
-use crate::ranks::Ranks;
+use crate::ranks::{Ranks, share};
 
 /// Sample captions of an evaluation are no longer.
 const MAX_SAMPLE_TOKENS: usize = 30;
@@ -124,6 +124,9 @@ impl Task for Stage2Task {
                 }
             }
             evaluation.scalars = means.finish(held_out.ranks())?;
+            // The first pictures of the set, whichever rank had them: the first rank may have had few, or none that could be read.
+            evaluation.texts = share(held_out.ranks(), &evaluation.texts)?.concat();
+            evaluation.texts.truncate(held_out.captions());
             evaluation.samples =
                 held_out.ranks().share_numbers(&[evaluation.samples as u64])?.iter().map(|n| n[0] as usize).sum();
             Ok(evaluation)

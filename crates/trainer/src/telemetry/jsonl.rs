@@ -29,6 +29,11 @@ impl Record {
         self.scalars.iter().find(|(known, _)| known == name).map(|(_, value)| *value)
     }
 
+    /// Whether it holds what an evaluation has measured.
+    pub fn is_of_evaluation(&self) -> bool {
+        self.scalars.iter().any(|(name, _)| name.starts_with("val_") || name.starts_with("retrieval_"))
+    }
+
     fn to_line(&self) -> String {
         let mut object = Map::new();
         object.insert("step".into(), self.step.into());
@@ -67,13 +72,13 @@ impl JsonlWriter {
     }
 }
 
-/// Cuts a JSONL file back to the records up to `step` and returns them; the file is replaced as a whole.
+/// Cuts a JSONL file back to the records that `keeps` names, and returns them; the file is replaced as a whole.
 ///
 /// A last line that a crash tore, and any line that is not a record, goes too. No file is as good as an empty one.
 ///
 /// # Errors
 /// The file cannot be read or written.
-pub fn cut_back(path: &Path, step: u64) -> Result<Vec<Record>, TelemetryError> {
+pub fn cut_back(path: &Path, keeps: impl Fn(&Record) -> bool) -> Result<Vec<Record>, TelemetryError> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -83,7 +88,7 @@ pub fn cut_back(path: &Path, step: u64) -> Result<Vec<Record>, TelemetryError> {
     let mut records = Vec::new();
     for line in bytes.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n")) {
         if let Some(record) = Record::from_line(line)
-            && record.step <= step
+            && keeps(&record)
         {
             kept.extend_from_slice(line);
             records.push(record);
@@ -118,7 +123,7 @@ mod tests {
     fn later_torn_and_foreign_lines_go() {
         let (_folder, path) =
             file(b"{\"step\":1,\"a\":1}\n\0\0\0\n[]\n{\"step\":3,\"a\":3}\n{\"step\":2,\"a\":2}\n{\"step\":2,\"a\"");
-        let records = cut_back(&path, 2).unwrap();
+        let records = cut_back(&path, |record| record.step <= 2).unwrap();
         assert_eq!(records, [Record::new(1, [("a", 1.0)]), Record::new(2, [("a", 2.0)])]);
         assert_eq!(fs::read(&path).unwrap(), b"{\"step\":1,\"a\":1}\n{\"step\":2,\"a\":2}\n");
     }
@@ -126,7 +131,7 @@ mod tests {
     #[test]
     fn no_file_has_no_records() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(cut_back(&folder.path().join("metrics.jsonl"), 5).unwrap(), []);
+        assert_eq!(cut_back(&folder.path().join("metrics.jsonl"), |_| true).unwrap(), []);
     }
 
     proptest! {
@@ -137,7 +142,7 @@ mod tests {
             let whole = lines.concat();
             let cut = cut.min(whole.len());
             let (_folder, path) = file(&whole.as_bytes()[..cut]);
-            let records = cut_back(&path, u64::MAX).unwrap();
+            let records = cut_back(&path, |_| true).unwrap();
             let survivors = whole[..cut].matches('\n').count();
             prop_assert_eq!(records.len(), survivors);
             prop_assert_eq!(fs::read_to_string(&path).unwrap(), lines[..survivors].concat());

@@ -44,6 +44,8 @@ pub struct TelemetryPlan {
     pub steps: u64,
     /// Steps done already: 0, or the step of the checkpoint that the run goes on from.
     pub start: u64,
+    /// Whether that step's evaluation is still to come: what an earlier attempt has recorded of it goes.
+    pub evaluation_due: bool,
     /// Where progress is shown.
     pub output: Output,
     /// The scalars in the progress line, in order.
@@ -64,7 +66,9 @@ impl Telemetry {
     /// # Errors
     /// A file cannot be read or written.
     pub fn open(plan: TelemetryPlan) -> Result<Self, TelemetryError> {
-        let kept = cut_back(&plan.metrics, plan.start)?;
+        let comes_again = |record: &Record| plan.evaluation_due && record.is_of_evaluation();
+        let keeps = |record: &Record| record.step < plan.start || (record.step == plan.start && !comes_again(record));
+        let kept = cut_back(&plan.metrics, keeps)?;
         let mut events = EventWriter::create(&plan.tensorboard, plan.start)?;
         // TensorBoard drops what older files hold from the session's first step on: that step's values are said again.
         for record in kept.iter().filter(|record| record.step == plan.start) {
@@ -138,6 +142,7 @@ mod tests {
             tensorboard: folder.path().join("tensorboard"),
             steps: 100,
             start,
+            evaluation_due: start == 30,
             output: Output::Hidden,
             shown: Vec::new(),
         };
@@ -153,5 +158,9 @@ mod tests {
         let lines = fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
         assert_eq!(lines, "{\"step\":10,\"loss\":1.0}\n{\"step\":20,\"loss\":1.0}\n{\"step\":30,\"loss\":0.5}\n");
         assert_eq!(fs::read_dir(folder.path().join("tensorboard")).unwrap().count(), 2);
+        // Of an evaluation that is to come again the record of the first attempt goes.
+        second.record(&Record::new(30, [("val_loss", 0.7)])).unwrap();
+        drop(Telemetry::open(plan(30)).unwrap());
+        assert_eq!(fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap(), lines);
     }
 }

@@ -11,6 +11,8 @@ use super::jsonl::Record;
 
 /// Seconds between two plain lines.
 const LINE_EVERY_S: u64 = 5;
+/// A rank that computes so many times as long as the median of all holds up the others.
+const SLOW_RANK: f64 = 1.25;
 /// Over how long the rate is measured.
 const RATE_WINDOW_S: u64 = 60;
 
@@ -105,7 +107,7 @@ impl Progress {
         if losses.is_empty() {
             return;
         }
-        self.losses = losses;
+        self.losses = losses + &slow_rank(record).unwrap_or_default();
         self.step(record.step.max(self.step));
         let now = Instant::now();
         let line = self.line();
@@ -169,6 +171,18 @@ fn losses(shown: &[Shown], record: &Record) -> String {
         Some(format!("{} {value:.3}{marks}", shown.name))
     };
     shown.iter().filter_map(one).collect::<Vec<_>>().join(" | ")
+}
+
+/// The rank for which the others wait, where one is clearly slower: ` | rank 3 is slow: 0.52 s a step, the median 0.31 s`.
+fn slow_rank(record: &Record) -> Option<String> {
+    let seconds = record.scalars.iter().filter(|(name, _)| name.starts_with("rank_s/")).map(|(_, seconds)| *seconds);
+    let mut seconds: Vec<f64> = seconds.collect();
+    seconds.sort_by(f64::total_cmp);
+    // Of two the faster one.
+    let median = *seconds.get(seconds.len().checked_sub(1)? / 2)?;
+    let (rank, slowest) = (record.get("slowest_rank")?, record.get("slowest_rank_s")?);
+    (slowest > SLOW_RANK * median)
+        .then(|| format!(" | rank {rank:.0} is slow: {slowest:.2} s a step, the median {median:.2} s"))
 }
 
 fn duration(seconds: f64) -> String {
@@ -259,6 +273,22 @@ mod tests {
         assert!(lines[0].ends_with("| loss_itc 2.000 (chance 2.773, floor 0.500) | loss_itg 7.000"), "{text}");
         assert_eq!(lines[1], "checkpoint written");
         assert!(lines[2].starts_with("step 100/100 (100.0%)"), "{text}");
+    }
+
+    #[test]
+    fn a_rank_that_is_clearly_slower_is_named() {
+        let said = |seconds: &[f64]| {
+            let slowest = seconds.iter().copied().fold(0.0, f64::max);
+            let rank = seconds.iter().position(|&s| s == slowest).unwrap() as f64;
+            let each = seconds.iter().enumerate().map(|(rank, &s)| (format!("rank_s/{rank}"), s));
+            let ends = [("slowest_rank".to_owned(), rank), ("slowest_rank_s".to_owned(), slowest)];
+            slow_rank(&Record::new(1, each.chain(ends)))
+        };
+        assert_eq!(said(&[0.3, 0.32, 0.35, 0.31]), None);
+        let slow = said(&[0.3, 0.32, 0.35, 0.7]).unwrap();
+        assert_eq!(slow, " | rank 3 is slow: 0.70 s a step, the median 0.32 s");
+        assert!(said(&[0.3, 0.6]).unwrap().starts_with(" | rank 1 is slow"));
+        assert_eq!(slow_rank(&Record::new(1, [("loss", 1.0)])), None);
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub(super) struct Beat {
     pub(super) phase: String,
     /// The collective it is in, and since how many seconds.
     pub(super) waits: Option<(String, u64)>,
-    /// Seconds since it last entered a phase or a collective, or left one.
+    /// Seconds since it last entered a phase or a collective, left one, or said that it goes on.
     pub(super) still: u64,
     pub(super) done: bool,
 }
@@ -27,6 +27,11 @@ impl Beat {
             Some((name, _)) => format!("step {}, {}: {name}", self.step, self.phase),
             None => format!("step {}, {}", self.step, self.phase),
         }
+    }
+
+    /// Whether it has not moved for so many seconds, or has ended.
+    pub(super) fn stands(&self, seconds: u64) -> bool {
+        self.done || self.still >= seconds
     }
 
     /// Which process it is.

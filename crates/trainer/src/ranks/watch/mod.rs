@@ -3,28 +3,26 @@
 //! Every rank writes a beat into the store each second: a count, and what it does. Each watches the rank before it in the circle; who misses it,
 //! and who fails by itself, writes the verdict that all read.
 //!
-//! Two threads: one asks the store and may wait for it as long as it likes; the other waits for nothing, and judges how old the last answer is and
-//! whether a verdict has had its effect.
+//! Two threads: one asks the store (`ask.rs`) and may wait for it as long as it likes; the other waits for nothing, and judges (`judge.rs`) how old
+//! the last answer is and whether a verdict has had its effect.
 
+mod ask;
 mod beat;
+mod judge;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use blip2_torchx::dist::Store;
 
-use self::beat::{Beat, list, lost};
-use super::STEPPING;
+use self::beat::Beat;
 use super::launch::Launch;
 use crate::error::Error;
 
 const BEAT: Duration = Duration::from_secs(1);
-/// A rank that hangs in a step is looked for every so many beats, since all ranks ask about all.
-const LOOK_AROUND: u64 = 5;
 
 /// How long is waited for what.
 #[derive(Debug, Clone, Copy)]
@@ -91,6 +89,19 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// Says for a rank, from any thread, that it goes on with what it does: one that does so for hours does not hang.
+#[derive(Clone, Default)]
+pub struct Pulse(Weak<Shared>);
+
+impl Pulse {
+    /// It has done another piece of it. Nothing where the rank is alone, or its group has ended.
+    pub fn beat(&self) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.state().moved = Instant::now();
+        }
+    }
+}
+
 impl Watch {
     /// Begins to beat.
     pub(super) fn start(launch: &Launch, store: Store, limits: Limits, abandon: fn(&str)) -> Result<Watch, Error> {
@@ -141,6 +152,10 @@ impl Watch {
     pub(super) fn enter(&self, step: u64, phase: &'static str) {
         let mut state = self.shared.state();
         (state.step, state.phase, state.moved) = (step, phase, Instant::now());
+    }
+
+    pub(super) fn pulse(&self) -> Pulse {
+        Pulse(Arc::downgrade(&self.shared))
     }
 
     pub(super) fn wait_in(&self, collective: &'static str) -> Waiting<'_> {
@@ -215,154 +230,5 @@ impl Shared {
         let host = crate::run_folder::host_name();
         let (step, phase) = (state.step, state.phase.to_owned());
         Beat { count, host, pid: std::process::id(), step, phase, waits, still, done }
-    }
-
-    /// Beats, and looks at the others, until this rank ends or a verdict is there.
-    fn ask(&self) {
-        let before = (self.rank + self.world - 1) % self.world;
-        let mut last = (None, Instant::now());
-        for count in 0.. {
-            let looked = self.look(count, before, &mut last);
-            let mut state = self.state();
-            match looked {
-                Ok(None) => (state.answered, state.unanswered) = (Instant::now(), None),
-                Ok(Some(verdict)) => {
-                    state.verdict.get_or_insert(verdict);
-                    break;
-                }
-                Err(error) => state.unanswered = Some(error.to_string()),
-            }
-            let state = self.wait(state, |state| state.ended);
-            if state.ended {
-                drop(state);
-                let _ = self.say(&self.beat(count + 1, true));
-                break;
-            }
-        }
-        self.state().silent = true;
-        self.changed.notify_all();
-    }
-
-    /// One beat; a verdict where there is one.
-    fn look(
-        &self,
-        count: u64,
-        before: usize,
-        last: &mut (Option<Beat>, Instant),
-    ) -> Result<Option<String>, blip2_torchx::Error> {
-        let own = self.beat(count, false);
-        self.say(&own)?;
-        if let Some(verdict) = self.store.peek("verdict")? {
-            return Ok(Some(String::from_utf8_lossy(&verdict).into_owned()));
-        }
-        let seen = self.heard(before)?;
-        if let Some(verdict) = lost(before, last, seen, self.limits.lost) {
-            self.post(&verdict);
-        }
-        let hang = self.hang.as_secs().max(1);
-        match &own.waits {
-            Some((collective, waited)) if *waited >= hang => self.accuse_who_hangs(collective, *waited)?,
-            // All that a step does is queued, and the queue is full: nobody waits in anything that has a name.
-            None if own.still >= hang
-                && own.phase == STEPPING
-                && self.state().queues
-                && count.is_multiple_of(LOOK_AROUND) =>
-            {
-                self.accuse_where_all_stand(hang)?;
-            }
-            _ => {}
-        }
-        Ok(None)
-    }
-
-    /// All ranks but those that hang wait in a collective.
-    fn accuse_who_hangs(&self, collective: &str, waited: u64) -> Result<(), blip2_torchx::Error> {
-        let places = self.all_heard()?;
-        let idle: Vec<String> = places
-            .iter()
-            .filter(|(_, beat)| beat.waits.is_none())
-            .map(|(rank, beat)| format!("rank {rank} ({}) at {}", beat.process(), beat.place()))
-            .collect();
-        if idle.is_empty() {
-            self.post(&format!("every rank has waited for the others for {waited} s: {}", list(&places)));
-        } else {
-            self.post(&format!(
-                "hangs: {}; rank {} has waited for {waited} s in: {collective}",
-                idle.join("; "),
-                self.rank
-            ));
-        }
-        Ok(())
-    }
-
-    /// No rank has moved for so long.
-    fn accuse_where_all_stand(&self, hang: u64) -> Result<(), blip2_torchx::Error> {
-        let places = self.all_heard()?;
-        if places.values().all(|beat| beat.still >= hang) {
-            self.post(&format!("no rank has gone on for {hang} s: {}", list(&places)));
-        }
-        Ok(())
-    }
-
-    fn all_heard(&self) -> Result<BTreeMap<usize, Beat>, blip2_torchx::Error> {
-        let mut beats = BTreeMap::new();
-        for rank in 0..self.world {
-            if let Some(beat) = self.heard(rank)? {
-                beats.insert(rank, beat);
-            }
-        }
-        Ok(beats)
-    }
-
-    fn say(&self, beat: &Beat) -> Result<(), blip2_torchx::Error> {
-        let text = serde_json::json!(beat).to_string();
-        self.store.set(&format!("beat/{}", self.rank), text.as_bytes())
-    }
-
-    fn heard(&self, rank: usize) -> Result<Option<Beat>, blip2_torchx::Error> {
-        Ok(self.store.peek(&format!("beat/{rank}"))?.and_then(|text| serde_json::from_slice(&text).ok()))
-    }
-
-    /// The first verdict stands.
-    fn post(&self, verdict: &str) {
-        if self.store.add("verdicts", 1).is_ok_and(|number| number == 1) {
-            // Where the store is gone, the others find that out themselves.
-            let _ = self.store.set("verdict", verdict.as_bytes());
-        }
-    }
-
-    /// Waits for this rank's end or a verdict, which it carries out. Asks nobody.
-    fn judge(&self) {
-        let mut state = self.state();
-        while state.verdict.is_none() && !state.ended {
-            state = self.wait(state, |state| state.verdict.is_some() || state.ended);
-            if state.verdict.is_none() && !state.ended && state.answered.elapsed() > self.limits.lost {
-                let (server, seconds) = (self.server, self.limits.lost.as_secs());
-                let error = state.unanswered.as_ref().map_or(String::new(), |error| format!(": {error}"));
-                state.verdict = Some(format!("{server} is lost: its store has not answered for {seconds} s{error}"));
-                self.changed.notify_all();
-            }
-        }
-        let verdict = state.verdict.clone();
-        drop(state);
-        if let Some(verdict) = verdict {
-            self.pronounce(&verdict);
-        }
-    }
-
-    /// Interrupts what this rank waits in, and ends the process where that does not end it in time.
-    fn pronounce(&self, verdict: &str) {
-        let begun = Instant::now();
-        let abort = self.abort.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        // By a thread that nobody waits for: NCCL may take as long as a collective may.
-        let _ = thread::Builder::new().name("abort".into()).spawn(move || abort.iter().for_each(|abort| abort()));
-        let state = self.state();
-        let left = self.limits.grace.saturating_sub(begun.elapsed());
-        let (state, _) =
-            self.changed.wait_timeout_while(state, left, |state| !state.ended).unwrap_or_else(PoisonError::into_inner);
-        if !state.ended {
-            drop(state);
-            (self.abandon)(verdict);
-        }
     }
 }

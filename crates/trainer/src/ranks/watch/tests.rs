@@ -1,17 +1,23 @@
+use super::ask::LOOK_AROUND;
 use super::*;
 use crate::ranks::Meeting;
+use crate::ranks::STEPPING;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 const SHORT: Limits = Limits { lost: Duration::from_secs(3), grace: Duration::from_secs(2) };
 
-fn watch_with(rank: usize, store: &Store, limits: Limits, abandon: fn(&str)) -> Watch {
+fn watch_for(rank: usize, store: &Store, hang: Duration, limits: Limits, abandon: fn(&str)) -> Watch {
     let patience = Duration::from_secs(10);
     let (host, port, job) = ("127.0.0.1".to_owned(), store.port(), String::new());
     let meeting = Meeting { host, port, served: false, job, patience };
-    let launch = Launch { rank, world: 2, local_rank: rank, meeting, hang: Duration::from_secs(1) };
+    let launch = Launch { rank, world: 2, local_rank: rank, meeting, hang };
     Watch::start(&launch, store.clone(), limits, abandon).unwrap()
+}
+
+fn watch_with(rank: usize, store: &Store, limits: Limits, abandon: fn(&str)) -> Watch {
+    watch_for(rank, store, Duration::from_secs(1), limits, abandon)
 }
 
 fn watch(rank: usize, store: &Store) -> Watch {
@@ -37,6 +43,34 @@ fn a_rank_that_others_wait_for_in_vain_is_named_with_its_place() {
     for part in ["hangs: rank 1 (process ", "at step 41, reading data", "rank 0 has waited", "adding up gradients"] {
         assert!(error.contains(part), "{error}");
     }
+}
+
+#[test]
+fn a_rank_that_goes_on_is_waited_for_however_long_that_takes() {
+    let store = store();
+    let hang = Duration::from_secs(2);
+    let [waits, works] = [0, 1].map(|rank| watch_for(rank, &store, hang, Limits::OF_RUNS, |reason| panic!("{reason}")));
+    let _waiting = waits.wait_in("sharing notes");
+    let longer = |goes_on: &dyn Fn()| {
+        let begun = Instant::now();
+        while begun.elapsed() < hang + 2 * BEAT {
+            goes_on();
+            thread::sleep(Duration::from_millis(100));
+        }
+        assert_eq!(works.shared.state().verdict, None);
+    };
+    let pulse = works.pulse();
+    longer(&|| works.enter(3, "image features"));
+    longer(&|| pulse.beat());
+    // Both in collectives, of which one goes on.
+    longer(&|| {
+        let _short = works.wait_in("gathering rows");
+        thread::sleep(Duration::from_millis(200));
+    });
+    let _forever = works.wait_in("gathering rows");
+    let error = explained(&waits);
+    let expected = "every rank has waited for the others for 2 s: rank 0 at step 0, start: sharing notes; rank 1 at step 3, image features: ";
+    assert!(error.starts_with(expected), "{error}");
 }
 
 #[test]
