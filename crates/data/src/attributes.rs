@@ -68,8 +68,10 @@ struct File {
 
 /// Where a shard's attributes are kept, and what they must fit.
 pub(crate) struct AttributesFile<'a> {
-    /// Beside the index, then elsewhere.
+    /// Where it may lie: beside the index, then elsewhere.
     pub(crate) places: Vec<PathBuf>,
+    /// Those of them where it may be written.
+    pub(crate) writable: Vec<PathBuf>,
     /// What is known of the shard's contents, its index among it.
     pub(crate) shard: &'a str,
     /// Number of its samples.
@@ -84,7 +86,7 @@ impl AttributesFile<'_> {
         captions: &CaptionRule,
         measure: impl FnOnce() -> Result<Vec<Measured>, DataError>,
     ) -> Result<Attributes, DataError> {
-        let mut file = self.places.iter().find_map(|path| self.read(path)).unwrap_or_else(|| File {
+        let mut file = self.find().unwrap_or_else(|| File {
             format: FORMAT.to_owned(),
             version: VERSION,
             shard: self.shard.to_owned(),
@@ -94,6 +96,10 @@ impl AttributesFile<'_> {
             columns.iter().filter(|column| !file.columns.contains_key(&column.name(captions))).collect();
         if !missing.is_empty() {
             let measured = measure()?;
+            // Others may have added columns meanwhile.
+            if let Some(now) = self.find() {
+                file.columns.extend(now.columns);
+            }
             for column in missing {
                 let values = measured.iter().map(|sample| value(column, sample)).collect();
                 file.columns.insert(column.name(captions), values);
@@ -107,6 +113,10 @@ impl AttributesFile<'_> {
         Ok(Attributes { columns: columns.iter().map(take).collect() })
     }
 
+    fn find(&self) -> Option<File> {
+        self.places.iter().find_map(|path| self.read(path))
+    }
+
     fn read(&self, path: &Path) -> Option<File> {
         // A file that is missing or of another version is not an error: the columns are measured.
         let file: File = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
@@ -117,7 +127,7 @@ impl AttributesFile<'_> {
     fn write(&self, file: &File) -> Result<(), DataError> {
         let text = serde_json::json!(file).to_string();
         let mut last = None;
-        for path in &self.places {
+        for path in &self.writable {
             match atomic::write(path, |out| out.write_all(text.as_bytes())) {
                 Ok(()) => return Ok(()),
                 Err(source) => last = Some(DataError::Io { path: path.clone(), source }),
@@ -145,5 +155,29 @@ impl Attributes {
     pub(crate) fn value(&self, column: &Column, at: usize) -> Option<f64> {
         let (_, values) = self.columns.iter().find(|(known, _)| known == column)?;
         values.get(at).copied().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As when two runs with different filters open a set for the first time.
+    #[test]
+    fn columns_that_others_added_meanwhile_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let places = vec![folder.path().join("0.tar.attributes")];
+        let file = AttributesFile { places: places.clone(), writable: places, shard: "version", samples: 1 };
+        let measured = || Ok(vec![Measured { sides: Some((5, 4)), caption_words: None, json: None }]);
+        let rule = CaptionRule::default();
+        let get = |column: Column| file.get(&[column], &rule, measured);
+        file.get(&[Column::Width], &rule, || {
+            get(Column::Height)?;
+            measured()
+        })
+        .unwrap();
+        let both = [Column::Width, Column::Height];
+        let attributes = file.get(&both, &rule, || panic!("they are there")).unwrap();
+        assert_eq!(both.map(|column| attributes.value(&column, 0)), [Some(5.0), Some(4.0)]);
     }
 }

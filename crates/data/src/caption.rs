@@ -80,6 +80,9 @@ pub enum Pick {
     },
 }
 
+/// Whether something is left of a caption when it is cleaned.
+pub(crate) type Usable<'a> = &'a dyn Fn(&str) -> bool;
+
 /// Sets the draw of a caption apart from the order's and the augmentation's numbers.
 const CAPTION: u64 = 6;
 
@@ -110,17 +113,26 @@ impl CaptionRule {
         }
     }
 
-    /// The caption before cleaning, inside its template.
-    pub(crate) fn caption(&self, members: &CaptionMembers, pick: Pick) -> Result<String, SampleError> {
-        let caption = self.find(members, pick)?;
-        Ok(match &self.template {
+    /// The caption before cleaning, inside its template; of several one that is usable, where there is one. So a list is
+    /// good or bad whatever is drawn from it.
+    pub(crate) fn caption(
+        &self,
+        members: &CaptionMembers,
+        pick: Pick,
+        usable: Usable<'_>,
+    ) -> Result<String, SampleError> {
+        Ok(self.in_template(self.find(members, pick, usable)?))
+    }
+
+    fn in_template(&self, caption: String) -> String {
+        match &self.template {
             // An empty caption stays one: the template alone says nothing of the picture.
             Some(template) if !caption.trim().is_empty() => template.replacen("{}", caption.trim(), 1),
             _ => caption,
-        })
+        }
     }
 
-    fn find(&self, members: &CaptionMembers, pick: Pick) -> Result<String, SampleError> {
+    fn find(&self, members: &CaptionMembers, pick: Pick, usable: Usable<'_>) -> Result<String, SampleError> {
         let text = || utf8(members.text.ok_or(SampleError::NoMember("txt"))?);
         let json = || parse(members.json.ok_or(SampleError::NoMember("json"))?);
         match &self.source {
@@ -139,8 +151,13 @@ impl CaptionRule {
                 if count == 0 {
                     return Err(SampleError::CaptionEmpty);
                 }
-                let caption = list[pick.of(count)].as_str();
-                caption.map(str::to_owned).ok_or_else(|| SampleError::CaptionList(field.0.clone()))
+                let is_usable = |text: &&Value| text.as_str().is_some_and(|t| usable(&self.in_template(t.to_owned())));
+                let good: Vec<&Value> = list[..count].iter().filter(is_usable).collect();
+                let caption = match good.len() {
+                    0 => &list[pick.of(count)],
+                    of => good[pick.of(of)],
+                };
+                caption.as_str().map(str::to_owned).ok_or_else(|| SampleError::CaptionList(field.0.clone()))
             }
         }
     }
@@ -163,7 +180,7 @@ mod tests {
 
     fn caption(source: CaptionSource, text: Option<&[u8]>, pick: Pick) -> Result<String, String> {
         let rule = CaptionRule { source, template: None };
-        rule.caption(&CaptionMembers { text, json: Some(JSON) }, pick).map_err(|error| error.to_string())
+        rule.caption(&CaptionMembers { text, json: Some(JSON) }, pick, &|_| true).map_err(|error| error.to_string())
     }
 
     fn drawn(field: &str, top: Option<usize>) -> CaptionSource {
@@ -198,10 +215,31 @@ mod tests {
         assert_eq!(error, "caption: the JSON has no list of texts \"caption\"");
     }
 
+    /// Else a picture would be lost for ever, on the rank that happened to draw its empty caption.
+    #[test]
+    fn what_is_drawn_is_usable_where_anything_is() {
+        let usable = |text: &str| !crate::clean_caption(text, crate::Clean::Blip).is_empty();
+        let draw = |list: &str, template: Option<&str>, pick| {
+            let rule = CaptionRule { source: drawn("texts", None), template: template.map(str::to_owned) };
+            let json = format!("{{\"texts\": {list}}}");
+            rule.caption(&CaptionMembers { text: None, json: Some(json.as_bytes()) }, pick, &usable)
+        };
+        let at = |list, position| draw(list, None, Pick::Keyed { seed: 7, position }).unwrap();
+        for position in 0..50 {
+            // The good ones are drawn as if they stood alone.
+            assert_eq!(at(r#"["", "one", "...", 7, "two", " "]"#, position), at(r#"["one", "two"]"#, position));
+        }
+        assert_eq!(draw(r#"["", "one"]"#, None, Pick::First).unwrap(), "one");
+        assert_eq!(draw(r#"["", "..."]"#, None, Pick::First).unwrap(), "");
+        assert_eq!(draw(r#"["", "..."]"#, Some("a photo of {}"), Pick::First).unwrap(), "a photo of ...");
+    }
+
     #[test]
     fn a_template_stands_around_a_caption_that_is_there() {
         let rule = CaptionRule { template: Some("a photo of {}.".into()), ..CaptionRule::default() };
-        let with = |text: &'static [u8]| rule.caption(&CaptionMembers { text: Some(text), json: None }, Pick::First);
+        let with = |text: &'static [u8]| {
+            rule.caption(&CaptionMembers { text: Some(text), json: None }, Pick::First, &|_| true)
+        };
         assert_eq!(with(b" a {} cat\n").unwrap(), "a photo of a {} cat.");
         assert_eq!(with(b"  ").unwrap(), "  ");
     }

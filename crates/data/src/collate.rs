@@ -5,8 +5,8 @@ use std::ops::Range;
 use crate::feature_store::FeatureRow;
 use crate::sample::Sample;
 
-/// A batch in plain memory, before any tensor.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A batch in plain memory, before any tensor; by default of no sample.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostBatch {
     /// Stream position of the first sample; in evaluation its index in the data set.
     pub position: u64,

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::caption::Pick;
+use crate::caption::{Pick, Usable};
 use crate::{CacheUse, DataError, Dataset, MixtureSet, Problem, RawSample, SampleError, Shard};
 
 /// Data sets with their weights. A sample's index counts through all of them.
@@ -136,6 +136,11 @@ impl Corpus {
         self.sets().for_each(|set| set.prefetch(&[]));
     }
 
+    /// Says that any `count` shards of each of these sets are read from in turn.
+    pub(crate) fn keep_open(&self, count: usize) {
+        self.sets().for_each(|set| set.keep_open(count));
+    }
+
     /// Whether the shard cache can hold what is in use at once: `count` shards of each of these sets, which is `what`, and
     /// what else this process reads.
     ///
@@ -160,8 +165,13 @@ impl Corpus {
     /// # Errors
     /// As [`Dataset::read`].
     pub fn read(&self, index: u64, pick: Pick) -> Result<RawSample, SampleError> {
+        self.read_usable(index, pick, &|_| true)
+    }
+
+    /// As [`Corpus::read`]; of several captions one that is usable, where there is one.
+    pub(crate) fn read_usable(&self, index: u64, pick: Pick, usable: Usable<'_>) -> Result<RawSample, SampleError> {
         let (set, own) = self.find(index).ok_or(SampleError::NoSuchSample(index))?;
-        set.read(own, pick)
+        set.read_usable(own, pick, usable)
     }
 }
 

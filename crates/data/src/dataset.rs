@@ -1,6 +1,7 @@
 //! One split of image-text pairs: its shards, their sample counts, and any sample by its index.
 
 use std::collections::HashSet;
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -12,8 +13,9 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use crate::attributes::AttributesFile;
-use crate::caption::{CaptionMembers, CaptionRule, Pick};
+use crate::caption::{CaptionMembers, CaptionRule, Pick, Usable};
 use crate::filter::{Passed, SampleFilter};
+use crate::image::ImageFormat;
 use crate::index::{Digest, IndexedSample, Member};
 use crate::loaded::LoadedShards;
 use crate::remote::Remote;
@@ -28,13 +30,16 @@ pub struct OpenOptions {
     pub base_dir: PathBuf,
     /// Where indices go whose shard lies in a folder that cannot be written.
     pub cache_dir: Option<PathBuf>,
+    /// Whether indices may be written beside their shards; else they go into `cache_dir`.
+    pub write_beside: bool,
     /// Which text of a sample is its caption.
     pub captions: CaptionRule,
     /// Which samples are in the set.
     pub filter: SampleFilter,
     /// How shards are fetched and kept that lie elsewhere.
     pub remote: RemoteOptions,
-    /// A shard that cannot be read at all becomes a problem of the set instead of an error: to list all that is wrong.
+    /// A shard that cannot be read at all becomes a problem of the set instead of an error, unless this machine is at fault:
+    /// to list all that is wrong.
     pub tolerate_unreadable: bool,
     /// Called after each shard with the number of shards done and of all.
     pub progress: Option<Arc<dyn Fn(usize, usize) + Send + Sync>>,
@@ -45,6 +50,7 @@ impl Default for OpenOptions {
         Self {
             base_dir: PathBuf::from("."),
             cache_dir: None,
+            write_beside: true,
             captions: CaptionRule::default(),
             filter: SampleFilter::default(),
             remote: RemoteOptions::default(),
@@ -77,6 +83,19 @@ pub struct Dataset {
     captions: CaptionRule,
     filter: SampleFilter,
     loaded: Arc<LoadedShards<Loaded>>,
+}
+
+/// What is said of a sample without reading its image whole.
+pub(crate) struct SampleHeader {
+    pub(crate) format: ImageFormat,
+    /// Pixels a row.
+    pub(crate) width: usize,
+    /// Rows.
+    pub(crate) height: usize,
+    /// Length of the image file.
+    pub(crate) image_bytes: u64,
+    /// Before cleaning.
+    pub(crate) caption: String,
 }
 
 /// A shard in use.
@@ -145,7 +164,8 @@ impl Dataset {
             }
             Ok((selected.len() as u64, digest_of(&selected)))
         };
-        let counted = all_or_errors((0..self.shards.all.len()).into_par_iter().map(count).collect())?;
+        let counted = self.shards.side_by_side(|| (0..self.shards.all.len()).into_par_iter().map(count).collect())?;
+        let counted = all_or_errors(counted)?;
         let (counts, selections) = counted.into_iter().unzip();
         self.selections = selections;
         Ok(counts)
@@ -153,7 +173,7 @@ impl Dataset {
 
     /// Where indices are whose shard lies in a folder that cannot be written.
     pub(crate) fn cache_dir(&self) -> Option<&Path> {
-        self.shards.index_dir.as_deref()
+        self.shards.places.elsewhere.as_deref()
     }
 
     /// Which samples are in the set.
@@ -237,6 +257,33 @@ impl Dataset {
     /// # Errors
     /// When the shard cannot be read any more, or the caption is not where it should be.
     pub fn read(&self, index: u64, pick: Pick) -> Result<RawSample, SampleError> {
+        self.read_usable(index, pick, &|_| true)
+    }
+
+    /// As [`Dataset::read`]; of several captions one that is usable, where there is one.
+    pub(crate) fn read_usable(&self, index: u64, pick: Pick, usable: Usable<'_>) -> Result<RawSample, SampleError> {
+        self.look_at(index, |name, shard, sample| {
+            let caption = self.captions.caption(&shard.captions(sample, &self.captions)?.members(), pick, usable)?;
+            Ok(RawSample { shard: name, key: sample.key.clone(), image: shard.read(&sample.image)?, caption })
+        })
+    }
+
+    /// A sample's caption, the first of several, and what its image file's header says.
+    pub(crate) fn header(&self, index: u64) -> Result<SampleHeader, SampleError> {
+        self.look_at(index, |_, shard, sample| {
+            let members = shard.captions(sample, &self.captions)?;
+            let caption = self.captions.caption(&members.members(), Pick::First, &|_| true)?;
+            let (format, width, height) = shard.inspect(&sample.image)?;
+            Ok(SampleHeader { format, width, height, image_bytes: sample.image.bytes, caption })
+        })
+    }
+
+    /// What `look` finds at a sample, given its shard's name, the shard and the sample's place in it.
+    fn look_at<T>(
+        &self,
+        index: u64,
+        look: impl FnOnce(String, &OpenShard, &IndexedSample) -> Result<T, SampleError>,
+    ) -> Result<T, SampleError> {
         let (shard, at) = self.find(index).ok_or(SampleError::NoSuchSample(index))?;
         let cache =
             self.shards.remote().filter(|_| self.shards.all[shard].is_remote()).map(|remote| remote.capacity().0);
@@ -250,17 +297,38 @@ impl Dataset {
             error => SampleError::ShardChanged(error.to_string()),
         })?;
         let sample = loaded.sample(at).ok_or(SampleError::NoSuchSample(index))?;
-        let read = || {
-            let caption = self.captions.caption(&loaded.shard.captions(sample, &self.captions)?.members(), pick)?;
-            Ok((caption, loaded.shard.read(&sample.image)?))
-        };
-        let (caption, image) = read().map_err(|error| match (error, cache) {
+        look(self.shards.all[shard].name(), &loaded.shard, sample).map_err(|error| match (error, cache) {
             (SampleError::Io(source), Some(dir)) => {
                 SampleError::Machine(Box::new(DataError::ShardCache { dir: dir.to_owned(), source }))
             }
             (error, _) => error,
-        })?;
-        Ok(RawSample { shard: self.shards.all[shard].name(), key: sample.key.clone(), image, caption })
+        })
+    }
+
+    /// The samples in stretches that can be read side by side: all of them, or, where shards have to be fetched, shard by
+    /// shard while the next one is fetched, so that a small cache will do.
+    pub(crate) fn stretches(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        let count = if self.is_remote() { self.shards.all.len() } else { 1 };
+        (0..count).map(move |shard| match self.is_remote() {
+            false => 0..self.len(),
+            true => {
+                self.prefetch(&(shard..(shard + 2).min(count)).collect::<Vec<_>>());
+                self.starts[shard]..self.starts[shard + 1]
+            }
+        })
+    }
+
+    /// What `error`, met at a sample, is where it says nothing of the sample: this machine, or the disk, is at fault.
+    pub(crate) fn machine_fault(&self, index: u64, error: SampleError) -> Result<SampleError, DataError> {
+        match error {
+            SampleError::Machine(error) => Err(*error),
+            // Less than there was: the shard is another by now.
+            SampleError::Io(source) if source.kind() != io::ErrorKind::UnexpectedEof => {
+                let shard = self.find(index).map(|(shard, _)| self.shards.all[shard].location.shown());
+                Err(DataError::Io { path: shard.unwrap_or_default(), source })
+            }
+            error => Ok(error),
+        }
     }
 
     /// Shard, and place in it, of a sample.
@@ -302,6 +370,11 @@ impl Dataset {
     /// Whether some shards have to be fetched.
     pub fn is_remote(&self) -> bool {
         self.shards.remote().is_some()
+    }
+
+    /// Says that any `count` shards are read from in turn.
+    pub(crate) fn keep_open(&self, count: usize) {
+        self.loaded.keep_at_least(count);
     }
 
     /// Says that any `count` shards are in use at once.
@@ -366,9 +439,9 @@ impl Dataset {
         let columns = self.filter.columns();
         // Before the shard is opened: what is read from a later one is measured again the next time.
         let version = self.shards.version(number)?;
-        let places = self.shards.attributes_places(number);
+        let (places, writable) = self.shards.attributes_places(number);
         let samples = self.shards.all[number].samples as usize;
-        let file = AttributesFile { places, shard: &version, samples };
+        let file = AttributesFile { places, writable, shard: &version, samples };
         let measure = || {
             let measured = self.shards.load(number)?.measure(&columns, &self.captions);
             measured.map_err(DataError::io(self.shards.all[number].location.shown()))
@@ -453,7 +526,27 @@ fn all_or_errors<T>(results: Vec<Result<T, DataError>>) -> Result<Vec<T>, DataEr
 /// beside it and fits is believed.
 ///
 /// # Errors
-/// As [`Dataset::open`], without the demand for a sample.
+/// As [`Dataset::open`], without the demand for a sample; and for manifests, which only repeat what was found once.
 pub fn reindex(patterns: &[String], options: &OpenOptions) -> Result<Vec<Shard>, DataError> {
     Ok(Shards::open(patterns, options, Indices::Rebuild)?.all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{open, shards};
+
+    #[test]
+    fn what_the_disk_does_is_no_samples_fault() {
+        let folder = shards(&[2], |_| false);
+        let set = open(folder.path());
+        let of = |error: io::Error| set.machine_fault(1, error.into());
+        // EIO.
+        let error = of(io::Error::from_raw_os_error(5)).unwrap_err();
+        assert!(error.to_string().contains("00.tar: "), "{error}");
+        assert!(of(io::ErrorKind::UnexpectedEof.into()).is_ok());
+        assert!(set.machine_fault(1, SampleError::CaptionEmpty).is_ok());
+        let full = DataError::io("/cache")(io::Error::from_raw_os_error(28));
+        assert!(set.machine_fault(1, SampleError::Machine(Box::new(full))).is_err());
+    }
 }

@@ -210,7 +210,7 @@ pub enum DataError {
     },
     /// The cache cannot hold what is in use at once.
     #[error(
-        "the shard cache {} holds {max_bytes} bytes, but {what} can take {needed}; raise data.shard_cache.max_gib, or lower data.loader.window_shards", .dir.display()
+        "the shard cache {} holds {max_bytes} bytes, but {what} can take {needed}; raise data.shard_cache.max_gib, or, for a new run, lower data.loader.window_shards", .dir.display()
     )]
     ShardCacheTooSmall {
         /// Its folder.
@@ -302,8 +302,9 @@ impl DataError {
     /// Whether this machine or its shard cache is at fault, and not a shard: whatever else is read next fails as well.
     pub(crate) fn is_of_this_machine(&self) -> bool {
         match self {
-            Self::ShardCache { .. } | Self::ShardCacheTooSmall { .. } => true,
+            Self::ShardCache { .. } | Self::ShardCacheTooSmall { .. } | Self::IndexNotWritable { .. } => true,
             Self::Io { source, .. } => is_of_this_machine(source),
+            Self::Many(errors) => errors.iter().any(DataError::is_of_this_machine),
             _ => false,
         }
     }

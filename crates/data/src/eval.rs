@@ -1,6 +1,6 @@
 //! Reading a range of samples in their own order, for evaluation and for caching features.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::collate::{HostBatch, Padding, collate};
 use crate::sample::{Preparer, Quarantined, Sample, View};
 use crate::timings::Counters;
 use crate::workers::{Queue, Workers};
-use crate::{BadSamples, Clean, Corpus, DataError, Filter, SampleError, TextEncoder};
+use crate::{Clean, Corpus, DataError, Filter, SampleError, TextEncoder};
 
 /// What is read, and how.
 #[derive(Debug, Clone)]
@@ -35,7 +35,7 @@ pub struct EvalOptions {
     /// Padded lengths are multiples of this.
     pub pad_to_multiple: usize,
     /// Samples that are left out unread, and not reported.
-    pub bad: BadSamples,
+    pub left_out: Arc<HashSet<u64>>,
 }
 
 /// Batches of consecutive samples with the evaluation transform. A bad sample is left out, not replaced, so a batch
@@ -45,7 +45,6 @@ pub struct EvalReader {
     workers: Workers,
     preparer: Arc<Preparer>,
     options: EvalOptions,
-    bad: Arc<BadSamples>,
     pending: Queue<Result<Option<Sample>, (u64, SampleError)>>,
     ahead: u64,
     quarantined: Vec<Quarantined>,
@@ -84,7 +83,6 @@ impl EvalReader {
         let mut reader = EvalReader {
             workers: Workers::new(options.threads)?,
             preparer: Arc::new(preparer),
-            bad: Arc::new(std::mem::take(&mut options.bad)),
             pending: VecDeque::new(),
             ahead: options.range.start,
             quarantined: Vec::new(),
@@ -106,10 +104,10 @@ impl EvalReader {
         while self.pending.len() < self.options.prefetch && self.ahead < self.options.range.end {
             let first = self.ahead;
             let count = (self.options.range.end - first).min(self.options.batch as u64);
-            let (preparer, bad) = (Arc::clone(&self.preparer), Arc::clone(&self.bad));
+            let (preparer, left_out) = (Arc::clone(&self.preparer), Arc::clone(&self.options.left_out));
             let prepare = move |at: usize| {
                 let index = first + at as u64;
-                if bad.contains(index) {
+                if left_out.contains(&index) {
                     return Ok(None);
                 }
                 preparer.prepare(index, View::Evaluate, Pick::First).map(Some).map_err(|error| (index, error))

@@ -1,8 +1,8 @@
 //! A shard's index: where each sample's image and caption lie in the tar file, kept beside it as `NAME.tar.idx`.
 //!
 //! Two lines of JSON. The first is the header: format, version, length and modification time of the tar file (by
-//! which a changed shard is noticed), counts, and the digest of the second line, which holds the index itself. Where
-//! the whole tar file was read anyway, there is a digest of that too.
+//! which a changed shard is noticed), the scan's version, counts, and the digest of the second line, which holds the
+//! index itself. Where the whole tar file was read anyway, there is a digest of that too.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -12,7 +12,7 @@ use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
 
-use crate::scan::{Problem, scan};
+use crate::scan::{Problem, SCAN_VERSION, scan};
 use crate::{DataError, atomic};
 
 const FORMAT: &str = "blip2-shard-index";
@@ -189,6 +189,9 @@ impl From<Digest> for String {
 pub struct IndexHeader {
     format: String,
     version: u32,
+    /// Of the scan that it was made by.
+    #[serde(default)]
+    scan: u32,
     /// Length of the tar file.
     pub tar_bytes: u64,
     /// Modification time of the tar file, since 1970.
@@ -202,6 +205,37 @@ pub struct IndexHeader {
     /// Of the whole tar file, where it was read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tar_digest: Option<Digest>,
+}
+
+/// Where the index files of shards lie, and go.
+#[derive(Debug, Clone)]
+pub(crate) struct Places {
+    /// Whether they may be written beside their shards.
+    pub(crate) write_beside: bool,
+    /// Where they go else.
+    pub(crate) elsewhere: Option<PathBuf>,
+}
+
+impl Places {
+    /// Beside the shards, or in `elsewhere`.
+    fn beside_or(elsewhere: Option<&Path>) -> Places {
+        Places { write_beside: true, elsewhere: elsewhere.map(Path::to_owned) }
+    }
+
+    /// Where what belongs to a shard may lie: beside it, then elsewhere.
+    pub(crate) fn of(&self, path: &Path) -> Vec<PathBuf> {
+        [Some(beside(path)), self.elsewhere_of(path)].into_iter().flatten().collect()
+    }
+
+    /// Where it may be written, in this order.
+    pub(crate) fn writable(&self, path: &Path) -> Vec<PathBuf> {
+        let beside = self.write_beside.then(|| beside(path));
+        [beside, self.elsewhere_of(path)].into_iter().flatten().collect()
+    }
+
+    fn elsewhere_of(&self, path: &Path) -> Option<PathBuf> {
+        self.elsewhere.as_deref().map(|dir| cached(path, dir))
+    }
 }
 
 /// A shard with its index file in place.
@@ -222,15 +256,23 @@ impl IndexedShard {
     /// # Errors
     /// When the shard is no readable tar file, or its index can be written nowhere.
     pub fn open(path: &Path, cache_dir: Option<&Path>) -> Result<IndexedShard, DataError> {
+        Self::open_in(path, &Places::beside_or(cache_dir))
+    }
+
+    /// As [`IndexedShard::open`], with the index in other places.
+    pub(crate) fn open_in(path: &Path, places: &Places) -> Result<IndexedShard, DataError> {
         let stamp = Stamp::of(path).map_err(DataError::io(path))?;
-        let places = [Some(beside(path)), cache_dir.map(|dir| cached(path, dir))];
-        for index_path in places.into_iter().flatten() {
-            if let Some(header) = read_header(&index_path).filter(|header| header.fits(&stamp)) {
+        let mut tar_digest = None;
+        for index_path in places.of(path) {
+            let Some(header) = read_header(&index_path).filter(|header| header.fits(&stamp)) else { continue };
+            if header.scan >= SCAN_VERSION {
                 let path = path.to_owned();
                 return Ok(IndexedShard { path, index_path, header });
             }
+            // An older scan may have found other samples in the same file.
+            tar_digest = tar_digest.or(header.tar_digest);
         }
-        Self::build(path, cache_dir, |_| Ok(None))
+        Self::build(path, places, |_| Ok(tar_digest))
     }
 
     /// Reads the shard at `path` whole, builds its index anew with a digest of the shard, and writes it beside the
@@ -239,26 +281,37 @@ impl IndexedShard {
     /// # Errors
     /// As [`IndexedShard::open`].
     pub fn rebuild(path: &Path, cache_dir: Option<&Path>) -> Result<IndexedShard, DataError> {
-        Self::build(path, cache_dir, |path| Digest::of_reader(File::open(path)?).map(Some))
+        Self::rebuild_in(path, &Places::beside_or(cache_dir))
+    }
+
+    /// As [`IndexedShard::rebuild`], with the index in other places.
+    pub(crate) fn rebuild_in(path: &Path, places: &Places) -> Result<IndexedShard, DataError> {
+        Self::build(path, places, |path| Digest::of_reader(File::open(path)?).map(Some))
+    }
+
+    /// Builds the index of a shard that was written just now, whose digest is known.
+    pub(crate) fn of_written(path: &Path, tar_digest: Digest) -> Result<IndexedShard, DataError> {
+        Self::build(path, &Places::beside_or(None), |_| Ok(Some(tar_digest)))
     }
 
     fn build(
         path: &Path,
-        cache_dir: Option<&Path>,
+        places: &Places,
         digest: impl FnOnce(&Path) -> io::Result<Option<Digest>>,
     ) -> Result<IndexedShard, DataError> {
         // The stamp is taken before the scan: a shard that changes meanwhile does not fit its index.
         let stamp = Stamp::of(path).map_err(DataError::io(path))?;
         let index = scan(path)?;
         let (header, file) = encode(&index, &stamp, digest(path).map_err(DataError::io(path))?);
-        let write = |index_path: PathBuf| match atomic::write(&index_path, |out| out.write_all(&file)) {
-            Ok(()) => Ok(IndexedShard { path: path.to_owned(), index_path, header: header.clone() }),
-            Err(source) => Err(DataError::IndexNotWritable { shard: path.to_owned(), path: index_path, source }),
-        };
-        match (write(beside(path)), cache_dir) {
-            (Err(_), Some(dir)) => write(cached(path, dir)),
-            (result, _) => result,
+        let mut refused = io::Error::other("no folder is named for it");
+        let mut last = beside(path);
+        for place in places.writable(path) {
+            match atomic::write(&place, |out| out.write_all(&file)) {
+                Ok(()) => return Ok(IndexedShard { path: path.to_owned(), index_path: place, header }),
+                Err(error) => (last, refused) = (place, error),
+            }
         }
+        Err(DataError::IndexNotWritable { shard: path.to_owned(), path: last, source: refused })
     }
 
     /// The shard's file name.
@@ -331,24 +384,26 @@ impl IndexHeader {
     }
 }
 
-/// Header and index of an index file that was fetched, where they are whole and of a shard of that length.
+/// Header and index of an index file that was fetched, where they are whole, of a shard of that length, and not of an
+/// older scan.
 #[cfg_attr(not(feature = "remote"), expect(dead_code))]
 pub(crate) fn decode(file: &[u8], tar_bytes: u64) -> Option<(IndexHeader, Index)> {
     let end = file.iter().position(|&byte| byte == b'\n')?;
     let header: IndexHeader = serde_json::from_slice(&file[..end]).ok()?;
-    let index = header.is_of_length(tar_bytes).then(|| header.index_in(&file[end + 1..]).ok())??;
+    let fits = header.is_of_length(tar_bytes) && header.scan >= SCAN_VERSION;
+    let index = fits.then(|| header.index_in(&file[end + 1..]).ok())??;
     Some((header, index))
 }
 
 /// `00000.tar` -> `00000.tar.idx`
-pub(crate) fn beside(path: &Path) -> PathBuf {
+fn beside(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".idx");
     PathBuf::from(name)
 }
 
 /// Shards of one name in two folders get two names in the cache.
-pub(crate) fn cached(path: &Path, cache_dir: &Path) -> PathBuf {
+fn cached(path: &Path, cache_dir: &Path) -> PathBuf {
     let place = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let digest = blake3::hash(place.as_os_str().as_encoded_bytes()).to_hex();
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -367,6 +422,7 @@ fn encode(index: &Index, stamp: &Stamp, tar_digest: Option<Digest>) -> (IndexHea
     let header = IndexHeader {
         format: FORMAT.to_owned(),
         version: VERSION,
+        scan: SCAN_VERSION,
         tar_bytes: stamp.bytes,
         tar_mtime_ns: stamp.mtime_ns,
         samples: index.samples.len() as u64,

@@ -75,7 +75,7 @@ pub use image::{
 pub use index::{Digest, Extension, Index, IndexHeader, IndexedSample, IndexedShard, Member};
 pub use interleave::Interleave;
 pub use loader::{BAD_WINDOW, ImageViews, Loader, LoaderOptions};
-pub use location::{Location, RemoteUrl};
+pub use location::{Location, RemoteUrl, lacks_credentials, without_credentials};
 pub use manifest::write_manifest;
 pub use mixture::{Drawn, Mixture, MixtureSet};
 pub use order::{Located, Order, OrderError};

@@ -1,14 +1,17 @@
 //! Shards in use: open files with their indices, kept for the samples to come.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Enough for eight lanes with windows of eight shards.
+/// How many shards are kept where nobody says how many are read from in turn.
 const KEEP: usize = 64;
 
 /// Values by the number of their shard, that which was used last at the end.
 pub(crate) struct LoadedShards<T> {
     slots: Mutex<VecDeque<Slot<T>>>,
+    /// At most so many.
+    keep: AtomicUsize,
 }
 
 struct Slot<T> {
@@ -19,7 +22,7 @@ struct Slot<T> {
 
 impl<T> Default for LoadedShards<T> {
     fn default() -> Self {
-        Self { slots: Mutex::default() }
+        Self { slots: Mutex::default(), keep: AtomicUsize::new(KEEP) }
     }
 }
 
@@ -32,7 +35,7 @@ impl<T> LoadedShards<T> {
             let slot = known.unwrap_or_else(|| Slot { shard, loaded: Arc::default() });
             let loaded = Arc::clone(&slot.loaded);
             slots.push_back(slot);
-            if slots.len() > KEEP {
+            if slots.len() > self.keep.load(Ordering::Relaxed) {
                 slots.pop_front();
             }
             loaded
@@ -44,6 +47,11 @@ impl<T> LoadedShards<T> {
         let fresh = Arc::new(load()?);
         *loaded = Some(Arc::clone(&fresh));
         Ok(fresh)
+    }
+
+    /// Keeps `count` shards or more: fewer than are read from in turn would be opened and closed all the time.
+    pub(crate) fn keep_at_least(&self, count: usize) {
+        self.keep.fetch_max(count, Ordering::Relaxed);
     }
 
     /// Lets go of the shards that `keep` does not name; who reads one of them reads on.
@@ -98,6 +106,17 @@ mod tests {
         let shards = LoadedShards::default();
         (0..=KEEP).for_each(|shard| drop(get(&shards, shard)));
         assert!(!get(&shards, 1).1 && get(&shards, 0).1);
+    }
+
+    #[test]
+    fn as_many_are_kept_as_are_read_in_turn() {
+        let shards = LoadedShards::default();
+        shards.keep_at_least(2 * KEEP);
+        shards.keep_at_least(1);
+        for round in 0..2 {
+            let made = (0..2 * KEEP).filter(|&shard| get(&shards, shard).1).count();
+            assert_eq!(made, if round == 0 { 2 * KEEP } else { 0 });
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! been without any looking ahead. So it does not matter either how much of the list the threads know.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BinaryHeap, HashSet, VecDeque};
 use std::iter;
 use std::num::NonZero;
 use std::ops::Range;
@@ -75,8 +75,10 @@ pub struct LoaderOptions {
     pub pad_id: i64,
     /// Padded lengths are multiples of this.
     pub pad_to_multiple: usize,
-    /// Bad samples of the checkpoint: not tried again.
+    /// Bad samples of the checkpoint, whichever rank found them: not tried again.
     pub bad: BadSamples,
+    /// Samples that were known to be unusable before the stream began: not tried, and no fault of the stream's.
+    pub left_out: Arc<HashSet<u64>>,
 }
 
 /// What the decoding threads share.
@@ -86,6 +88,7 @@ struct Stream {
     seed: u64,
     augment: Augment,
     views: Option<NonZero<u64>>,
+    left_out: Arc<HashSet<u64>>,
     /// More failures than this stop the run, so nobody tries on.
     max_bad: usize,
 }
@@ -101,7 +104,7 @@ struct Slot {
 }
 
 impl Stream {
-    /// The first sample for `position` that can be read and that `is_bad` does not name.
+    /// The first sample for `position` that can be read, was not left out before, and that `is_bad` does not name.
     fn fill(&self, position: u64, is_bad: impl Fn(u64) -> bool) -> Slot {
         let mut failed = Vec::new();
         let located = self.order.locate(position);
@@ -111,7 +114,7 @@ impl Stream {
             (None, Augment::None) => View::Evaluate,
             (None, Augment::CropFlip) => View::Train { seed: self.seed, position },
         };
-        for index in candidates.filter(|&index| !is_bad(index)) {
+        for index in candidates.filter(|index| !self.left_out.contains(index) && !is_bad(*index)) {
             let pick = Pick::Keyed { seed: self.seed, position };
             match self.preparer.prepare(index, view, pick) {
                 Ok(sample) => {
@@ -143,7 +146,9 @@ pub struct Loader {
     /// As of the last batch handed out. It grows in place, under the eyes of the threads: it may be long, and copies of it
     /// would cost more with every sample that is found.
     bad: Arc<RwLock<BadSamples>>,
-    /// The positions at which those were found that `max_bad_fraction` still counts.
+    /// Those of them that [`Loader::take_found`] has not told yet.
+    found: BadSamples,
+    /// The positions of this rank at which those were found that `max_bad_fraction` still counts.
     recent: BinaryHeap<Reverse<u64>>,
     quarantined: Vec<Quarantined>,
     last_wait_s: f64,
@@ -159,6 +164,8 @@ impl Loader {
         let LoaderOptions { seed, lanes, global_batch, window_shards, .. } = options;
         let order = Mixture::new(&corpus.mixture(), seed, lanes, global_batch, window_shards)?;
         let windows = order.lanes_of(&options.slots()).count() * window_shards;
+        // Those that lanes read from, and those of a window that one of them goes over to.
+        corpus.keep_open(windows + window_shards);
         corpus
             .check_cache(windows, &format!("the windows of this rank's lanes, up to {windows} shards of each set"))?;
         let stream = Stream {
@@ -176,16 +183,20 @@ impl Loader {
             seed: options.seed,
             augment: options.augment,
             views: options.views.as_ref().map(|views| views.count),
+            left_out: Arc::clone(&options.left_out),
             max_bad: (options.max_bad_fraction * BAD_WINDOW as f64) as usize,
         };
-        let bad = options.bad.clone();
+        // The list is that of all ranks, `max_bad_fraction` a share of what this one reads.
+        let (slots, batch) = (options.slots(), options.global_batch as u64);
+        let own = options.bad.positions().filter(|position| slots.contains(&(position % batch)));
         let mut loader = Loader {
             workers: Workers::new(options.threads)?,
             stream: Arc::new(stream),
             pending: VecDeque::new(),
             ahead: options.start,
-            recent: bad.positions().map(Reverse).collect(),
-            bad: Arc::new(RwLock::new(bad)),
+            recent: own.map(Reverse).collect(),
+            bad: Arc::new(RwLock::new(options.bad.clone())),
+            found: BadSamples::default(),
             quarantined: Vec::new(),
             last_wait_s: 0.0,
             options,
@@ -233,6 +244,7 @@ impl Loader {
         }
         if !found.is_empty() {
             self.bad.write().unwrap_or_else(PoisonError::into_inner).merge(&found);
+            self.found.merge(&found);
         }
         self.decode_ahead();
 
@@ -249,6 +261,11 @@ impl Loader {
     /// The list for the checkpoint: exactly what the batches handed out have found, and what the loader began with.
     pub fn bad(&self) -> BadSamples {
         reading(&self.bad).clone()
+    }
+
+    /// What of that list was found since the last call.
+    pub fn take_found(&mut self) -> BadSamples {
+        std::mem::take(&mut self.found)
     }
 
     /// How long the last call of [`Loader::next_batch`] waited for the decoding threads.
@@ -431,6 +448,55 @@ mod tests {
         let mut loader = Loader::new(corpus(folder.path()), text(), begun).unwrap();
         let slot = failed(&loader, 10_020, 0);
         assert!(loader.settle(slot, &mut BadSamples::default()).is_ok());
+    }
+
+    /// A checkpoint has the list of all ranks. Each of them may have its share of bad samples without that of the others.
+    #[test]
+    fn what_other_ranks_found_does_not_count() {
+        let folder = shards(&[6], |_| false);
+        let mut bad = BadSamples::default();
+        // Sixty found by either of two ranks, of a hundred that each may have.
+        (0..120).for_each(|position| bad.insert(100 + position, position));
+        for rank in 0..2 {
+            let options = LoaderOptions { bad: bad.clone(), start: 160, rank, world: 2, ..loader_options() };
+            let mut loader = Loader::new(corpus(folder.path()), text(), options).unwrap();
+            let position = 160 + 4 * rank as u64;
+            let mut slot = loader.stream.fill(position, |_| false);
+            slot.failed.push((0, SampleError::CaptionEmpty));
+            assert!(loader.settle(slot, &mut BadSamples::default()).is_ok(), "rank {rank}");
+            assert_eq!(loader.recent.len(), 61);
+        }
+    }
+
+    #[test]
+    fn what_was_left_out_before_is_not_tried_and_no_fault() {
+        let folder = shards(&[6, 6], |index| index % 6 == 1);
+        let left_out = Arc::new([1, 7].into());
+        let options = LoaderOptions { left_out, max_bad_fraction: 0.0, ..loader_options() };
+        let mut loader = Loader::new(corpus(folder.path()), text(), options).unwrap();
+        for _ in 0..6 {
+            let batch = loader.next_batch().unwrap();
+            assert!(batch.sample_index.iter().all(|index| index % 6 != 1), "{:?}", batch.sample_index);
+        }
+        assert!(loader.bad().is_empty() && loader.take_quarantined().is_empty());
+    }
+
+    #[test]
+    fn what_was_found_is_told_once_and_stays_in_the_list() {
+        let folder = shards(&[12], |index| index % 6 == 1);
+        let mut known = BadSamples::default();
+        known.insert(3, 0);
+        let options = LoaderOptions { bad: known.clone(), ..loader_options() };
+        let mut loader = Loader::new(corpus(folder.path()), text(), options).unwrap();
+        let mut all = known;
+        for _ in 0..4 {
+            loader.next_batch().unwrap();
+            let found = loader.take_found();
+            assert!(found.indices().all(|index| !all.contains(index)));
+            all.merge(&found);
+            assert_eq!(all, loader.bad());
+        }
+        assert_eq!(all.indices().collect::<Vec<_>>(), [1, 3, 7]);
     }
 
     #[test]

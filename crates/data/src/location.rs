@@ -188,6 +188,18 @@ fn before_query(text: &str) -> &str {
     text.split('?').next().unwrap_or_default()
 }
 
+/// A shard pattern without the credentials that a web server's URL may hold, in front of its host or in a query; `...` stands
+/// in their place. What has none stays as it is.
+pub fn without_credentials(pattern: &str) -> String {
+    if is_web(pattern) { redacted_url(pattern) } else { pattern.to_owned() }
+}
+
+/// Whether a shard pattern is what [`without_credentials`] made of one that holds some: it leads nowhere.
+pub fn lacks_credentials(pattern: &str) -> bool {
+    let host = pattern.split_once("://").map_or("", |(_, rest)| rest);
+    is_web(pattern) && (host.starts_with("...@") || pattern.ends_with("?..."))
+}
+
 /// A text without what web servers' URLs in it may hold of credentials. A URL ends with a blank, a quote or a bracket.
 pub(crate) fn redacted(text: &str) -> String {
     let (mut shown, mut rest) = (String::with_capacity(text.len()), text);
@@ -243,6 +255,22 @@ mod tests {
         for text in ["https://host?a=/b", "https://host/?a=b", "https://u:secret@host", "ftp://u:secret@host/x"] {
             let error = RemoteUrl::parse(text).unwrap_err();
             assert!(!error.contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_without_its_credentials_is_known_as_one() {
+        for (pattern, shown) in [
+            ("https://u:p@host/{00..99}.tar", "https://...@host/{00..99}.tar"),
+            ("https://host/0.tar?sig=a)b'c", "https://host/0.tar?..."),
+        ] {
+            assert_eq!(without_credentials(pattern), shown);
+            assert_eq!(without_credentials(shown), shown);
+            assert!(lacks_credentials(shown) && !lacks_credentials(pattern));
+        }
+        for plain in ["https://host/{00..99}.tar", "s3://b/a?.tar", "a b/*.tar"] {
+            assert_eq!(without_credentials(plain), plain);
+            assert!(!lacks_credentials(plain));
         }
     }
 

@@ -2,12 +2,10 @@
 
 use std::io;
 
-use rayon::prelude::*;
-
 use crate::SampleError;
 use crate::attributes::{Column, Measured};
 use crate::caption::{self, CaptionRule, Pick};
-use crate::image::inspect;
+use crate::image::{ImageFormat, inspect};
 use crate::index::{IndexedSample, Member};
 use crate::sample::guarded;
 use crate::shard::OpenShard;
@@ -27,7 +25,7 @@ impl OpenShard {
         let json = wants(|column| matches!(column, Column::Json(_)));
         let rule = CaptionRule { template: None, ..rule.clone() };
         let words_of = |sample: &IndexedSample| {
-            let caption = rule.caption(&self.captions(sample, &rule)?.members(), Pick::First)?;
+            let caption = rule.caption(&self.captions(sample, &rule)?.members(), Pick::First, &|_| true)?;
             Ok(caption.split_whitespace().count())
         };
         let parsed = |member: &Member| caption::parse(&self.read(member)?);
@@ -39,17 +37,22 @@ impl OpenShard {
                 json: metadata.map(|member| said(parsed(member))).transpose()?.flatten(),
             })
         };
-        self.index.samples.par_iter().map(measure).collect()
+        // Not side by side: whoever reads from the shard waits behind a lock, perhaps a thread of the same pool.
+        self.index.samples.iter().map(measure).collect()
     }
 
-    /// Width and height, mostly from the file's first bytes.
+    /// Width and height.
     fn sides(&self, image: &Member) -> Result<(usize, usize), SampleError> {
+        self.inspect(image).map(|(_, width, height)| (width, height))
+    }
+
+    /// Format, width and height, mostly from the file's first bytes.
+    pub(crate) fn inspect(&self, image: &Member) -> Result<(ImageFormat, usize, usize), SampleError> {
         let head = self.read(&Member { bytes: image.bytes.min(IMAGE_HEAD_BYTES), ..*image })?;
-        let (_, width, height) = match inspect(&head) {
+        Ok(match inspect(&head) {
             Err(_) if image.bytes > IMAGE_HEAD_BYTES => inspect(&self.read(image)?)?,
             inspected => inspected?,
-        };
-        Ok((width, height))
+        })
     }
 }
 

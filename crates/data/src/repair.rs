@@ -79,7 +79,7 @@ pub fn repair(
             return Err(DataError::Source { path: shard.location.shown(), reason });
         }
     }
-    let Found { failed, report } = check_all(dataset, clean, progress);
+    let Found { failed, report } = check_all(dataset, clean, progress)?;
     let (mut first, mut shards) = (0, Vec::new());
     fs::create_dir_all(out).map_err(DataError::io(out))?;
     for shard in dataset.shards() {

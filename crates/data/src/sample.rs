@@ -58,7 +58,8 @@ impl Preparer {
     }
 
     fn prepare_unguarded(&self, index: u64, view: View, pick: Pick) -> Result<Sample, SampleError> {
-        let raw = self.counters.time(Phase::Read, || self.corpus.read(index, pick))?;
+        let usable = |text: &str| !clean_caption(text, self.clean).is_empty();
+        let raw = self.counters.time(Phase::Read, || self.corpus.read_usable(index, pick, &usable))?;
         let (caption, ids) = self.counters.time(Phase::Text, || self.tokenise(&raw.caption))?;
         let image_id = xxh3_64(&raw.image);
         let (features, there) = self.counters.time(Phase::Read, || self.stored(index, image_id, view));

@@ -35,6 +35,9 @@ impl fmt::Display for Problem {
     }
 }
 
+/// Raised whenever a scan finds other samples or problems in the same file: indices of an older one are built anew.
+pub(crate) const SCAN_VERSION: u32 = 1;
+
 pub(crate) const LFS_POINTER: &[u8] = b"version https://git-lfs";
 
 /// Reads every header of the tar file at `path`. Members behind a cut or a damaged header are lost and said to be so;

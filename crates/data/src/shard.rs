@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
-use crate::index::{Digest, Index, IndexedShard, Stamp};
+use crate::index::{Digest, Index, IndexedShard, Places, Stamp};
 use crate::location::{Location, RemoteUrl, redacted};
 use crate::patterns::{self, Named};
 use crate::remote::Remote;
-use crate::scan::Problem;
+use crate::scan::{Problem, scan_file};
 use crate::{DataError, OpenOptions, manifest};
 
 /// One shard as it was when it was indexed.
@@ -85,8 +85,8 @@ pub(crate) struct OpenShard {
 pub(crate) struct Shards {
     pub(crate) all: Vec<Shard>,
     pub(crate) problems: Vec<Problem>,
-    /// Where indices go whose shard lies in a folder that cannot be written.
-    pub(crate) index_dir: Option<PathBuf>,
+    /// Where indices lie, and go.
+    pub(crate) places: Places,
     /// There where a shard is not of this machine.
     remote: Option<Remote>,
 }
@@ -105,32 +105,43 @@ impl Shards {
             Some(pattern) => Some(Remote::start(&options.remote, &redacted(pattern))?),
             None => None,
         };
+        let places = Places { write_beside: options.write_beside, elsewhere: options.cache_dir.clone() };
         let kept = remote.as_ref().and_then(|remote| remote.kept_manifest(patterns, &options.base_dir));
-        if let (Some(kept), Indices::Keep) = (&kept, indices)
+        // Where credentials cannot be told apart nothing is kept, for want of which others would wait.
+        let kept = kept.filter(|_| patterns::with_credentials(Vec::new(), patterns).is_some());
+        let read = || {
             // One that is missing or damaged is no error: it is built.
-            && let Ok(all) = manifest::read_file(kept)
-            && let Some(all) = patterns::with_credentials(all, patterns)
-        {
+            let all = manifest::read_file(kept.as_deref().filter(|_| indices == Indices::Keep)?).ok()?;
+            patterns::with_credentials(all, patterns)
+        };
+        let found = read();
+        // Of those who share the cache one builds it, and the others find it then.
+        let _turn = match (&found, &remote, &kept) {
+            (None, Some(remote), Some(kept)) => Some(remote.lock(&kept.with_extension("lock"))?),
+            _ => None,
+        };
+        if let Some(all) = found.or_else(read) {
             let problems = all.iter().filter_map(Shard::summary).collect();
-            return Ok(Shards { all, problems, index_dir: options.cache_dir.clone(), remote });
+            return Ok(Shards { all, problems, places, remote });
         }
         let list = |url: &_| match &remote {
             Some(remote) => remote.list(url),
             None => Ok(Vec::new()),
         };
         let named = patterns::expand(patterns, &options.base_dir, &list)?;
-        let mut shards = Shards { all: Vec::new(), problems: Vec::new(), index_dir: options.cache_dir.clone(), remote };
-        shards.add(named, options, indices)?;
-        if let Some(kept) = kept {
+        let mut shards = Shards { all: Vec::new(), problems: Vec::new(), places, remote };
+        let whole = shards.add(named, options, indices)?;
+        if let Some(kept) = kept.as_ref().filter(|_| whole) {
             let written = patterns::without_credentials(&shards.all);
             if patterns::with_credentials(written.clone(), patterns).as_ref() == Some(&shards.all) {
-                manifest::write_file(&written, &kept)?;
+                manifest::write_file(&written, kept)?;
             }
         }
         Ok(shards)
     }
 
-    fn add(&mut self, named: Vec<Named>, options: &OpenOptions, indices: Indices) -> Result<(), DataError> {
+    /// Adds what is named, and says whether nothing of it was passed over.
+    fn add(&mut self, named: Vec<Named>, options: &OpenOptions, indices: Indices) -> Result<bool, DataError> {
         let (done, all) = (AtomicUsize::new(0), named.len());
         let tell = || {
             let done = done.fetch_add(1, Ordering::Relaxed) + 1;
@@ -142,8 +153,13 @@ impl Shards {
             let opened = match named {
                 Named::Local(path) => self.index_file(path, indices),
                 Named::Remote(object) => {
-                    self.remote_for(&object.url)?.index(object).map(|(shard, problems)| (vec![shard], problems))
+                    let indexed = self.remote_for(&object.url)?.index(object, indices);
+                    indexed.map(|(shard, problems)| (vec![shard], problems))
                 }
+                Named::Manifest(location) if indices == Indices::Rebuild => Err(DataError::Manifest {
+                    manifest: location.shown(),
+                    reason: "it only repeats what was found when it was written; name its shards by patterns".to_owned(),
+                }),
                 Named::Manifest(location) => self.read_manifest(location).map(|shards| {
                     let problems = shards.iter().filter_map(Shard::summary).collect();
                     (shards, problems)
@@ -152,20 +168,16 @@ impl Shards {
             tell();
             opened
         };
-        let pool = self.remote.as_ref().map(Remote::pool).transpose()?;
-        let run = || named.par_iter().map(open).collect::<Vec<_>>();
-        let opened = match &pool {
-            Some(pool) => pool.install(run),
-            None => run(),
-        };
-        let mut errors = Vec::new();
+        let opened = self.side_by_side(|| named.par_iter().map(open).collect::<Vec<_>>())?;
+        let (mut errors, mut whole) = (Vec::new(), true);
         for (named, result) in named.iter().zip(opened) {
             match result {
                 Ok((shards, problems)) => {
                     self.all.extend(shards);
                     self.problems.extend(problems);
                 }
-                Err(error) if options.tolerate_unreadable => {
+                Err(error) if options.tolerate_unreadable && !error.is_of_this_machine() => {
+                    whole = false;
                     let shard = named.location().name();
                     self.problems.push(Problem { shard, key: String::new(), reason: error.to_string() });
                 }
@@ -180,13 +192,22 @@ impl Shards {
             let wanted_by = first.map_or(String::new(), |shard| shard.location.to_string());
             self.remote = Some(Remote::start(&options.remote, &wanted_by)?);
         }
-        if errors.is_empty() { Ok(()) } else { Err(DataError::from_list(errors)) }
+        if errors.is_empty() { Ok(whole) } else { Err(DataError::from_list(errors)) }
+    }
+
+    /// Runs what looks at many shards: where some lie elsewhere on threads of its own, which wait for the network more than
+    /// they compute.
+    pub(crate) fn side_by_side<T: Send>(&self, run: impl FnOnce() -> T + Send) -> Result<T, DataError> {
+        Ok(match self.remote.as_ref().map(Remote::pool).transpose()? {
+            Some(pool) => pool.install(run),
+            None => run(),
+        })
     }
 
     fn index_file(&self, path: &Path, indices: Indices) -> Result<(Vec<Shard>, Vec<Problem>), DataError> {
         let indexed = match indices {
-            Indices::Keep => IndexedShard::open(path, self.index_dir.as_deref())?,
-            Indices::Rebuild => IndexedShard::rebuild(path, self.index_dir.as_deref())?,
+            Indices::Keep => IndexedShard::open_in(path, &self.places)?,
+            Indices::Rebuild => IndexedShard::rebuild_in(path, &self.places)?,
         };
         let problems = match indexed.header.problems {
             0 => Vec::new(),
@@ -208,46 +229,39 @@ impl Shards {
         let changed = |reason: String| DataError::ShardChanged { shard: shard.location.shown(), reason };
         match &shard.location {
             Location::Local(path) => {
-                let indexed = IndexedShard::open(path, self.index_dir.as_deref())?;
+                let indexed = IndexedShard::open_in(path, &self.places)?;
                 let bytes = indexed.header.tar_bytes;
                 if bytes != shard.bytes {
                     return Err(changed(format!("it has {bytes} bytes, it was indexed with {}", shard.bytes)));
                 }
                 if indexed.header.digest != shard.index {
-                    return Err(changed("its samples are not those that were indexed".to_owned()));
+                    return Err(changed(OTHER_SAMPLES.to_owned()));
                 }
                 let open =
                     OpenShard { file: File::open(path).map_err(DataError::io(&**path))?, index: indexed.load()? };
                 shard.counted(open)
             }
-            Location::Remote(url) => {
-                let remote = self.remote_for(url)?;
-                let file = remote.open(shard)?;
-                let index = crate::scan::scan_file(&file, &shard.location.shown());
-                let index = index.map_err(|error| error.in_shard_cache(remote.capacity().0))?;
-                match index.digest() == shard.index {
-                    true => shard.counted(OpenShard { file, index }),
-                    false => Err(changed("its samples are not those that were indexed".to_owned())),
-                }
-            }
+            Location::Remote(url) => load_remote(self.remote_for(url)?, shard, url),
         }
     }
 
     /// Where numbers of a shard's samples may be kept: beside it, or where indices go whose folder is read-only; of one
-    /// that lies elsewhere, in the shard cache. The names are the shards' own, since shards may have equal indices.
-    pub(crate) fn attributes_places(&self, number: usize) -> Vec<PathBuf> {
-        let index_dir = self.index_dir.as_deref();
-        let places = match &self.all[number].location {
-            Location::Local(path) => {
-                [Some(crate::index::beside(path)), index_dir.map(|dir| crate::index::cached(path, dir))]
-            }
+    /// that lies elsewhere, in the shard cache. The names are the shards' own, since shards may have equal indices. Behind
+    /// them those of the places where they may be written.
+    pub(crate) fn attributes_places(&self, number: usize) -> (Vec<PathBuf>, Vec<PathBuf>) {
+        let (known, writable) = match &self.all[number].location {
+            Location::Local(path) => (self.places.of(path), self.places.writable(path)),
             Location::Remote(url) => {
                 let name = format!("{:.32}.idx", Digest::of(url.as_str().as_bytes()));
                 let cache = self.remote.as_ref().map(|remote| remote.capacity().0);
-                [cache, index_dir].map(|dir| dir.map(|dir| dir.join(&name)))
+                let folders = [cache, self.places.elsewhere.as_deref()];
+                let known: Vec<PathBuf> = folders.into_iter().flatten().map(|dir| dir.join(&name)).collect();
+                (known.clone(), known)
             }
         };
-        places.into_iter().flatten().map(|place| place.with_extension("attributes")).collect()
+        let attributes =
+            |places: Vec<PathBuf>| places.into_iter().map(|place| place.with_extension("attributes")).collect();
+        (attributes(known), attributes(writable))
     }
 
     /// What is known of a shard's contents without reading it; what was read from it belongs to that.
@@ -274,5 +288,29 @@ impl Shards {
     /// The store's side, where a shard is remote.
     pub(crate) fn remote(&self) -> Option<&Remote> {
         self.remote.as_ref()
+    }
+}
+
+/// Why a shard counts as changed whose index is not the one that is known.
+const OTHER_SAMPLES: &str = "its samples are not those that were indexed";
+
+/// The file and index of a shard that lies elsewhere. Where those of its file in the cache are not those that were indexed,
+/// that file may be damaged: the shard is fetched once more before it is said to have changed.
+fn load_remote(remote: &Remote, shard: &Shard, url: &RemoteUrl) -> Result<OpenShard, DataError> {
+    let mut tried = false;
+    loop {
+        let (file, fetched) = remote.open(shard)?;
+        let index = scan_file(&file, &shard.location.shown());
+        let reason = match index.map_err(|error| error.in_shard_cache(remote.capacity().0)) {
+            Ok(index) if index.digest() == shard.index => return shard.counted(OpenShard { file, index }),
+            Ok(_) => OTHER_SAMPLES.to_owned(),
+            Err(error) if error.is_of_this_machine() => return Err(error),
+            Err(error) => error.to_string(),
+        };
+        if fetched || tried {
+            return Err(remote.changed(url, &reason));
+        }
+        remote.discard(shard)?;
+        tried = true;
     }
 }

@@ -6,10 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::Dataset;
-use crate::caption::Pick;
-use crate::image::inspect;
+use crate::dataset::SampleHeader;
 use crate::sample::guarded;
+use crate::{DataError, Dataset};
 
 /// A data set in numbers.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -65,17 +64,24 @@ struct Counts {
 }
 
 /// Reads every sample, of the images only the headers; `progress` is called with the number done and of all.
-pub fn stats(dataset: &Dataset, progress: impl Fn(u64, u64) + Sync) -> Stats {
-    let done = AtomicU64::new(0);
-    let counts = (0..dataset.len())
-        .into_par_iter()
-        .fold(Counts::default, |mut counts, index| {
-            counts.add(dataset, index);
-            progress(done.fetch_add(1, Ordering::Relaxed) + 1, dataset.len());
-            counts
-        })
-        .reduce(Counts::default, Counts::merge);
-    Stats {
+///
+/// # Errors
+/// When this machine or its shard cache cannot read on: that says nothing of the samples.
+pub fn stats(dataset: &Dataset, progress: impl Fn(u64, u64) + Sync) -> Result<Stats, DataError> {
+    let (done, mut counts) = (AtomicU64::new(0), Counts::default());
+    for stretch in dataset.stretches() {
+        let more = stretch
+            .into_par_iter()
+            .try_fold(Counts::default, |mut counts, index| {
+                counts.add(dataset, index)?;
+                progress(done.fetch_add(1, Ordering::Relaxed) + 1, dataset.len());
+                Ok::<_, DataError>(counts)
+            })
+            .try_reduce(Counts::default, |one, other| Ok(one.merge(other)))?;
+        counts = counts.merge(more);
+    }
+    dataset.prefetch(&[]);
+    Ok(Stats {
         shards: dataset.shards().len(),
         bytes: dataset.shards().iter().map(|shard| shard.bytes).sum(),
         samples: dataset.len(),
@@ -87,26 +93,27 @@ pub fn stats(dataset: &Dataset, progress: impl Fn(u64, u64) + Sync) -> Stats {
         aspect_percent: counts.aspect_percent.summary(),
         image_bytes: counts.image_bytes.summary(),
         caption_words: counts.caption_words.summary(),
-    }
+    })
 }
 
 impl Counts {
-    fn add(&mut self, dataset: &Dataset, index: u64) {
-        let measured = guarded(|| {
-            let raw = dataset.read(index, Pick::First)?;
-            let (format, width, height) = inspect(&raw.image)?;
-            Ok((raw, format, width, height))
-        });
-        let Ok((raw, format, width, height)) = measured else {
-            self.unreadable += 1;
-            return;
+    fn add(&mut self, dataset: &Dataset, index: u64) -> Result<(), DataError> {
+        let header = match guarded(|| dataset.header(index)) {
+            Ok(header) => header,
+            Err(error) => {
+                dataset.machine_fault(index, error)?;
+                self.unreadable += 1;
+                return Ok(());
+            }
         };
+        let SampleHeader { format, width, height, image_bytes, caption } = header;
         *self.formats.entry(format.name()).or_default() += 1;
         self.width.add(width as u64);
         self.height.add(height as u64);
         self.aspect_percent.add(((width * 100 + height / 2) / height) as u64);
-        self.image_bytes.add(raw.image.len() as u64);
-        self.caption_words.add(raw.caption.split_whitespace().count() as u64);
+        self.image_bytes.add(image_bytes);
+        self.caption_words.add(caption.split_whitespace().count() as u64);
+        Ok(())
     }
 
     fn merge(mut self, other: Counts) -> Counts {

@@ -127,6 +127,7 @@ fn pass(dataset: &Arc<Corpus>, text: &Arc<TextEncoder>, options: &ThroughputOpti
             pad_id: 0,
             pad_to_multiple: 1,
             bad: BadSamples::default(),
+            left_out: Arc::default(),
         },
     )?;
     let mut wait_s = 0.0;

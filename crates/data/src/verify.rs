@@ -9,7 +9,7 @@ use crate::caption::Pick;
 use crate::image::decode;
 use crate::sample::guarded;
 use crate::scan::Problem;
-use crate::{Clean, Dataset, SampleError, clean_caption};
+use crate::{Clean, DataError, Dataset, SampleError, clean_caption};
 
 /// What a whole pass over a data set found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -23,8 +23,15 @@ pub struct VerifyReport {
 }
 
 /// Reads, decodes and cleans every sample; `progress` is called with the number done and of all.
-pub fn verify(dataset: &Dataset, clean: Clean, progress: impl Fn(u64, u64) + Sync) -> VerifyReport {
-    check_all(dataset, clean, progress).report
+///
+/// # Errors
+/// When this machine or its shard cache cannot read on: that says nothing of the samples.
+pub fn verify(
+    dataset: &Dataset,
+    clean: Clean,
+    progress: impl Fn(u64, u64) + Sync,
+) -> Result<VerifyReport, DataError> {
+    check_all(dataset, clean, progress).map(|found| found.report)
 }
 
 /// The samples that fail, by their indices in ascending order, with the report on all.
@@ -33,27 +40,40 @@ pub(crate) struct Found {
     pub(crate) report: VerifyReport,
 }
 
-pub(crate) fn check_all(dataset: &Dataset, clean: Clean, progress: impl Fn(u64, u64) + Sync) -> Found {
+pub(crate) fn check_all(
+    dataset: &Dataset,
+    clean: Clean,
+    progress: impl Fn(u64, u64) + Sync,
+) -> Result<Found, DataError> {
     let done = AtomicU64::new(0);
-    let (failed, problems): (Vec<u64>, Vec<Problem>) = (0..dataset.len())
-        .into_par_iter()
-        .filter_map(|index| {
-            let error = guarded(|| verify_one(dataset, index, clean)).err();
-            progress(done.fetch_add(1, Ordering::Relaxed) + 1, dataset.len());
-            let (shard, key) = error.as_ref().and_then(|_| dataset.key(index).ok()).unwrap_or_default();
-            error.map(|error| (index, Problem { shard, key, reason: error.to_string() }))
-        })
-        .unzip();
+    let check = |index: u64| {
+        let error = guarded(|| verify_one(dataset, index, clean)).err();
+        progress(done.fetch_add(1, Ordering::Relaxed) + 1, dataset.len());
+        let problem = |error: SampleError| {
+            let (shard, key) = dataset.key(index).unwrap_or_default();
+            (index, Problem { shard, key, reason: error.to_string() })
+        };
+        error.map(|error| dataset.machine_fault(index, error).map(problem))
+    };
+    let (mut failed, mut problems) = (Vec::new(), Vec::new());
+    for stretch in dataset.stretches() {
+        let found: Vec<(u64, Problem)> = stretch.into_par_iter().filter_map(check).collect::<Result<_, DataError>>()?;
+        for (index, problem) in found {
+            failed.push(index);
+            problems.push(problem);
+        }
+    }
+    dataset.prefetch(&[]);
     let report = VerifyReport {
         shards: dataset.shards().len(),
         good: dataset.len() - failed.len() as u64,
         problems: dataset.problems().iter().cloned().chain(problems).collect(),
     };
-    Found { failed, report }
+    Ok(Found { failed, report })
 }
 
 fn verify_one(dataset: &Dataset, index: u64, clean: Clean) -> Result<(), SampleError> {
-    let raw = dataset.read(index, Pick::First)?;
+    let raw = dataset.read_usable(index, Pick::First, &|text| !clean_caption(text, clean).is_empty())?;
     decode(&raw.image)?;
     match clean_caption(&raw.caption, clean).is_empty() {
         true => Err(SampleError::CaptionEmpty),

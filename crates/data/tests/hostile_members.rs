@@ -6,7 +6,7 @@ mod fixture;
 use std::fs;
 use std::sync::Arc;
 
-use blip2_data::{BadSamples, Clean, Dataset, EvalOptions, EvalReader, Filter, Quarantined, scan};
+use blip2_data::{Clean, Dataset, EvalOptions, EvalReader, Filter, Quarantined, scan};
 use fixture::{CAPTIONS, archives, images, open, options, tar, text, write};
 
 /// SplitMix64.
@@ -68,7 +68,7 @@ fn read_all(dataset: Dataset) -> (u64, Vec<Quarantined>) {
         clean: Clean::Blip,
         pad_id: 0,
         pad_to_multiple: 1,
-        bad: BadSamples::default(),
+        left_out: Arc::default(),
     };
     let mut reader = EvalReader::new(Arc::new(dataset.into()), text(), options).unwrap();
     let mut used = 0;

@@ -205,6 +205,17 @@ fn all_wrong_options_are_listed_at_once() {
     }
 }
 
+/// More than are kept where nobody says how many are read in turn.
+#[test]
+fn as_many_shards_stay_open_as_a_window_has() {
+    let folder = shards(&[1; 100], |_| false);
+    let options = LoaderOptions { window_shards: 100, ..loader_options() };
+    let mut loader = loader(&corpus(folder.path()), options);
+    run(&mut loader, 13);
+    let links = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+    assert_eq!(links.filter(|file| file.starts_with(folder.path())).count(), 100);
+}
+
 fn eval_options(range: std::ops::Range<u64>) -> EvalOptions {
     EvalOptions {
         range,
@@ -217,7 +228,7 @@ fn eval_options(range: std::ops::Range<u64>) -> EvalOptions {
         clean: blip2_data::Clean::Blip,
         pad_id: 0,
         pad_to_multiple: 1,
-        bad: BadSamples::default(),
+        left_out: Arc::default(),
     }
 }
 
@@ -231,9 +242,8 @@ fn evaluation_reads_in_order_and_leaves_bad_samples_out() {
     let bad: Vec<u64> = reader.take_quarantined().iter().map(|bad| bad.index).collect();
     assert_eq!(bad, [7, 13, 19]);
 
-    let mut known = BadSamples::default();
-    [3, 13].into_iter().for_each(|index| known.insert(index, 0));
-    let options = EvalOptions { pixels: false, bad: known, ..eval_options(2..1000) };
+    let left_out = Arc::new([3, 13].into());
+    let options = EvalOptions { pixels: false, left_out, ..eval_options(2..1000) };
     let mut reader = EvalReader::new(corpus(folder.path()), text(), options).unwrap();
     let indices: Vec<u64> = reader.by_ref().flat_map(|batch| batch.unwrap().sample_index).collect();
     assert_eq!(indices, (2..24).filter(|i| ![3, 13].contains(i)).collect::<Vec<_>>());

@@ -13,6 +13,7 @@ use blip2_data::{
 };
 use fixture::{loader_options, options, png, tar, text, write};
 use proptest::prelude::*;
+use rayon::prelude::*;
 
 #[derive(Debug, Clone)]
 struct Law {
@@ -307,6 +308,44 @@ fn numbers_that_change_while_a_set_is_open_do_not_move_its_samples() {
     let error = open.read(1, Pick::First).unwrap_err().to_string();
     assert!(error.contains("lets other samples pass"), "{error}");
     assert!(open.key(0).is_err() && open.place(0).is_none());
+}
+
+/// Whoever measures a shard has its lock; a thread that takes up other work meanwhile must not come to that lock.
+#[test]
+fn reading_a_filtered_set_on_few_threads_does_not_wait_for_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    set(folder.path(), "0.tar", 60);
+    let (tell, told) = std::sync::mpsc::channel();
+    let path = folder.path().to_owned();
+    std::thread::spawn(move || {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        for _ in 0..20 {
+            let open = filtered(&path, SampleFilter { width: at_least(11.0), ..Default::default() }).unwrap();
+            fs::remove_file(path.join("0.tar.attributes")).unwrap();
+            pool.install(|| {
+                (0..open.len()).into_par_iter().for_each(|index| drop(open.read(index, Pick::First).unwrap()));
+            });
+        }
+        tell.send(()).unwrap();
+    });
+    assert!(told.recv_timeout(std::time::Duration::from_secs(60)).is_ok(), "it hangs");
+}
+
+#[test]
+fn a_picture_with_an_empty_caption_among_its_captions_is_never_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = png(9, 9, 1);
+    let json = br#"{"texts": ["", "a red apple", " ...", "red"]}"#;
+    write(folder.path(), "0.tar", &tar(&[("a.png", &image), ("a.json", json), ("b.png", &image), ("b.json", json)]));
+    let captions = CaptionSource::Drawn { field: JsonPath::new("texts"), top: None };
+    let captions = CaptionRule { source: captions, template: None };
+    let corpus = corpus(&[(folder.path(), 1.0, OpenOptions { captions, ..options(folder.path()) })]);
+    let mut loader = Loader::new(corpus, text(), loader_options()).unwrap();
+    let drawn: Vec<String> = (0..10).flat_map(|_| loader.next_batch().unwrap().captions).collect();
+    assert!(loader.bad().is_empty(), "{:?}", loader.take_quarantined());
+    for caption in ["a red apple", "red"] {
+        assert!((25..56).contains(&drawn.iter().filter(|drawn| *drawn == caption).count()), "{drawn:?}");
+    }
 }
 
 fn corpus(folders: &[(&Path, f64, OpenOptions)]) -> Arc<Corpus> {

@@ -109,7 +109,56 @@ fn rows_become_shards_that_read_back() {
         assert_eq!(sample.key, format!("{:09}", index + 1));
         assert_eq!(sample.image, fs::read(folder.path().join(format!("img/{index}.png"))).unwrap());
     }
-    assert_eq!(verify(&dataset, Clean::Blip, |_, _| {}).good, 7);
+    assert_eq!(verify(&dataset, Clean::Blip, |_, _| {}).unwrap().good, 7);
+}
+
+/// A file that the system refuses to read may be read the next time.
+#[test]
+fn a_disk_that_fails_ends_the_packing_which_goes_on_from_there() {
+    let folder = images();
+    write(folder.path(), "captions.jsonl", jsonl(0..7).as_bytes());
+    let whole = pack(&pack_options(folder.path(), "captions.jsonl", "whole")).unwrap();
+    let picture = folder.path().join("img/4.png");
+    let bytes_of = fs::read(&picture).unwrap();
+    fs::remove_file(&picture).unwrap();
+    // Reading it from its start is an input/output error.
+    std::os::unix::fs::symlink("/proc/self/mem", &picture).unwrap();
+    let options = pack_options(folder.path(), "captions.jsonl", "out");
+    let error = pack(&options).unwrap_err();
+    assert!(matches!(error, DataError::Io { .. }), "{error}");
+    assert!(error.to_string().contains("4.png: "), "{error}");
+    fs::remove_file(&picture).unwrap();
+    write(folder.path(), "img/4.png", &bytes_of);
+    let report = pack(&options).unwrap();
+    assert_eq!((report.samples, report.left_out), (7, 0));
+    assert_eq!(whole.left_out, 0);
+    assert!(bytes(&folder.path().join("out")) == bytes(&folder.path().join("whole")));
+}
+
+#[test]
+fn a_folder_inside_the_source_is_refused_however_it_is_named() {
+    let folder = images();
+    write(folder.path(), "img/0.txt", b"a caption");
+    let link = folder.path().join("link");
+    std::os::unix::fs::symlink(folder.path().join("img"), &link).unwrap();
+    for out in [folder.path().join("img/new/out"), link.join("new/out")] {
+        let options = PackOptions { out, format: SourceFormat::Img2dataset, ..pack_options(folder.path(), "img", "") };
+        let error = pack(&options).unwrap_err().to_string();
+        assert!(error.contains("choose a folder beside it"), "{error}");
+    }
+}
+
+/// What is written into an index while packing is what reading the shard again would give.
+#[test]
+fn a_shards_digest_is_that_of_its_file() {
+    let folder = images();
+    write(folder.path(), "captions.jsonl", jsonl(0..7).as_bytes());
+    let report = pack(&pack_options(folder.path(), "captions.jsonl", "out")).unwrap();
+    let set = Dataset::open(&["*.tar".to_owned()], &options(&folder.path().join("out"))).unwrap();
+    for (path, shard) in report.shards.iter().zip(set.shards()) {
+        let digest = blake3::hash(&fs::read(path).unwrap()).to_hex().to_string();
+        assert_eq!(shard.contents.unwrap().to_string(), digest);
+    }
 }
 
 #[test]

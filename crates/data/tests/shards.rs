@@ -362,7 +362,7 @@ fn captions_that_are_no_text_are_bad_samples() {
     write(folder.path(), "0.tar", &tar(&members));
     let dataset = open(folder.path()).unwrap();
     assert!(matches!(dataset.read(0, Pick::First), Err(SampleError::CaptionNotUtf8(3))));
-    let report = verify(&dataset, Clean::Blip, |_, _| {});
+    let report = verify(&dataset, Clean::Blip, |_, _| {}).unwrap();
     let reasons: Vec<&str> = report.problems.iter().map(|problem| problem.reason.as_str()).collect();
     assert_eq!(report.good, 0);
     assert_eq!(reasons[0], "caption is not UTF-8 (byte 3)");
@@ -381,6 +381,73 @@ fn the_caption_field_can_be_chosen() {
     };
     let dataset = Dataset::open(&["0.tar".to_owned()], &options).unwrap();
     assert_eq!(dataset.read(0, Pick::First).unwrap().caption, "chosen");
+}
+
+/// The index file of a shard with another first line and without its first sample.
+fn without_first_sample(index: &Path, change: impl FnOnce(&mut serde_json::Map<String, serde_json::Value>)) {
+    let text = fs::read_to_string(index).unwrap();
+    let (header, body) = text.split_once('\n').unwrap();
+    let mut body: serde_json::Value = serde_json::from_str(body).unwrap();
+    body["samples"].as_array_mut().unwrap().remove(0);
+    let body = body.to_string();
+    let mut header: serde_json::Map<String, serde_json::Value> = serde_json::from_str(header).unwrap();
+    header["samples"] = (header["samples"].as_u64().unwrap() - 1).into();
+    header["digest"] = blake3::hash(body.as_bytes()).to_hex().as_str().into();
+    change(&mut header);
+    fs::write(index, format!("{}\n{body}", serde_json::json!(header))).unwrap();
+}
+
+#[test]
+fn an_index_of_an_older_scan_is_built_anew() {
+    let folder = fixture::shards(&[3], |_| false);
+    let index = folder.path().join("00.tar.idx");
+    let shards = reindex(&["*.tar".to_owned()], &options(folder.path())).unwrap();
+    // One of the same scan is believed.
+    without_first_sample(&index, |_| {});
+    assert_eq!(open(folder.path()).unwrap().len(), 2);
+    reindex(&["*.tar".to_owned()], &options(folder.path())).unwrap();
+    without_first_sample(&index, |header| {
+        header.remove("scan").unwrap();
+    });
+    let again = open(folder.path()).unwrap();
+    assert_eq!(again.len(), 3);
+    // The digest of the shard's bytes is known still.
+    assert_eq!(again.shards(), shards);
+    assert!(again.shards()[0].contents.is_some());
+}
+
+#[test]
+fn nothing_is_written_beside_shards_where_that_is_not_wanted() {
+    let folder = fixture::shards(&[3, 2], |_| false);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let filter = SampleFilter { width: Bounds { min: Some(1.0), max: None }, ..SampleFilter::default() };
+    let cache_dir = Some(elsewhere.path().to_owned());
+    let dry = OpenOptions { write_beside: false, cache_dir, filter, ..options(folder.path()) };
+    for _ in 0..2 {
+        let dataset = Dataset::open(&["*.tar".to_owned()], &dry).unwrap();
+        assert_eq!((dataset.counts(), dataset.read(4, Pick::First).unwrap().key.as_str()), (vec![3, 2], "0004"));
+    }
+    reindex(&["*.tar".to_owned()], &dry).unwrap();
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    // An index and the filter's numbers of each.
+    assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 4);
+    let nowhere = OpenOptions { cache_dir: None, ..dry };
+    let error = Dataset::open(&["00.tar".to_owned()], &nowhere).err().unwrap().to_string();
+    assert!(error.contains("name a cache folder"), "{error}");
+    // What lies there is read all the same.
+    open(folder.path()).unwrap();
+    let read = OpenOptions { filter: SampleFilter::default(), ..nowhere };
+    assert_eq!(Dataset::open(&["*.tar".to_owned()], &read).unwrap().len(), 5);
+}
+
+#[test]
+fn a_manifest_is_not_indexed_anew_from_itself() {
+    let folder = fixture::shards(&[3], |_| false);
+    let set = open(folder.path()).unwrap();
+    let manifest = folder.path().join("m.jsonl").to_str().unwrap().to_owned();
+    blip2_data::write_manifest(set.shards(), &manifest, &options(folder.path())).unwrap();
+    let error = reindex(&[manifest], &options(folder.path())).unwrap_err().to_string();
+    assert!(error.contains("m.jsonl: ") && error.contains("name its shards by patterns"), "{error}");
 }
 
 #[test]
@@ -497,7 +564,7 @@ fn texts_that_would_fill_the_memory_are_not_read() {
         ("c.json", br#"{"score": 1}"#),
     ];
     write(folder.path(), "0.tar", &tar(&members));
-    let report = verify(&open(folder.path()).unwrap(), Clean::Blip, |_, _| {});
+    let report = verify(&open(folder.path()).unwrap(), Clean::Blip, |_, _| {}).unwrap();
     let reasons: Vec<&str> = report.problems.iter().map(|problem| problem.reason.as_str()).collect();
     let json_reason = format!("its json has {} bytes; at most 1048576 are read", json.len());
     assert_eq!((report.good, reasons), (1, vec!["its txt has 2097152 bytes; at most 1048576 are read", &*json_reason]));
@@ -590,7 +657,7 @@ fn more_shards_than_stay_in_memory_are_read_all_the_same() {
 #[test]
 fn statistics_count_what_is_there() {
     let folder = fixture::shards(&[4, 6], |index| index == 3);
-    let found = stats(&open(folder.path()).unwrap(), |_, _| {});
+    let found = stats(&open(folder.path()).unwrap(), |_, _| {}).unwrap();
     assert_eq!((found.shards, found.samples, found.unreadable, found.problems), (2, 10, 1, 0));
     assert_eq!(found.formats.get("PNG"), Some(&9));
     assert_eq!((found.width.min, found.width.max, found.height.median), (9, 9, 7));

@@ -53,7 +53,7 @@ impl TrainData {
         progress: OpeningProgress<'_>,
     ) -> Result<TrainData, Error> {
         check_shares(config, ranks.world())?;
-        let corpus = open_training_sets(config, progress.say, &ranks.pulse())?;
+        let corpus = open_training_sets(config, progress.sets, &ranks.pulse())?;
         // Before a cache is filled from them.
         let mut claims = Claims::default();
         claims.claim("data.train's shards", corpus.digest());
@@ -83,12 +83,12 @@ impl TrainData {
             ImageViews { count: disk_features::views(config), features }
         });
         let cuda = matches!(encoder.device(), tch::Device::Cuda(_));
-        let bad = features.bad();
+        let left_out = features.left_out();
         // As the loader counts: a share of the last 10,000, so that one bad picture does not stop a small set.
-        if bad.len() as f64 > loader.max_bad_fraction * corpus.len().max(BAD_WINDOW) as f64 {
+        if left_out.len() as f64 > loader.max_bad_fraction * corpus.len().max(BAD_WINDOW) as f64 {
             return Err(Error::Mismatch(format!(
                 "data.train: {} of {} images cannot be used, more than data.loader.max_bad_fraction ({}) allows; the first: {}",
-                bad.len(),
+                left_out.len(),
                 corpus.len(),
                 loader.max_bad_fraction,
                 features.quarantined().first().map(Quarantined::to_string).unwrap_or_default()
@@ -114,7 +114,8 @@ impl TrainData {
             max_bad_fraction: loader.max_bad_fraction,
             pad_id: text.pad_id,
             pad_to_multiple: if cuda { CUDA_TEXT_MULTIPLE } else { 1 },
-            bad,
+            bad: BadSamples::default(),
+            left_out,
         };
         let names = set_names(config);
         let task = &config.task;
@@ -123,13 +124,12 @@ impl TrainData {
         Ok(TrainData { corpus, names, features, text, options, micro_batch, token_mean, contrastive, rule })
     }
 
-    /// The stream from a position on. `bad` is a checkpoint's list, to which what the cache could not read is added.
+    /// The stream from a position on, without the samples of `bad`, a checkpoint's list, and what the cache could not read.
     ///
     /// # Errors
     /// When the options contradict the data.
     pub fn loader(&self, start: u64, bad: &BadSamples) -> Result<Loader, Error> {
-        let mut options = LoaderOptions { start, ..self.options.clone() };
-        options.bad.merge(bad);
+        let options = LoaderOptions { start, bad: bad.clone(), ..self.options.clone() };
         Ok(Loader::new(self.corpus.clone(), self.text.encoder.clone(), options)?)
     }
 
@@ -139,8 +139,8 @@ impl TrainData {
     /// When it can no longer be read.
     pub fn batch_with_pixels(&self, position: u64, bad: &BadSamples) -> Result<FramedBatch, Error> {
         let end = Some(position + self.options.global_batch as u64);
-        let mut options = LoaderOptions { start: position, end, pixels: true, ..self.options.clone() };
-        options.bad.merge(bad);
+        let mut options =
+            LoaderOptions { start: position, end, pixels: true, bad: bad.clone(), ..self.options.clone() };
         if let Some(views) = &mut options.views {
             views.features = None;
         }
@@ -158,7 +158,7 @@ impl TrainData {
         encoder: &'a ImageEncoder,
         ranks: &dyn Ranks,
     ) -> Result<impl ExactSizeIterator<Item = Result<Batch, Error>> + use<'a>, Error> {
-        let framed = self.text.frame(host, self.options.pad_to_multiple);
+        let mut framed = self.text.frame(host, self.options.pad_to_multiple);
         let (size, own_tokens) = (framed.host.size, framed.target_count(self.rule));
         let said = ranks.share_numbers(&[own_tokens as u64, framed.host.text_len as u64])?;
         let samples = (size * ranks.world()) as f64;
@@ -171,7 +171,11 @@ impl TrainData {
         let widest = said.iter().map(|rank| rank[1]).max().filter(|_| exchanged).unwrap_or(0) as usize;
         let (step, kind) = (self.micro_batch.min(size), self.features.kind(encoder));
         Ok((0..size).step_by(step).map(move |first| {
-            let rows = framed.rows(first..(first + step).min(size), self.options.pad_to_multiple);
+            let rows = match step == size {
+                // The only part, without a copy of its pixels.
+                true => std::mem::take(&mut framed),
+                false => framed.rows(first..(first + step).min(size), self.options.pad_to_multiple),
+            };
             let rows = rows.widened(widest, self.options.pad_id);
             let share = Share {
                 samples: rows.host.size as f64 / samples,

@@ -6,23 +6,23 @@ use std::time::Duration;
 
 use blip2_data::{
     Bounds, CaptionRule, CaptionSource, Corpus, DataError, Dataset, JsonPath, OpenOptions, RemoteOptions, Retries,
-    SampleFilter, ShardCache,
+    SampleFilter, ShardCache, lacks_credentials,
 };
 
 use crate::config::{AutoOr, BoundsConfig, CaptionsConfig, Config, FilterConfig, ShardCacheConfig, TextField};
 use crate::error::Error;
-use crate::index_lines::index_lines;
+use crate::index_lines::{SetOpening, index_lines};
 use crate::ranks::Pulse;
 
 /// The training sets as one row of samples. `say` hears how far opening them is, and so does `pulse`: it may take hours.
 ///
 /// # Errors
 /// When shards cannot be read or no sample passes a filter.
-pub(crate) fn open_training_sets(config: &Config, say: Option<fn(&str)>, pulse: &Pulse) -> Result<Arc<Corpus>, Error> {
+pub(crate) fn open_training_sets(config: &Config, opening: SetOpening, pulse: &Pulse) -> Result<Arc<Corpus>, Error> {
     let open = |(place, set): (usize, &crate::config::TrainSetConfig)| {
         let captions = caption_rule(&set.text, set.captions.as_ref(), set.template.as_ref());
         let key = format!("data.train.{place}");
-        let dataset = open(config, &key, &set.shards, captions, &set.filter, say, pulse);
+        let dataset = open(config, &key, &set.shards, captions, &set.filter, opening, pulse);
         Ok((dataset.map_err(|source| Error::DataSet { key, source })?, set.weight))
     };
     let sets = config.data.train.iter().enumerate().map(open).collect::<Result<Vec<_>, Error>>()?;
@@ -35,27 +35,33 @@ pub(crate) fn open_training_sets(config: &Config, say: Option<fn(&str)>, pulse: 
 /// As [`open_training_sets`].
 pub(crate) fn open_held_out_set(
     config: &Config,
-    say: Option<fn(&str)>,
+    opening: SetOpening,
     pulse: &Pulse,
 ) -> Result<Option<Arc<Corpus>>, Error> {
     let Some(set) = &config.data.val else { return Ok(None) };
     let captions = caption_rule(&set.text, set.captions.as_ref(), set.template.as_ref());
-    let dataset = open(config, "data.val", &set.shards, captions, &set.filter, say, pulse);
+    let dataset = open(config, "data.val", &set.shards, captions, &set.filter, opening, pulse);
     let dataset = dataset.map_err(|source| Error::DataSet { key: "data.val".into(), source })?;
     Ok(Some(Arc::new(dataset.into())))
 }
 
-/// `.idx` files go beside the shards, or into the run's folder where theirs cannot be written.
+/// `.idx` files go beside the shards, or into the run's folder where theirs cannot, or may not, be written.
 fn open(
     config: &Config,
     key: &str,
     shards: &str,
     captions: CaptionRule,
     filter: &FilterConfig,
-    say: Option<fn(&str)>,
+    opening: SetOpening,
     pulse: &Pulse,
 ) -> Result<Dataset, DataError> {
-    let (lines, pulse) = (say.map(|say| index_lines(key.to_owned(), say)), pulse.clone());
+    if lacks_credentials(shards) {
+        let reason = format!(
+            "it holds no credentials but dots in their place, as in a run's own config.yaml; give the configuration that the run was begun with, or a copy with the URL in {key}.shards"
+        );
+        return Err(DataError::Pattern { pattern: shards.to_owned(), reason });
+    }
+    let (lines, pulse) = (opening.say.map(|say| index_lines(key.to_owned(), say)), pulse.clone());
     let progress = move |done: usize, all: usize| {
         pulse.beat();
         lines.iter().for_each(|lines| lines(done, all));
@@ -63,6 +69,7 @@ fn open(
     let options = OpenOptions {
         remote: config.data.shard_cache.remote(),
         progress: Some(Arc::new(progress)),
+        write_beside: !opening.dry_run,
         cache_dir: Some(config.run_folder().join("shard_index")),
         captions,
         filter: sample_filter(filter),
@@ -108,5 +115,29 @@ impl ShardCacheConfig {
         };
         let give_up = Duration::try_from_secs_f64(self.give_up_s).unwrap_or(Duration::MAX);
         RemoteOptions { cache, retries: Retries { give_up, ..Retries::default() }, ..RemoteOptions::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A run's own `config.yaml` has none.
+    #[test]
+    fn shards_whose_credentials_were_left_out_are_said_to_lack_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.yaml");
+        let text = "task: {stage: 1}\nmodel: {vision: {weights: v}, qformer: {init: q}}\n\
+                    data: {train: [{shards: 'https://...@host/{0..9}.tar'}], val: {shards: 'https://host/0.tar?...'}}\n";
+        std::fs::write(&path, text).unwrap();
+        let config = Config::load_resolved(&path).unwrap();
+        let opening = SetOpening { say: None, dry_run: true };
+        for (error, set) in [
+            (open_training_sets(&config, opening).err().unwrap(), "with the URL in data.train.0.shards"),
+            (open_held_out_set(&config, opening).err().unwrap(), "with the URL in data.val.shards"),
+        ] {
+            let error = error.to_string();
+            assert!(error.contains("it holds no credentials") && error.contains(set), "{error}");
+        }
     }
 }

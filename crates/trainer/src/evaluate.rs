@@ -13,6 +13,7 @@ use crate::config::{Change, Config, Difference, Stage};
 use crate::device;
 use crate::error::Error;
 use crate::evaluation::{Evaluation, HeldOutSet};
+use crate::index_lines::SetOpening;
 use crate::memory_features::MemoryCaches;
 use crate::ranks::Alone;
 use crate::run_folder::RunFolder;
@@ -94,7 +95,9 @@ pub fn evaluate_run(config: &Config, task: EvaluationTask) -> Result<RunReport, 
     config.run.precision.settle();
     let assembly = Assembly::build(config, Blueprint::open(config)?, device::select(config.run.device)?)?;
     assembly.task.params().load(&WeightsDir::open(checkpoint.path())?, &LoadPlan::exact())?;
-    let set = HeldOutSet::open(config, &assembly.encoder, &assembly.text, &Alone, &mut MemoryCaches::default(), None)?;
+    let (encoder, text) = (&assembly.encoder, &assembly.text);
+    let set =
+        HeldOutSet::open(config, encoder, text, &Alone, &mut MemoryCaches::default(), SetOpening::default())?;
     let none = || Error::Mismatch("data.val: expected shards to evaluate on, got nothing; set data.val.shards".into());
     let mut set = set.ok_or_else(none)?;
     (set.captions, set.retrieval) = (usize::MAX, true);

@@ -18,6 +18,7 @@ use crate::data_sets::open_held_out_set;
 use crate::encoder::ImageEncoder;
 use crate::error::Error;
 use crate::features::Features;
+use crate::index_lines::SetOpening;
 use crate::memory_features::{FillOptions, MemoryCaches};
 use crate::preprocessing::Preprocessing;
 use crate::ranks::{self, Claims, Ranks};
@@ -80,7 +81,7 @@ pub struct SampleText {
 }
 
 impl HeldOutSet {
-    /// Opens the set that `config` names and fills its memory cache where the run has one; `say` hears how far opening it is.
+    /// Opens the set that `config` names and fills its memory cache where the run has one.
     ///
     /// # Errors
     /// When the shards cannot be read or hold no usable sample.
@@ -90,9 +91,9 @@ impl HeldOutSet {
         text: &TextFrame,
         ranks: &dyn Ranks,
         caches: &mut MemoryCaches,
-        say: Option<fn(&str)>,
+        opening: SetOpening,
     ) -> Result<Option<HeldOutSet>, Error> {
-        let Some(corpus) = open_held_out_set(config, say, &ranks.pulse())? else { return Ok(None) };
+        let Some(corpus) = open_held_out_set(config, opening, &ranks.pulse())? else { return Ok(None) };
         let mut claims = Claims::default();
         claims.claim("data.val's shards", corpus.digest());
         claims.compare(ranks)?;
@@ -166,7 +167,7 @@ impl HeldOutSet {
             clean: self.clean,
             pad_id: text.pad_id,
             pad_to_multiple: 1,
-            bad: self.features.bad(),
+            left_out: self.features.left_out(),
         };
         Ok(EvalReader::new(self.corpus.clone(), text.encoder.clone(), options)?)
     }
@@ -189,17 +190,15 @@ impl HeldOutSet {
         Ok(HeldOut { reader, encoder, text, rule, set: self, ranks })
     }
 
-    /// A PNG with the pictures of these samples side by side, with its width and height.
+    /// A PNG with the pictures of these samples side by side, with its width and height; the place of one that can no longer be read stays
+    /// empty.
     ///
     /// # Errors
-    /// When a picture can no longer be read.
+    /// When the sheet cannot be encoded.
     pub fn contact_sheet(&self, indices: &[u64]) -> Result<(Vec<u8>, u32, u32), Error> {
-        let mut cells = Vec::with_capacity(indices.len());
-        for &index in indices {
-            let raw = self.corpus.read(index, Pick::First).map_err(|e| Error::Mismatch(e.to_string()))?;
-            let picture = blip2_data::decode(&raw.image).map_err(|e| Error::Mismatch(e.to_string()))?;
-            cells.push(Cell { picture: Some(picture), caption: String::new() });
-        }
+        let picture = |&index: &u64| blip2_data::decode(&self.corpus.read(index, Pick::First).ok()?.image).ok();
+        let cell = |index| Cell { picture: picture(index), caption: String::new() };
+        let cells: Vec<Cell> = indices.iter().map(cell).collect();
         let sheet = blip2_data::contact_sheet(&cells, Layout { columns: cells.len().max(1), side: 112, lines: 0 });
         let png = encode_png(&sheet).map_err(|e| Error::Mismatch(format!("contact sheet: {e}")))?;
         Ok((png, sheet.width as u32, sheet.height as u32))
@@ -326,5 +325,50 @@ impl Evaluation {
     pub fn markdown(&self) -> String {
         let row = |s: &SampleText| format!("| {} | {} | {} |\n", s.index, s.truth, s.said);
         format!("| picture | truth | model |\n|---|---|---|\n{}", self.texts.iter().map(row).collect::<String>())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blip2_data::{Dataset, OpenOptions, PackOptions, Reading, RgbImage, SourceFormat, decode, pack};
+
+    use super::*;
+
+    #[test]
+    fn a_picture_that_cannot_be_read_any_more_leaves_its_place_empty() {
+        let folder = tempfile::tempdir().unwrap();
+        let picture = RgbImage { width: 8, height: 8, data: vec![10; 192] };
+        std::fs::write(folder.path().join("a.png"), encode_png(&picture).unwrap()).unwrap();
+        std::fs::write(folder.path().join("pairs.tsv"), "a.png\tone\na.png\ttwo\n").unwrap();
+        let packed = pack(&PackOptions {
+            source: folder.path().join("pairs.tsv"),
+            format: SourceFormat::Captions,
+            reading: Reading::default(),
+            out: folder.path().join("shards"),
+            shard_samples: 1,
+            reencode: None,
+            progress: None,
+        });
+        let shards = packed.unwrap().shards;
+        let patterns: Vec<String> = shards.iter().map(|path| path.to_str().unwrap().to_owned()).collect();
+        let set = HeldOutSet {
+            corpus: Arc::new(Dataset::open(&patterns, &OpenOptions::default()).unwrap().into()),
+            features: Features::Encode,
+            batch: 1,
+            threads: 1,
+            image_size: 8,
+            filter: Filter::Bicubic,
+            clean: Clean::Blip,
+            seed: 0,
+            named: RefCell::default(),
+            captions: 2,
+            retrieval: false,
+        };
+        std::fs::remove_file(&shards[1]).unwrap();
+        let (png, width, height) = set.contact_sheet(&[0, 1]).unwrap();
+        assert_eq!((width, height), (224, 112));
+        let sheet = decode(&png).unwrap();
+        let at = |x: usize| sheet.data[(56 * 224 + x) * 3];
+        assert_eq!((at(56), at(168)), (10, 255));
     }
 }

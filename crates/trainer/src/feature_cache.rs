@@ -17,6 +17,7 @@ use crate::data_sets::open_training_sets;
 use crate::disk_features::DiskFeatures;
 use crate::error::Error;
 use crate::features::ENCODE_BATCH;
+use crate::index_lines::SetOpening;
 use crate::model_files::load_image_encoder;
 use crate::ranks::Pulse;
 
@@ -54,7 +55,7 @@ pub fn build(config: &Config, device: Device, progress: &mut dyn FnMut(u64, u64)
         return Err(Error::Mismatch("data.feature_cache: expected a folder to fill, got off or memory".into()));
     };
     let Blueprint { vision_dir, vision, depth, preprocessing, vision_dtype, .. } = Blueprint::open(config)?;
-    let corpus = open_training_sets(config, None, &Pulse::default())?;
+    let corpus = open_training_sets(config, SetOpening::default(), &Pulse::default())?;
     let (encoder, _) = load_image_encoder(&vision_dir, &vision, depth, preprocessing, device, vision_dtype)?;
     let features = DiskFeatures::open(folder, config, &encoder, &corpus, AHEAD_OF_TIME)?;
     let rows = features.rows();

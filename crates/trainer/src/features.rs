@@ -1,8 +1,10 @@
 //! Image features of a batch: computed by the frozen encoder, or kept in memory or on disk after the first time.
 
+use std::collections::HashSet;
 use std::rc::Rc;
+use std::sync::Arc;
 
-use blip2_data::{BadSamples, HostBatch, Quarantined};
+use blip2_data::{HostBatch, Quarantined};
 use tch::{Kind, Tensor};
 
 use crate::disk_features::DiskFeatures;
@@ -59,10 +61,8 @@ impl Features {
     }
 
     /// The same, as what a reader leaves out.
-    pub fn bad(&self) -> BadSamples {
-        let mut bad = BadSamples::default();
-        self.quarantined().iter().for_each(|sample| bad.insert(sample.index, 0));
-        bad
+    pub fn left_out(&self) -> Arc<HashSet<u64>> {
+        Arc::new(self.quarantined().iter().map(|sample| sample.index).collect())
     }
 
     /// The store on disk, where there is one.

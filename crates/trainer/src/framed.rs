@@ -17,8 +17,8 @@ pub struct IdRows {
     pub width: usize,
 }
 
-/// A batch and its texts.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A batch and its texts; by default of no sample.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FramedBatch {
     /// The samples; `input_ids` are what the model reads.
     pub host: HostBatch,

@@ -9,12 +9,21 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 /// What [`blip2_data::OpenOptions::progress`] takes.
 pub(crate) type Progress = Arc<dyn Fn(usize, usize) + Send + Sync>;
 
-/// Who hears how far the opening of a run's data is.
+/// How a set of shards is opened.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SetOpening {
+    /// Hears lines about shards that are being looked at.
+    pub say: Option<fn(&str)>,
+    /// Nothing is written beside the shards.
+    pub dry_run: bool,
+}
+
+/// How a run's data is opened, and who hears how far that is.
 pub struct OpeningProgress<'a> {
     /// Hears of `(done, all)` images of a memory cache that is being filled.
     pub images: &'a mut dyn FnMut(u64, u64),
-    /// Hears lines about shards that are being looked at.
-    pub say: Option<fn(&str)>,
+    /// The sets themselves.
+    pub sets: SetOpening,
 }
 
 /// Says every few seconds how many shards of the set `key` have been looked at; nothing where that is soon done.

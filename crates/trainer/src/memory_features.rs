@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use blip2_data::{BadSamples, Clean, Corpus, EvalOptions, EvalReader, Quarantined, TextEncoder};
+use blip2_data::{Clean, Corpus, EvalOptions, EvalReader, Quarantined, TextEncoder};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::encoder::ImageEncoder;
@@ -92,7 +92,7 @@ impl MemoryCache {
                 clean: options.clean,
                 pad_id: 0,
                 pad_to_multiple: 1,
-                bad: BadSamples::default(),
+                left_out: Arc::default(),
             },
         )?;
         let own = Part::encode(reader, range, corpus.len(), encoder, progress)?;

@@ -166,14 +166,15 @@ impl RunFolder {
         Ok(config.differences(&run))
     }
 
-    /// Writes down this start and its configuration: from now on the folder is that of `config`, and not finished.
+    /// Writes down this start and its configuration, without the credentials that it may hold: from now on the folder is that of `config`, and not finished.
     ///
     /// # Errors
     /// A file cannot be read or written.
     pub fn begin(&self, config: &Config, start: Start) -> Result<(), RunFolderError> {
         self.record_start(start)?;
         let path = config_path(&self.path);
-        atomic_file::write(&path, config.to_yaml().as_bytes()).map_err(io_error(&path))?;
+        let kept = config.without_credentials().to_yaml();
+        atomic_file::write(&path, kept.as_bytes()).map_err(io_error(&path))?;
         let marker = finished_path(&self.path);
         match fs::remove_file(&marker) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(&marker)(error)),
@@ -388,6 +389,11 @@ mod tests {
         let other = config(base.path(), "optimizer: {lr: 2e-4}\nlog: {every: 1}\n");
         let error = RunFolder::open(&other, Existing::Continue).unwrap_err().to_string();
         assert!(error.contains("(optimizer.lr: 0.0001 in the run, 0.0002 here)"), "{error}");
+        // The one key of its section that decides about the order of the samples.
+        let mut other = config(base.path(), "");
+        (other.data.loader.window_shards, other.data.loader.prefetch) = (4, 1);
+        let error = RunFolder::open(&other, Existing::Continue).unwrap_err().to_string();
+        assert!(error.contains("(data.loader.window_shards: 8 in the run, 4 here)"), "{error}");
         assert_eq!(fs::read(base.path().join("a/config.yaml")).unwrap(), before);
     }
 
@@ -402,6 +408,31 @@ mod tests {
         assert_eq!(record.starts.len(), 2);
         assert_eq!(record.starts[1].changed, ["log.every: 20 in the run, 1 here"]);
         assert_eq!(record.starts[0].start, start());
+    }
+
+    #[test]
+    fn credentials_are_not_written_down_and_may_change() {
+        let base = tempfile::tempdir().unwrap();
+        let with = |token: &str| {
+            let mut config = config(base.path(), "log: {every: 7}\n");
+            config.data.train[0].shards = format!("https://user:{token}@host/{{0..9}}.tar");
+            config
+        };
+        drop(begun(&with("secret"), Existing::Continue));
+        for file in ["config.yaml", "run.json"] {
+            assert!(!fs::read_to_string(base.path().join("a").join(file)).unwrap().contains("secret"));
+        }
+        // Neither the same nor other credentials are other shards.
+        for token in ["secret", "newer"] {
+            drop(RunFolder::open(&with(token), Existing::Continue).unwrap());
+            assert!(RunFolder::differences(&with(token)).unwrap().is_empty());
+        }
+        assert!(with("secret").settings().iter().all(|(_, value)| !value.contains("secret")));
+        let mut moved = with("secret");
+        moved.data.train[0].shards = "https://user:secret@other/{0..9}.tar".into();
+        let difference = &RunFolder::differences(&moved).unwrap()[0];
+        assert_eq!(difference.change, Change::ShardsMoved);
+        assert!(!difference.to_string().contains("secret"), "{difference}");
     }
 
     #[test]

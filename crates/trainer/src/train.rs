@@ -12,6 +12,7 @@ use crate::config::{Config, Precision, Stage};
 use crate::data_sets::{open_held_out_set, open_training_sets};
 use crate::error::Error;
 use crate::hub::Hub;
+use crate::index_lines::SetOpening;
 use crate::language::LanguagePlan;
 use crate::memory_features::MemoryCaches;
 use crate::precision::slow_formats;
@@ -139,7 +140,7 @@ fn dry_run(
     if let Resume::Path(path) = &request.resume {
         Checkpoint::open(path)?;
     }
-    // Where indices go of shards beside which nothing can be written.
+    // Where indices go of shards that have none.
     let scratch = tempfile::tempdir().map_err(|error| Error::file(std::env::temp_dir(), error))?;
     let mut elsewhere = config.clone();
     elsewhere.run.dir = scratch.path().to_owned();
@@ -149,8 +150,9 @@ fn dry_run(
         return Ok(format!("{}: {}", folder.display(), Run::try_one_batch(&elsewhere, blueprint, device, ranks)?));
     }
     check_towers(config)?;
-    open_training_sets(&elsewhere, None, &ranks.pulse())?;
-    open_held_out_set(&elsewhere, None, &ranks.pulse())?;
+    let opening = SetOpening { say: None, dry_run: true };
+    open_training_sets(&elsewhere, opening, &ranks.pulse())?;
+    open_held_out_set(&elsewhere, opening, &ranks.pulse())?;
     let (folder, init) = (folder.display(), init.display());
     Ok(format!("{folder}: config, frozen towers and data are good; {init} will be made by the stage before"))
 }

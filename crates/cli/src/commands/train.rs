@@ -40,7 +40,7 @@ pub(crate) struct TrainArguments {
     /// auto: go on where the run was; never: refuse a folder that holds a run; else a checkpoint to go on from
     #[arg(long, value_name = "auto|never|PATH", default_value = "auto", value_parser = resume)]
     resume: Resume,
-    /// Check configuration, weights and data, run one batch through, write nothing but missing indices of shards
+    /// Check configuration, weights and data, run one batch through, write nothing but caches of what is fetched
     #[arg(long)]
     dry_run: bool,
 }

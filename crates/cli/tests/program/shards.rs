@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -61,6 +63,29 @@ fn a_truncated_shard_is_found_and_told() {
     assert_eq!(ended.code, Some(1));
     assert!(ended.stdout.contains("00000.tar"), "{}", ended.stdout);
     assert!(ended.stderr.contains("problems found"), "{}", ended.stderr);
+}
+
+/// A server that is always busy.
+#[test]
+fn shards_that_lie_elsewhere_are_given_up_when_it_is_said() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/0.tar", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let _ = client.read(&mut [0; 4096]);
+            let _ = client.write_all(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        }
+    });
+    let cache = tempfile::tempdir().unwrap();
+    let stats = |give_up_s: &str| {
+        let fixed = ["shards", "stats", &url, "--shard-cache", cache.path().to_str().unwrap(), "--give-up-s"];
+        blip2(fixed.iter().chain(&[give_up_s]))
+    };
+    let begun = Instant::now();
+    let message = stats("1").failure();
+    assert!(message.contains("503") && message.contains("given up"), "{message}");
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert_eq!(stats("0").code, Some(2));
 }
 
 #[test]

@@ -68,7 +68,8 @@ impl FillReader {
     /// Starts to read.
     ///
     /// # Errors
-    /// When an option that must be positive is zero, or threads cannot be started.
+    /// When an option that must be positive is zero, the shard cache cannot hold what is read at once, or threads cannot be
+    /// started.
     pub fn new(features: Arc<RunFeatures>, options: FillOptions) -> Result<FillReader, DataError> {
         let FillOptions { batch, threads, prefetch, image_size, .. } = options;
         for (option, value) in
@@ -78,6 +79,7 @@ impl FillReader {
                 return Err(DataError::Option { option, expected: "at least 1".to_owned(), got: "0".to_owned() });
             }
         }
+        features.corpus().check_cache(1, "a shard that is read in its order")?;
         let workers = Workers::new(threads)?;
         let mut reader =
             FillReader { workers, features, options, pending: VecDeque::new(), ahead: 0, quarantined: Vec::new() };
@@ -90,8 +92,16 @@ impl FillReader {
         std::mem::take(&mut self.quarantined)
     }
 
+    /// Rows that are being looked at.
+    fn pending_rows(&self) -> u64 {
+        (self.pending.len() * self.options.batch) as u64
+    }
+
     fn decode_ahead(&mut self) {
         let all = self.features.stored_rows();
+        let reach = (self.options.prefetch * self.options.batch) as u64;
+        let (oldest, _) = self.features.ranked(self.ahead.saturating_sub(self.pending_rows()));
+        self.features.corpus().prefetch_samples(oldest..oldest.saturating_add(reach));
         while self.pending.len() < self.options.prefetch && self.ahead < all {
             let first = self.ahead;
             let count = (all - first).min(self.options.batch as u64);
@@ -121,6 +131,13 @@ fn look(
     let FillOptions { image_size, filter, augment, .. } = *options;
     let pixels = view_pixels(&decode(&raw.image)?, image_size, filter, augment, image, view);
     Ok(Some((LackingRow { index, view, image }, pixels)))
+}
+
+impl Drop for FillReader {
+    /// Others may have the shard cache's room then.
+    fn drop(&mut self) {
+        self.features.corpus().let_go();
+    }
 }
 
 impl Iterator for FillReader {

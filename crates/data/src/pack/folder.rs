@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::RowProblem;
+use super::{RowProblem, Written};
 use super::ledger::{Ledger, Line, Shard};
 use super::left_out::{LeftOut, LeftOutRows};
 use super::source::Input;
@@ -162,7 +162,7 @@ impl Folder {
     pub(crate) fn take(
         &mut self,
         staged: Staged,
-        samples: u64,
+        written: Written,
         end: u64,
         left_out: &mut LeftOutRows,
     ) -> Result<(), DataError> {
@@ -171,7 +171,7 @@ impl Folder {
         let shard = Shard {
             name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             bytes: staged.bytes().map_err(DataError::io(&path))?,
-            samples,
+            samples: written.samples,
             rows: (self.next_row(), end),
             left_out,
         };
@@ -181,7 +181,7 @@ impl Folder {
             io::ErrorKind::AlreadyExists => DataError::WouldOverwrite { path: path.clone() },
             _ => DataError::io(&path)(error),
         })?;
-        IndexedShard::rebuild(&path, None).map(|_| ())
+        IndexedShard::of_written(&path, written.digest).map(|_| ())
     }
 
     /// Says that every row has been packed.
@@ -239,6 +239,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
+    use crate::Digest;
     use crate::fixture::{png, tar};
 
     fn inputs() -> Vec<Input> {
@@ -253,8 +254,9 @@ mod tests {
     fn add_shard(folder: &mut Folder) {
         let bytes = tar(&[("a.png", &png(3, 3, 1)), ("a.txt", b"text")]);
         let (staged, ()) = atomic::stage(&folder.next_shard(), |out| out.write_all(&bytes)).unwrap();
+        let written = Written { samples: 1, digest: Digest::of(&bytes) };
         let (end, mut left_out) = (folder.next_row() + 1, folder.left_out_rows());
-        folder.take(staged, 1, end, &mut left_out).unwrap();
+        folder.take(staged, written, end, &mut left_out).unwrap();
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! ```text
 //! source      which files, of which format        captions (table, lines), pairs, coco, visual_genome, parquet
 //! Row         a picture with what is said of it   read one by one, in the source's order
-//! prepare     decoded once, shrunk if asked for   many rows side by side
+//! prepare     decoded once, shrunk if asked for   many rows side by side, while those before them are written
 //! folder      shards, with what ledger and left_out know of them   one after the other, so that a killed packing goes on
 //! ```
 //!
@@ -27,7 +27,7 @@ mod visual_genome;
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, BufWriter};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -37,14 +37,14 @@ use serde_json::{Map, Value, json};
 
 use self::folder::Folder;
 use self::left_out::LeftOutRows;
-use self::prepare::{Packable, prepare};
+use self::prepare::{Packable, Prepared, prepare};
 use self::row::Row;
 pub use self::source::SourceFormat;
 use self::source::{RowIter, Source};
-use crate::{DataError, atomic};
+use crate::{DataError, Digest, atomic};
 
-/// Rows that are read and checked side by side.
-const ROWS_AT_ONCE: usize = 64;
+/// Rows that are read and checked side by side, for each thread.
+const ROWS_A_THREAD: usize = 16;
 /// Rows that were left out and are told of in the report; all of them are in `left_out.jsonl`.
 const PROBLEMS_TOLD: usize = 1000;
 /// The image's field where none is named.
@@ -175,7 +175,7 @@ fn pack_rows(
     left_out: &mut LeftOutRows,
 ) -> Result<(), DataError> {
     let done = folder.next_row();
-    let mut rows = Prepared {
+    let mut rows = PreparedRows {
         rows: source.read(done),
         reencode: options.reencode,
         ready: VecDeque::new(),
@@ -193,17 +193,17 @@ fn pack_rows(
         if let Some(error) = rows.unread.take() {
             return Err(error);
         }
-        let (staged, samples) = staged.map_err(DataError::io(&path))?;
-        folder.take(staged, samples, rows.taken, rows.left_out)?;
+        let (staged, written) = staged.map_err(DataError::io(&path))?;
+        folder.take(staged, written, rows.taken, rows.left_out)?;
     }
     Ok(())
 }
 
 /// The rows of a source, prepared some at a time and handed out in their order.
-struct Prepared<'a> {
+struct PreparedRows<'a> {
     rows: RowIter<'a>,
     reencode: Option<Reencode>,
-    ready: VecDeque<Result<Packable, RowProblem>>,
+    ready: VecDeque<Prepared>,
     /// Rows that were handed out or left out.
     taken: u64,
     prepared: u64,
@@ -214,27 +214,54 @@ struct Prepared<'a> {
     unread: Option<DataError>,
 }
 
-impl Prepared<'_> {
+impl PreparedRows<'_> {
     /// The next row that can be written.
     fn next(&mut self) -> Result<Option<Packable>, DataError> {
         loop {
-            if self.ready.is_empty() {
-                self.prepare()?;
+            if let Some(row) = self.next_ready()? {
+                return Ok(Some(row));
             }
-            self.taken += u64::from(!self.ready.is_empty());
-            match self.ready.pop_front() {
-                None => return Ok(None),
-                Some(Ok(row)) => return Ok(Some(row)),
-                Some(Err(problem)) => self.left_out.push(problem)?,
+            let rows = self.read()?;
+            if rows.is_empty() {
+                return Ok(None);
             }
+            self.take(prepare_all(rows, self.reencode))?;
         }
     }
 
-    fn prepare(&mut self) -> Result<(), DataError> {
-        let rows: Vec<Row> = self.rows.by_ref().take(ROWS_AT_ONCE).collect::<Result<_, _>>()?;
-        self.prepared += rows.len() as u64;
-        let reencode = self.reencode;
-        self.ready = rows.into_par_iter().map(|row| prepare(row, reencode)).collect::<Vec<_>>().into();
+    /// The same of those that are prepared already.
+    fn next_ready(&mut self) -> Result<Option<Packable>, DataError> {
+        while let Some(row) = self.ready.pop_front() {
+            self.taken += 1;
+            match row {
+                Ok(row) => return Ok(Some(row)),
+                Err(problem) => self.left_out.push(problem)?,
+            }
+        }
+        Ok(None)
+    }
+
+    /// Adds what is ready to `lot`, up to `most` rows, and gives the rows to be prepared next.
+    fn fill(&mut self, lot: &mut Vec<Packable>, most: usize) -> Result<Vec<Row>, DataError> {
+        while lot.len() < most {
+            match self.next_ready()? {
+                Some(row) => lot.push(row),
+                None => break,
+            }
+        }
+        if self.ready.is_empty() { self.read() } else { Ok(Vec::new()) }
+    }
+
+    /// The rows to be prepared when none is ready any more; none at the end.
+    fn read(&mut self) -> Result<Vec<Row>, DataError> {
+        let at_once = ROWS_A_THREAD * rayon::current_num_threads().max(4);
+        self.rows.by_ref().take(at_once).collect()
+    }
+
+    fn take(&mut self, prepared: Result<Vec<Prepared>, DataError>) -> Result<(), DataError> {
+        let prepared = prepared?;
+        self.prepared += prepared.len() as u64;
+        self.ready.extend(prepared);
         if let Some(progress) = self.progress {
             progress(self.prepared, self.to_prepare);
         }
@@ -242,35 +269,85 @@ impl Prepared<'_> {
     }
 }
 
-/// Writes up to `samples` rows and returns their number.
+fn prepare_all(rows: Vec<Row>, reencode: Option<Reencode>) -> Result<Vec<Prepared>, DataError> {
+    rows.into_par_iter().map(|row| prepare(row, reencode)).collect()
+}
+
+/// A shard that was written.
+struct Written {
+    samples: u64,
+    /// Of its bytes.
+    digest: Digest,
+}
+
+/// A file, and the digest of what was written into it.
+struct Digested<'a, 'f> {
+    out: &'a mut BufWriter<&'f File>,
+    hasher: blake3::Hasher,
+}
+
+impl Write for Digested<'_, '_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// Writes up to `samples` rows, and prepares the next ones meanwhile.
 fn write_shard(
     out: &mut BufWriter<&File>,
     first: Packable,
-    rows: &mut Prepared<'_>,
+    rows: &mut PreparedRows<'_>,
     samples: usize,
-) -> io::Result<u64> {
-    let mut archive = tar::Builder::new(out);
+) -> io::Result<Written> {
+    let mut archive = tar::Builder::new(Digested { out, hasher: blake3::Hasher::new() });
     let (mut next, mut written) = (Some(first), 0);
-    while let Some(row) = next {
-        append(&mut archive, &format!("{:09}.{}", row.number, row.extension), &row.image)?;
-        append(&mut archive, &format!("{:09}.txt", row.number), row.caption.as_bytes())?;
-        if let Some(json) = &row.json {
-            append(&mut archive, &format!("{:09}.json", row.number), json)?;
-        }
-        written += 1;
-        next = match written < samples as u64 {
-            true => rows.next().map_err(|error| {
-                rows.unread = Some(error);
-                io::Error::other("the source cannot be read on")
-            })?,
+    while let Some(first) = next {
+        let mut lot = vec![first];
+        let read = rows.fill(&mut lot, samples - written);
+        let ahead = interrupted(read, rows)?;
+        let reencode = rows.reencode;
+        let write = || lot.iter().try_for_each(|row| append_row(&mut archive, row));
+        let (wrote, prepared) = rayon::join(write, || prepare_all(ahead, reencode));
+        wrote?;
+        let taken = rows.take(prepared);
+        interrupted(taken, rows)?;
+        written += lot.len();
+        next = match written < samples {
+            true => {
+                let row = rows.next();
+                interrupted(row, rows)?
+            }
             false => None,
         };
     }
-    archive.finish()?;
-    Ok(written)
+    let digest = Digest::finish(&archive.into_inner()?.hasher);
+    Ok(Written { samples: written as u64, digest })
 }
 
-fn append(archive: &mut tar::Builder<impl io::Write>, name: &str, data: &[u8]) -> io::Result<()> {
+/// Keeps the source's own error, which the writer cannot tell.
+fn interrupted<T>(result: Result<T, DataError>, rows: &mut PreparedRows<'_>) -> io::Result<T> {
+    result.map_err(|error| {
+        rows.unread = Some(error);
+        io::Error::other("the source cannot be read on")
+    })
+}
+
+fn append_row(archive: &mut tar::Builder<impl Write>, row: &Packable) -> io::Result<()> {
+    append(archive, &format!("{:09}.{}", row.number, row.extension), &row.image)?;
+    append(archive, &format!("{:09}.txt", row.number), row.caption.as_bytes())?;
+    match &row.json {
+        Some(json) => append(archive, &format!("{:09}.json", row.number), json),
+        None => Ok(()),
+    }
+}
+
+fn append(archive: &mut tar::Builder<impl Write>, name: &str, data: &[u8]) -> io::Result<()> {
     let mut header = tar::Header::new_ustar();
     header.set_size(data.len() as u64);
     header.set_mode(0o644);
@@ -297,7 +374,6 @@ impl PackOptions {
 
     /// What packing writes must not be taken for what it reads.
     fn refuse_out_in_source(&self, format: SourceFormat) -> Result<(), DataError> {
-        let real = |path: &Path| path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_default();
         let (source, out) = (real(&self.source), real(&self.out));
         let inside = match format {
             SourceFormat::Img2dataset => out.starts_with(&source),
@@ -331,6 +407,16 @@ impl PackOptions {
             ("quality", json!(self.reencode.map(|reencode| reencode.quality))),
         ];
         fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+}
+
+/// The path without links, as far as it is there.
+fn real(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let there = path.ancestors().find_map(|ancestor| Some((ancestor, ancestor.canonicalize().ok()?)));
+    match there {
+        Some((ancestor, real)) => path.strip_prefix(ancestor).map_or_else(|_| path.clone(), |rest| real.join(rest)),
+        None => path,
     }
 }
 

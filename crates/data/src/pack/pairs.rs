@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::row::{Content, ImageSource, Place, Row, RowData, captions, read_bounded};
+use super::row::{Content, ImageSource, Place, Row, RowData, Unusable, captions, read_bounded};
 use super::source::{Input, RowIter, Source, is_picture};
 use super::{CAPTION_FIELD, Keep, Reading};
 use crate::DataError;
@@ -178,10 +178,10 @@ fn list(folder: &Path) -> Result<BTreeMap<String, PairFiles>, DataError> {
 
 impl PairFiles {
     /// Text and metadata of the sample; the picture stays where it is.
-    pub(crate) fn read(self) -> Result<Content, String> {
-        let read = |path: &PathBuf| {
-            let bytes = read_bounded(path, MAX_TEXT_BYTES).map_err(|error| format!("{}: {error}", path.display()))?;
-            utf8(&bytes).map(str::to_owned).map_err(|reason| format!("{}: {reason}", path.display()))
+    pub(crate) fn read(self) -> Result<Content, Unusable> {
+        let read = |path: &PathBuf| -> Result<String, Unusable> {
+            let bytes = read_bounded(path, MAX_TEXT_BYTES)?;
+            Ok(utf8(&bytes).map(str::to_owned).map_err(|reason| format!("{}: {reason}", path.display()))?)
         };
         let mut metadata = match &self.json {
             None => Map::new(),
@@ -189,7 +189,7 @@ impl PairFiles {
                 .map_err(|error| format!("{}: not an object in JSON: {error}", path.display()))?,
         };
         let Some(image) = self.image else {
-            return Err(no_image(&metadata));
+            return Err(no_image(&metadata).into());
         };
         let captions = match &self.text {
             Some(path) => vec![read(path)?],

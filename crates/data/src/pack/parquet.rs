@@ -2,17 +2,19 @@
 //! Columns that are not asked for are not read, and of those that are a few rows at a time.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ::parquet::basic::{ConvertedType, Repetition, Type as Physical};
+use ::parquet::errors::ParquetError;
 use ::parquet::file::reader::{FileReader, SerializedFileReader};
 use ::parquet::record::reader::{ReaderIter, TreeBuilder};
 use ::parquet::record::{Field, Row as Record};
 use ::parquet::schema::types::{SchemaDescPtr, SchemaDescriptor, Type};
 use serde_json::{Map, Number, Value};
 
-use super::row::{Content, ImageSource, Place, Row, RowData};
+use super::row::{Content, ImageSource, Place, Row, RowData, Unusable};
 use super::source::{Input, RowIter, Source, file_input, file_name};
 use super::{CAPTION_FIELD, IMAGE_FIELD, Keep, Reading};
 use crate::DataError;
@@ -72,8 +74,11 @@ impl ParquetFile {
     fn open(path: PathBuf, reading: &Reading, rows_before: u64) -> Result<ParquetFile, DataError> {
         let refuse = |reason: String| DataError::Source { path: path.clone(), reason };
         let file = File::open(&path).map_err(DataError::io(&path))?;
-        let opened = unpanicked(|| SerializedFileReader::new(file).map_err(|error| error.to_string()));
-        let reader = opened.map_err(|reason| refuse(format!("no whole Parquet file: {reason}")))?;
+        let opened = unpanicked(&path, || Ok(SerializedFileReader::new(file)?));
+        let reader = opened.map_err(|error| match error {
+            Unusable::Row(reason) => refuse(format!("no whole Parquet file: {reason}")),
+            Unusable::Machine(error) => error,
+        })?;
         let groups: Option<Vec<u64>> =
             reader.metadata().row_groups().iter().map(|group| u64::try_from(group.num_rows()).ok()).collect();
         let groups = groups.ok_or_else(|| refuse("a row group claims a negative number of rows".to_owned()))?;
@@ -107,7 +112,11 @@ impl ParquetFile {
             let mut records = self.records(group);
             let name = name.clone();
             let rows = (start + 1..=start + rows).map(move |number| {
-                let data = records.next().and_then(|record| self.content(record, number)).map(RowData::Content);
+                let data = match records.next() {
+                    Ok(record) => self.content(record, number).map(RowData::Content),
+                    Err(Unusable::Row(reason)) => Err(reason),
+                    Err(Unusable::Machine(error)) => return Err(error),
+                };
                 let place = Place::Numbered { file: name.clone(), what: "row", number };
                 Ok(Row { number: self.rows_before + number, place, data })
             });
@@ -115,13 +124,13 @@ impl ParquetFile {
         }))
     }
 
-    fn records(&self, group: usize) -> Records {
-        let opened = unpanicked(|| {
-            let reader = self.reader.get_row_group(group).map_err(|error| error.to_string())?;
+    fn records(&self, group: usize) -> Records<'_> {
+        let opened = unpanicked(&self.path, || {
+            let reader = self.reader.get_row_group(group)?;
             let builder = TreeBuilder::new().with_batch_size(ROWS_AT_ONCE);
-            builder.as_iter(self.columns.clone(), &*reader).map_err(|error| error.to_string())
+            Ok(builder.as_iter(self.columns.clone(), &*reader)?)
         });
-        Records { group, state: opened }
+        Records { path: &self.path, group, state: opened }
     }
 
     /// The columns of a row stand in the order of [`columns`].
@@ -168,31 +177,65 @@ impl ParquetFile {
 }
 
 /// The records of a row group; behind a damaged place there is none, and each of the lost rows says so.
-struct Records {
+struct Records<'a> {
+    path: &'a Path,
     group: usize,
-    state: Result<ReaderIter, String>,
+    state: Result<ReaderIter, Unusable>,
 }
 
-impl Records {
-    fn next(&mut self) -> Result<Record, String> {
-        let next = match &mut self.state {
-            Err(reason) => Err(reason.clone()),
-            Ok(records) => unpanicked(|| match records.next() {
-                Some(record) => record.map_err(|error| error.to_string()),
-                None => Err("it ends too early".to_owned()),
+impl Records<'_> {
+    fn next(&mut self) -> Result<Record, Unusable> {
+        let lost = Err(Unusable::Row("it was given up".to_owned()));
+        let next = match std::mem::replace(&mut self.state, lost) {
+            Err(error) => Err(error),
+            Ok(mut records) => unpanicked(self.path, || match records.next() {
+                Some(record) => Ok((record?, records)),
+                None => Err(Lost::Damaged("it ends too early".to_owned())),
             }),
         };
-        next.map_err(|reason| {
-            self.state = Err(reason.clone());
-            format!("row group {} is damaged: {reason}", self.group)
-        })
+        match next {
+            Ok((record, records)) => {
+                self.state = Ok(records);
+                Ok(record)
+            }
+            Err(Unusable::Row(reason)) => {
+                let damaged = format!("row group {} is damaged: {reason}", self.group);
+                self.state = Err(Unusable::Row(reason));
+                Err(damaged.into())
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 
-/// Runs what reads the file: the reader panics on some damaged ones.
-fn unpanicked<T>(job: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    let result = caught(job).unwrap_or_else(|message| Err(format!("the reader panicked: {message}")));
-    result.map_err(|reason| reason.split_whitespace().collect::<Vec<_>>().join(" "))
+/// Why the file cannot be read on.
+enum Lost {
+    Damaged(String),
+    Parquet(ParquetError),
+}
+
+impl From<ParquetError> for Lost {
+    fn from(error: ParquetError) -> Lost {
+        Lost::Parquet(error)
+    }
+}
+
+/// Runs what reads the file: the reader panics on some damaged ones. What the operating system says is no damage.
+fn unpanicked<T>(path: &Path, job: impl FnOnce() -> Result<T, Lost>) -> Result<T, Unusable> {
+    let panicked = |message| Err(Lost::Damaged(format!("the reader panicked: {message}")));
+    let reason = match caught(job).unwrap_or_else(panicked) {
+        Ok(result) => return Ok(result),
+        Err(Lost::Damaged(reason)) => reason,
+        Err(Lost::Parquet(ParquetError::External(error))) => match error.downcast::<io::Error>() {
+            Ok(error) if error.raw_os_error().is_some() => {
+                return Err(Unusable::Machine(DataError::io(path)(*error)));
+            }
+            Ok(error) => ParquetError::External(error).to_string(),
+            Err(error) => ParquetError::External(error).to_string(),
+        },
+        Err(Lost::Parquet(error)) => error.to_string(),
+    };
+    Err(Unusable::Row(reason.split_whitespace().collect::<Vec<_>>().join(" ")))
 }
 
 /// Image and caption, and what is kept besides, checked for what they are.

@@ -2,12 +2,12 @@
 
 use serde_json::Value;
 
-use super::row::{Content, Row, RowData};
+use super::row::{Content, Row, RowData, Unusable};
 use super::{Reencode, RowProblem};
-use crate::SampleError;
 use crate::image::{Filter, decode, encode_jpeg, fit, inspect};
 use crate::index::Extension;
 use crate::sample::guarded;
+use crate::{DataError, SampleError};
 
 /// A row that can be written.
 pub(crate) struct Packable {
@@ -19,22 +19,41 @@ pub(crate) struct Packable {
     pub(crate) json: Option<Vec<u8>>,
 }
 
+/// What is written of a row, or why it is left out.
+pub(crate) type Prepared = Result<Packable, RowProblem>;
+
 /// Checks a row and makes of it what is written.
-pub(crate) fn prepare(row: Row, reencode: Option<Reencode>) -> Result<Packable, RowProblem> {
-    let problem = |reason: String| RowProblem { place: row.place.to_string(), line: row.place.number(), reason };
-    let content = match row.data {
-        Ok(RowData::Content(content)) => Ok(content),
-        Ok(RowData::Files(files)) => files.read(),
-        Err(reason) => Err(reason),
+///
+/// # Errors
+/// When this machine cannot read the row now.
+pub(crate) fn prepare(row: Row, reencode: Option<Reencode>) -> Result<Prepared, DataError> {
+    let Row { number, place, data } = row;
+    match packable(number, data, reencode) {
+        Ok(packable) => Ok(Ok(packable)),
+        Err(Unusable::Row(reason)) => {
+            Ok(Err(RowProblem { place: place.to_string(), line: place.number(), reason }))
+        }
+        Err(Unusable::Machine(error)) => Err(error),
+    }
+}
+
+fn packable(
+    number: u64,
+    data: Result<RowData, String>,
+    reencode: Option<Reencode>,
+) -> Result<Packable, Unusable> {
+    let content = match data? {
+        RowData::Content(content) => content,
+        RowData::Files(files) => files.read()?,
     };
-    let Content { image, mut captions, mut fields } = content.map_err(problem)?;
+    let Content { image, mut captions, mut fields } = content;
     captions.retain(|caption| !caption.trim().is_empty());
     let Some(caption) = captions.first().cloned() else {
-        return Err(problem(SampleError::CaptionEmpty.to_string()));
+        return Err(SampleError::CaptionEmpty.to_string().into());
     };
-    let (name, image) = image.read().map_err(problem)?;
+    let (name, image) = image.read()?;
     let checked = guarded(|| check(image, reencode));
-    let (extension, image) = checked.map_err(|error| problem(format!("{name}: {error}")))?;
+    let (extension, image) = checked.map_err(|error| format!("{name}: {error}"))?;
     if captions.len() > 1 {
         fields.insert("captions".to_owned(), Value::from(captions));
     }
@@ -42,10 +61,10 @@ pub(crate) fn prepare(row: Row, reencode: Option<Reencode>) -> Result<Packable, 
     for (kind, text) in [(Extension::Txt, Some(caption.as_bytes())), (Extension::Json, json.as_deref())] {
         let (bytes, max) = (text.map_or(0, |text| text.len() as u64), kind.max_bytes());
         if bytes > max {
-            return Err(problem(SampleError::MemberTooLarge { extension: kind.name(), bytes, max }.to_string()));
+            return Err(SampleError::MemberTooLarge { extension: kind.name(), bytes, max }.to_string().into());
         }
     }
-    Ok(Packable { number: row.number, extension, image, caption, json })
+    Ok(Packable { number, extension, image, caption, json })
 }
 
 /// The image's extension and bytes: its own, or those of a smaller one.

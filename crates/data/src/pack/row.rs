@@ -3,13 +3,28 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
 use super::pairs::PairFiles;
+use crate::DataError;
 use crate::index::MAX_IMAGE_BYTES;
+
+/// Why a row cannot be used.
+pub(crate) enum Unusable {
+    /// It is left out, for this reason.
+    Row(String),
+    /// This machine cannot read it now, whatever it is: that ends the packing, which can be gone on with.
+    Machine(DataError),
+}
+
+impl From<String> for Unusable {
+    fn from(reason: String) -> Unusable {
+        Unusable::Row(reason)
+    }
+}
 
 /// A row as its source gives it.
 pub(crate) struct Row {
@@ -78,30 +93,52 @@ pub(crate) enum ImageSource {
 
 impl ImageSource {
     /// The image file and its name for messages.
-    pub(crate) fn read(self) -> Result<(String, Vec<u8>), String> {
+    pub(crate) fn read(self) -> Result<(String, Vec<u8>), Unusable> {
         match self {
             ImageSource::Bytes { name, bytes } => Ok((name, bytes)),
             ImageSource::Files(paths) => {
-                let path = paths.iter().find(|path| path.exists()).or(paths.first()).cloned().unwrap_or_default();
-                let bytes =
-                    read_bounded(&path, MAX_IMAGE_BYTES).map_err(|error| format!("{}: {error}", path.display()))?;
-                Ok((path.display().to_string(), bytes))
+                let (mut there, mut missing) = (None, None);
+                for path in paths {
+                    match fs::metadata(&path) {
+                        Err(error) if is_of_the_row(&error) => missing = missing.or(Some(path)),
+                        _ => {
+                            there = Some(path);
+                            break;
+                        }
+                    }
+                }
+                let path = there.or(missing).unwrap_or_default();
+                Ok((path.display().to_string(), read_bounded(&path, MAX_IMAGE_BYTES)?))
             }
         }
     }
 }
 
 /// The contents of a file that could be a member of a shard, of at most `max` bytes.
-pub(crate) fn read_bounded(path: &PathBuf, max: u64) -> io::Result<Vec<u8>> {
-    let metadata = fs::metadata(path)?;
+pub(crate) fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>, Unusable> {
+    let refuse = |reason: String| Unusable::Row(format!("{}: {reason}", path.display()));
+    let failed = |error: io::Error| match is_of_the_row(&error) {
+        true => refuse(error.to_string()),
+        false => Unusable::Machine(DataError::io(path)(error)),
+    };
+    let metadata = fs::metadata(path).map_err(failed)?;
     // A folder or a pipe of that name must not be waited for.
     if !metadata.is_file() {
-        return Err(io::Error::other("is no regular file"));
+        return Err(refuse("is no regular file".to_owned()));
     }
     match metadata.len() {
-        bytes if bytes <= max => fs::read(path),
-        bytes => Err(io::Error::other(format!("{bytes} bytes; at most {max} are packed"))),
+        bytes if bytes <= max => fs::read(path).map_err(failed),
+        bytes => Err(refuse(format!("{bytes} bytes; at most {max} are packed"))),
     }
+}
+
+/// Whether a file cannot be read because the row names one that is not there or cannot be: any other fault may have passed
+/// the next time.
+fn is_of_the_row(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidFilename, InvalidInput, IsADirectory, NotADirectory, NotFound};
+    // ELOOP has no kind.
+    matches!(error.kind(), NotFound | NotADirectory | IsADirectory | InvalidInput | InvalidFilename)
+        || error.raw_os_error() == Some(40)
 }
 
 /// A caption, or a list of them.
@@ -110,5 +147,18 @@ pub(crate) fn captions(value: &Value) -> Option<Vec<String>> {
         Value::String(text) => Some(vec![text.clone()]),
         Value::Array(list) => list.iter().map(|text| text.as_str().map(str::to_owned)).collect(),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_have_passed_the_next_time_is_not_the_rows_fault() {
+        let of = |code| is_of_the_row(&io::Error::from_raw_os_error(code));
+        // ENOENT, ENOTDIR, ENAMETOOLONG, ELOOP; then EIO, ESTALE, ETIMEDOUT, EMFILE, EACCES.
+        assert!([2, 20, 36, 40].into_iter().all(of));
+        assert!(![5, 116, 110, 24, 13].into_iter().any(of));
     }
 }

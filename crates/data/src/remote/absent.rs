@@ -9,7 +9,7 @@ use super::{CacheUse, Object, RemoteOptions};
 use crate::DataError;
 use crate::location::RemoteUrl;
 use crate::scan::Problem;
-use crate::shard::Shard;
+use crate::shard::{Indices, Shard};
 
 /// Never made.
 pub(crate) enum Remote {}
@@ -39,11 +39,23 @@ impl Remote {
         match *self {}
     }
 
-    pub(crate) fn index(&self, _: &Object) -> Result<(Shard, Vec<Problem>), DataError> {
+    pub(crate) fn lock(&self, _: &Path) -> Result<File, DataError> {
         match *self {}
     }
 
-    pub(crate) fn open(&self, _: &Shard) -> Result<File, DataError> {
+    pub(crate) fn index(&self, _: &Object, _: Indices) -> Result<(Shard, Vec<Problem>), DataError> {
+        match *self {}
+    }
+
+    pub(crate) fn open(&self, _: &Shard) -> Result<(File, bool), DataError> {
+        match *self {}
+    }
+
+    pub(crate) fn discard(&self, _: &Shard) -> Result<(), DataError> {
+        match *self {}
+    }
+
+    pub(crate) fn changed(&self, _: &RemoteUrl, _: &str) -> DataError {
         match *self {}
     }
 

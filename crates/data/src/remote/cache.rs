@@ -87,6 +87,11 @@ impl Cache {
         }
     }
 
+    /// Removes the whole file of a key, if there is one; who has it open reads on.
+    pub(crate) fn discard(&self, key: &str) -> io::Result<()> {
+        existing(fs::remove_file(self.path(key, WHOLE))).map(|_| ())
+    }
+
     /// Makes room for a part of `bytes` by evicting what was used longest ago; false when what is in use leaves none.
     pub(crate) fn reserve(&self, part: &Part, bytes: u64) -> io::Result<bool> {
         // One at a time, so that two never count on the same room.

@@ -199,13 +199,19 @@ impl Shared {
             return Err(self.too_small(version));
         }
         self.check(url)?;
-        let key = format!("{}\0{}\0{}", url.as_str(), version.bytes, version.etag.as_deref().unwrap_or_default());
-        let key = format!("{:.32}", Digest::of(key.as_bytes()).to_string());
+        let key = key_of(url, version);
         let (mut fetched, mut waited) = (false, Duration::ZERO);
         loop {
             let begin = Instant::now();
             let part = match self.cache.get(&key).map_err(|error| self.broken(error))? {
-                Entry::Whole(file) => return Ok(Some(Had { file, fetched })),
+                Entry::Whole(file) => match file.metadata().map_err(|error| self.broken(error))?.len() {
+                    bytes if bytes == version.bytes => return Ok(Some(Had { file, fetched })),
+                    // Damaged: another length is in its key.
+                    _ => {
+                        self.discard(url, version)?;
+                        continue;
+                    }
+                },
                 Entry::Missing(part) => part,
             };
             waited += begin.elapsed();
@@ -233,6 +239,11 @@ impl Shared {
         }
     }
 
+    /// Takes the file of an object out of the cache; who reads it reads on.
+    pub(super) fn discard(&self, url: &RemoteUrl, version: &Version) -> Result<(), DataError> {
+        self.cache.discard(&key_of(url, version)).map_err(|error| self.broken(error))
+    }
+
     /// Makes room for a part; false when what is in use leaves none.
     fn make_room(&self, part: &Part, bytes: u64, need: Need) -> io::Result<bool> {
         if need == Need::Ahead {
@@ -256,7 +267,7 @@ impl Shared {
     }
 
     /// Keeps in mind that a shard is not to be had.
-    fn remember(&self, url: &RemoteUrl, fault: &Fault, need: Need) {
+    pub(super) fn remember(&self, url: &RemoteUrl, fault: &Fault, need: Need) {
         // By the time that a sample needs it, what passes may have passed.
         if need == Need::Now || !passes(fault.kind) {
             let failure = Failure { kind: fault.kind, reason: fault.reason.as_str().into(), at: Instant::now() };
@@ -289,6 +300,12 @@ impl Shared {
 /// Whether what went wrong may go well another time.
 fn passes(kind: Kind) -> bool {
     matches!(kind, Kind::Passing | Kind::NoCredentials)
+}
+
+/// Names an object's file in the cache.
+fn key_of(url: &RemoteUrl, version: &Version) -> String {
+    let key = format!("{}\0{}\0{}", url.as_str(), version.bytes, version.etag.as_deref().unwrap_or_default());
+    format!("{:.32}", Digest::of(key.as_bytes()).to_string())
 }
 
 pub(super) fn version_of(shard: &Shard) -> Version {

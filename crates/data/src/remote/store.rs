@@ -11,13 +11,13 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::cache::Cache;
 use super::network::Network;
-use super::retry::Kind;
-use super::shared::{Need, Shared, Wanted, failed, version_of};
+use super::retry::{Fault, Kind};
+use super::shared::{Had, Need, Shared, Wanted, failed, version_of};
 use super::{CacheUse, Object, RemoteOptions, Version};
 use crate::index::{Digest, decode};
 use crate::location::{Location, RemoteUrl, names_manifest};
 use crate::scan::{Problem, scan_file};
-use crate::shard::Shard;
+use crate::shard::{Indices, Shard};
 use crate::{DataError, patterns};
 
 /// Stores, and the cache of what was fetched from them.
@@ -109,8 +109,15 @@ impl Remote {
         self.shared.patiently(|| self.shared.network.put(url, bytes.clone())).map_err(failed(url))
     }
 
-    /// What is in a shard: from the index beside it where that is there and fits, else from the shard itself.
-    pub(crate) fn index(&self, object: &Object) -> Result<(Shard, Vec<Problem>), DataError> {
+    /// Waits for the turn that a file stands for, until it is closed, however its process ends.
+    pub(crate) fn lock(&self, path: &Path) -> Result<File, DataError> {
+        let locked = File::create(path).and_then(|file| file.lock().map(|()| file));
+        locked.map_err(|error| self.shared.broken(error))
+    }
+
+    /// What is in a shard: from the index beside it where that is there and fits, else from the shard itself, which is
+    /// fetched anew where indices are built anew.
+    pub(crate) fn index(&self, object: &Object, indices: Indices) -> Result<(Shard, Vec<Problem>), DataError> {
         let url = &object.url;
         let version = match &object.version {
             Some(version) if version.etag.is_some() => version.clone(),
@@ -120,6 +127,9 @@ impl Remote {
         let (index, digest, contents) = match self.sidecar(url, &version)? {
             Some((header, index)) => (index, header.digest, header.tar_digest),
             None => {
+                if indices == Indices::Rebuild {
+                    self.shared.discard(url, &version)?;
+                }
                 let wanted = Wanted { url, version: &version, fits: &|_, _| Ok(()) };
                 let had = self.shared.file(&wanted, Need::Now)?.ok_or_else(|| self.shared.too_small(&version))?;
                 let index = scan_file(&had.file, &location.shown()).map_err(|e| e.in_shard_cache(self.capacity().0))?;
@@ -154,8 +164,8 @@ impl Remote {
         }
     }
 
-    /// The shard's file, fetched where it is not in the cache.
-    pub(crate) fn open(&self, shard: &Shard) -> Result<File, DataError> {
+    /// The shard's file, and whether it was fetched just now, not being in the cache.
+    pub(crate) fn open(&self, shard: &Shard) -> Result<(File, bool), DataError> {
         let begin = Instant::now();
         let had = self.shared.shard(shard, Need::Now);
         self.shared.count(|usage| {
@@ -163,7 +173,23 @@ impl Remote {
             usage.hits += u64::from(had.as_ref().is_ok_and(|had| had.as_ref().is_some_and(|had| !had.fetched)));
             usage.wait_s += begin.elapsed().as_secs_f64();
         });
-        Ok(had?.ok_or_else(|| self.shared.too_small(&version_of(shard)))?.file)
+        let Had { file, fetched } = had?.ok_or_else(|| self.shared.too_small(&version_of(shard)))?;
+        Ok((file, fetched))
+    }
+
+    /// Takes the shard's file out of the cache.
+    pub(crate) fn discard(&self, shard: &Shard) -> Result<(), DataError> {
+        match &shard.location {
+            Location::Remote(url) => self.shared.discard(url, &version_of(shard)),
+            Location::Local(_) => Ok(()),
+        }
+    }
+
+    /// Keeps in mind that a shard is not what was indexed, and says so.
+    pub(crate) fn changed(&self, url: &RemoteUrl, reason: &str) -> DataError {
+        let fault = Fault::new(Kind::Changed, reason);
+        self.shared.remember(url, &fault, Need::Now);
+        failed(url)(fault)
     }
 
     /// Names what closes a shard that nobody reads, for whoever needs room; it says whether there was one.

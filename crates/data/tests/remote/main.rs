@@ -1,50 +1,26 @@
 //! Shards in an S3 server behind a faulty network give the samples that they give from disk.
 
+mod cache;
 mod faults;
 #[path = "../fixture/mod.rs"]
 mod fixture;
 mod processes;
+mod proxy;
 mod room;
 mod server;
-mod web;
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use blip2_data::{
-    DataError, Dataset, Loader, LoaderOptions, OpenOptions, Pick, RemoteOptions, Retries, SampleError, ShardCache,
-    reindex, write_manifest,
+    DataError, Dataset, Loader, LoaderOptions, OpenOptions, Pick, RemoteOptions, SampleError, reindex, write_manifest,
 };
+use cache::{QUICK, files, remote_options, until};
 use fixture::{corpus, loader_options, open, shards, text};
 use server::{BUCKET, Fate, Proxy, Request, Server};
-
-const QUICK: Retries = Retries {
-    tries: 8,
-    give_up: Duration::from_secs(30),
-    timeout: Duration::from_millis(700),
-    first_wait: Duration::from_millis(2),
-};
-
-fn remote_options(endpoint: SocketAddr, cache: &Path, max_bytes: u64) -> OpenOptions {
-    let endpoint = format!("http://{endpoint}");
-    let settings = [
-        ("aws_endpoint", endpoint.as_str()),
-        ("aws_allow_http", "true"),
-        ("aws_region", "us-east-1"),
-        ("aws_access_key_id", "key"),
-        ("aws_secret_access_key", "secret"),
-    ];
-    let remote = RemoteOptions {
-        cache: Some(ShardCache { dir: cache.to_owned(), max_bytes }),
-        retries: QUICK,
-        parallel: 4,
-        settings: settings.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
-    };
-    OpenOptions { remote, ..OpenOptions::default() }
-}
 
 /// The set that is in the bucket, through `endpoint`.
 fn open_remote(pattern: &str, endpoint: SocketAddr, cache: &Path) -> Result<Dataset, DataError> {
@@ -54,19 +30,6 @@ fn open_remote(pattern: &str, endpoint: SocketAddr, cache: &Path) -> Result<Data
 
 fn tars(name: &str) -> bool {
     name.ends_with(".tar")
-}
-
-fn files(cache: &Path, extension: &str) -> Vec<PathBuf> {
-    let paths = fs::read_dir(cache).unwrap().map(|entry| entry.unwrap().path());
-    paths.filter(|path| path.extension().is_some_and(|found| found == extension)).collect()
-}
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !holds() {
-        assert!(begin.elapsed() < Duration::from_secs(20), "{what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// Up to three of the first requests of every path meet with a fault, each another one by seed.

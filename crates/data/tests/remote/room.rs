@@ -45,7 +45,7 @@ pub fn eval_reader(corpus: &Arc<Corpus>) -> EvalReader {
         clean: loader_options().clean,
         pad_id: 0,
         pad_to_multiple: 1,
-        bad: loader_options().bad,
+        left_out: Arc::default(),
     };
     EvalReader::new(Arc::clone(corpus), text(), options).unwrap()
 }

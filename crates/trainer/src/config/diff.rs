@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use thiserror::Error;
 
 use super::node::Node;
-use super::types::Config;
+use super::types::{Config, DataConfig};
 use super::value::ConfigValue;
 
 /// What a differing key means for a run that is to be continued.
@@ -33,7 +33,7 @@ pub struct Difference {
     pub change: Change,
 }
 
-/// Keys and sections that a continued run may change. `run.name` and `run.dir` say where the folder is.
+/// Keys and sections that a continued run may change, but for [`DECIDES`]. `run.name` and `run.dir` say where the folder is.
 const FREE: &[&str] = &[
     "log",
     "eval",
@@ -46,11 +46,15 @@ const FREE: &[&str] = &[
     "schedule.steps",
 ];
 
+/// The key among them that decides about the order of the samples.
+const DECIDES: &str = "data.loader.window_shards";
+
 impl Config {
-    /// All keys whose values differ between the run's configuration and this one, in the order of the file.
+    /// All keys whose values differ between the run's configuration and this one, in the order of the file. Credentials in
+    /// URLs are not compared: a run's own record has none.
     pub fn differences(&self, run: &Config) -> Vec<Difference> {
-        let ours = leaves(self);
-        let theirs: BTreeMap<String, Node> = leaves(run).into_iter().collect();
+        let ours = leaves(&self.without_credentials());
+        let theirs: BTreeMap<String, Node> = leaves(&run.without_credentials()).into_iter().collect();
         let known: BTreeMap<&str, &Node> = ours.iter().map(|(key, node)| (key.as_str(), node)).collect();
         let gone = theirs.iter().filter(|(key, _)| !known.contains_key(key.as_str()));
         ours.iter()
@@ -60,9 +64,19 @@ impl Config {
             .collect()
     }
 
-    /// Every key with its value as text, in the order of the file.
+    /// The same with `...` in place of the credentials that the URLs of shards hold: what may be written down.
+    pub fn without_credentials(&self) -> Config {
+        let mut config = self.clone();
+        let DataConfig { train, val, .. } = &mut config.data;
+        for shards in train.iter_mut().map(|set| &mut set.shards).chain(val.iter_mut().map(|set| &mut set.shards)) {
+            *shards = blip2_data::without_credentials(shards);
+        }
+        config
+    }
+
+    /// Every key with its value as text, without credentials, in the order of the file.
     pub fn settings(&self) -> Vec<(String, String)> {
-        leaves(self).into_iter().map(|(key, node)| (key, node.to_string())).collect()
+        leaves(&self.without_credentials()).into_iter().map(|(key, node)| (key, node.to_string())).collect()
     }
 
     /// Digest of everything that a continued run may not change.
@@ -86,7 +100,7 @@ fn difference(key: &str, run: Option<&Node>, here: Option<&Node>) -> Difference 
 
 fn change(key: &str) -> Change {
     let is = |name: &str| key.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-    if FREE.iter().copied().any(is) {
+    if FREE.iter().copied().any(is) && !is(DECIDES) {
         Change::Allowed
     } else if key.starts_with("data.") && key.ends_with(".shards") {
         Change::ShardsMoved

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::checkpoint::CheckpointWriter;
 use crate::error::Error;
-use crate::quarantine;
+use crate::quarantine::Quarantine;
 use crate::run_folder::RunFolder;
 use crate::telemetry::Telemetry;
 
@@ -15,12 +15,13 @@ pub(super) struct Books {
     pub folder: RunFolder,
     pub writer: CheckpointWriter,
     pub telemetry: Telemetry,
+    pub quarantine: Quarantine,
 }
 
 impl Books {
     /// Writes samples down that cannot be used.
     pub fn quarantine<T: Serialize + Display>(&mut self, found: &[T]) -> Result<(), Error> {
-        if let Some(line) = quarantine::append(&self.folder.quarantine(), found)? {
+        if let Some(line) = self.quarantine.append(found)? {
             self.telemetry.note(&line);
         }
         Ok(())

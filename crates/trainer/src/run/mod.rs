@@ -43,6 +43,8 @@ pub struct Run {
     pass: Pass,
     state: TrainState,
     loader: Loader,
+    /// The samples that all ranks had found unreadable when this was last brought up to date.
+    bad: BadSamples,
     bad_in_a_row: u64,
     /// The step behind the last bad one.
     good_since: u64,
@@ -144,9 +146,9 @@ impl Run {
         let mut scalars = meter.read(&*self.ranks)?;
         scalars.push(("lr".into(), lr));
         scalars.extend(self.data.progress(&self.loader, self.state.stream_position));
-        let bad = self.bad_samples()?;
-        scalars.push(("quarantined".into(), bad.len() as f64));
-        scalars.push(("quarantine_rate".into(), bad.rate(self.state.stream_position, BAD_WINDOW)));
+        self.share_found()?;
+        scalars.push(("quarantined".into(), (self.bad.len() + self.data.quarantined().len()) as f64));
+        scalars.push(("quarantine_rate".into(), self.bad.rate(self.state.stream_position, BAD_WINDOW)));
         if let Some(stats) = memory::stats(self.assembly.encoder.device()) {
             scalars.push(("peak_memory_mib".into(), stats.peak_allocated_bytes as f64 / (1 << 20) as f64));
         }
@@ -168,13 +170,12 @@ impl Run {
         Ok(())
     }
 
-    /// What all ranks have found unreadable.
-    fn bad_samples(&self) -> Result<BadSamples, Error> {
-        let mut all = BadSamples::default();
-        for found in share(&*self.ranks, &self.loader.bad())? {
-            all.merge(&found);
+    /// Adds to the list what any rank has found unreadable since the last call.
+    fn share_found(&mut self) -> Result<(), Error> {
+        for found in share(&*self.ranks, &self.loader.take_found())? {
+            self.bad.merge(&found);
         }
-        Ok(all)
+        Ok(())
     }
 
     /// Writes down the samples that were found unreadable since the last call.
@@ -223,8 +224,8 @@ impl Run {
         let unrecorded = meter.unrecorded();
         drop(waiting);
         self.state.unrecorded = unrecorded.of_all(&*self.ranks)?;
-        let bad = self.bad_samples()?;
-        self.state.bad_samples = serde_json::to_value(bad).map_err(|e| Error::Mismatch(e.to_string()))?;
+        self.share_found()?;
+        self.state.bad_samples = serde_json::to_value(&self.bad).map_err(|e| Error::Mismatch(e.to_string()))?;
         let Some(books) = &mut self.books else { return Ok(()) };
         self.state.rng = open::generators()?;
         let Stepper { adamw, scaler, .. } = &self.stepper;
@@ -252,6 +253,7 @@ impl Run {
         let batch = self.data.batch_with_pixels(position, &bad)?;
         crate::bad_step::record(&folder, &self.config, &self.assembly, &batch, &*self.ranks)?;
         if behind > 0 {
+            self.share_found()?;
             self.loader = self.data.loader(self.state.stream_position, &bad)?;
         }
         self.bad_in_a_row = if self.good_since == step { self.bad_in_a_row + 1 } else { 1 };

@@ -20,8 +20,9 @@ use crate::config::{Config, FeatureCache, NegativeSamples, Precision, Stage};
 use crate::data::TrainData;
 use crate::error::Error;
 use crate::evaluation::HeldOutSet;
-use crate::index_lines::OpeningProgress;
+use crate::index_lines::{OpeningProgress, SetOpening};
 use crate::memory_features::MemoryCaches;
+use crate::quarantine::Quarantine;
 use crate::ranks::{Claims, Ranks, SHOWN_WITHIN, check_shared, checksum};
 use crate::run_folder::{Existing, RunFolder, Start};
 use crate::schedule::LearningRate;
@@ -77,9 +78,10 @@ impl Run {
             fill.tell(done, all);
         };
         let heard = ranks.is_first().then_some(request.say);
-        let progress = OpeningProgress { images: &mut tell, say: heard };
+        let sets = SetOpening { say: heard, dry_run: false };
+        let progress = OpeningProgress { images: &mut tell, sets };
         let data = TrainData::open(config, &assembly.encoder, &assembly.text, rule, &*ranks, caches, progress)?;
-        let held_out = HeldOutSet::open(config, &assembly.encoder, &assembly.text, &*ranks, caches, heard)?;
+        let held_out = HeldOutSet::open(config, &assembly.encoder, &assembly.text, &*ranks, caches, sets)?;
 
         let mut stepper = new_stepper(config, &assembly, &*ranks)?;
         let mut state = TrainState::new(config.digest(), data.digest());
@@ -137,13 +139,14 @@ impl Run {
             stepper,
             state,
             loader,
+            bad,
         };
         run.introduce()?;
         Ok(run)
     }
 
-    /// Builds the stage, runs one batch forward and backward and reads one that is held out; writes nothing but the indices of shards that
-    /// have none. Returns a line about it.
+    /// Builds the stage, runs one batch forward and backward and reads one that is held out; writes nothing but, into the folder that `config`
+    /// names, the indices of shards that have none. Returns a line about it.
     ///
     /// # Errors
     /// Everything that would stop the run before its first step.
@@ -158,9 +161,10 @@ impl Run {
         one.data.feature_cache = FeatureCache::Off;
         let rule = assembly.task.target_rule();
         let (encoder, text) = (&assembly.encoder, &assembly.text);
-        let progress = OpeningProgress { images: &mut |_, _| {}, say: None };
+        let sets = SetOpening { say: None, dry_run: true };
+        let progress = OpeningProgress { images: &mut |_, _| {}, sets };
         let data = TrainData::open(&one, encoder, text, rule, ranks, &mut MemoryCaches::default(), progress)?;
-        HeldOutSet::open(&one, encoder, text, ranks, &mut MemoryCaches::default(), None)?;
+        HeldOutSet::open(&one, encoder, text, ranks, &mut MemoryCaches::default(), sets)?;
         let host = data.loader(0, &BadSamples::default())?.next_batch()?;
         let mut stepper = new_stepper(config, &assembly, ranks)?;
         let micro_batches = data.micro_batches(host, encoder, ranks)?;
@@ -229,7 +233,8 @@ fn begin(
         output: (request.output)(),
         shown: shown(config, assembly, ranks.world()),
     })?;
-    Ok(Books { folder, writer: CheckpointWriter::new(store), telemetry })
+    let quarantine = Quarantine::open(folder.quarantine())?;
+    Ok(Books { folder, writer: CheckpointWriter::new(store), telemetry, quarantine })
 }
 
 /// The checkpoint that the first rank chooses, opened by all.

@@ -7,9 +7,12 @@ mod verify;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
-use blip2_trainer::shards::{CaptionRule, CaptionSource, Dataset, JsonPath, OpenOptions, RemoteOptions, ShardCache};
+use blip2_trainer::shards::{
+    CaptionRule, CaptionSource, Dataset, JsonPath, OpenOptions, RemoteOptions, Retries, ShardCache,
+};
 use clap::{Args, Subcommand};
 
 use crate::progress::Progress;
@@ -46,6 +49,9 @@ pub(super) struct SetArguments {
     /// All shards in it take at most this
     #[arg(long, value_name = "GIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     shard_cache_gib: u32,
+    /// Seconds without a new byte after which a shard that is fetched counts as unreadable
+    #[arg(long, value_name = "S", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
+    give_up_s: u32,
     /// Field of a .json member that holds the caption
     #[arg(long, value_name = "NAME", default_value = "caption")]
     caption_field: String,
@@ -67,8 +73,10 @@ impl SetArguments {
         let max_bytes = u64::from(self.shard_cache_gib) << 30;
         let dir = self.shard_cache.clone().or_else(shard_cache::folder);
         let cache = dir.map(|dir| ShardCache { dir, max_bytes });
+        let give_up = Duration::from_secs(self.give_up_s.into());
+        let retries = Retries { give_up, ..Retries::default() };
         OpenOptions {
-            remote: RemoteOptions { cache, ..RemoteOptions::default() },
+            remote: RemoteOptions { cache, retries, ..RemoteOptions::default() },
             cache_dir: self.cache_dir.clone(),
             captions: CaptionRule { source: CaptionSource::TextOr(JsonPath::new(&self.caption_field)), template: None },
             progress: Some(counter("shards indexed")),

@@ -51,7 +51,7 @@ impl StatsArguments {
             self.draw(&set, path)?;
         }
         let progress = Progress::new("samples read");
-        let stats = stats(&set, |done, all| progress.tell(done, all));
+        let stats = stats(&set, |done, all| progress.tell(done, all))?;
         drop(progress);
         if self.json { print_json(&stats) } else { print(table(&stats)) }
     }

@@ -61,7 +61,7 @@ impl VerifyArguments {
 
     fn verify(&self, set: &Dataset, clean: Clean) -> Result<()> {
         let progress = Progress::new("samples read");
-        let report = verify(set, clean, |done, all| progress.tell(done, all));
+        let report = verify(set, clean, |done, all| progress.tell(done, all))?;
         drop(progress);
         if self.json {
             print_json(&report)?
