@@ -65,6 +65,8 @@ pub struct RawSample {
     pub image: Vec<u8>,
     /// The caption, before cleaning.
     pub caption: String,
+    /// Where the caption is a question: people's answers to it.
+    pub answers: Vec<String>,
 }
 
 /// All shards of one split. Their sample counts stay in memory; their indices come and go.
@@ -251,16 +253,18 @@ impl Dataset {
         })?;
         let sample = loaded.sample(at).ok_or(SampleError::NoSuchSample(index))?;
         let read = || {
-            let caption = self.captions.caption(&loaded.shard.captions(sample, &self.captions)?.members(), pick)?;
-            Ok((caption, loaded.shard.read(&sample.image)?))
+            let bytes = loaded.shard.captions(sample, &self.captions)?;
+            let (caption, answers) =
+                (self.captions.caption(&bytes.members(), pick)?, self.captions.answers(&bytes.members())?);
+            Ok((caption, answers, loaded.shard.read(&sample.image)?))
         };
-        let (caption, image) = read().map_err(|error| match (error, cache) {
+        let (caption, answers, image) = read().map_err(|error| match (error, cache) {
             (SampleError::Io(source), Some(dir)) => {
                 SampleError::Machine(Box::new(DataError::ShardCache { dir: dir.to_owned(), source }))
             }
             (error, _) => error,
         })?;
-        Ok(RawSample { shard: self.shards.all[shard].name(), key: sample.key.clone(), image, caption })
+        Ok(RawSample { shard: self.shards.all[shard].name(), key: sample.key.clone(), image, caption, answers })
     }
 
     /// Shard, and place in it, of a sample.
