@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use crate::SampleError;
 use crate::keyed::{KeyedRng, key};
+use crate::question::QuestionFields;
 
 /// Where a data set keeps its captions.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub enum CaptionSource {
         /// How many of its texts are drawn from; `None`: all.
         top: Option<usize>,
     },
+    /// A question in the `.json` member, which has people's answers beside it.
+    Question(QuestionFields),
 }
 
 /// How a data set's captions are read.
@@ -103,13 +106,19 @@ pub(crate) struct CaptionMembers<'a> {
     pub(crate) json: Option<&'a [u8]>,
 }
 
+impl CaptionMembers<'_> {
+    fn parsed(&self) -> Result<Value, SampleError> {
+        parse(self.json.ok_or(SampleError::NoMember("json"))?)
+    }
+}
+
 impl CaptionRule {
     /// Which members have to be read: text, JSON.
     pub(crate) fn needs(&self, has_text: bool) -> (bool, bool) {
         match self.source {
             CaptionSource::TextOr(_) => (has_text, !has_text),
             CaptionSource::Text => (true, false),
-            CaptionSource::Json(_) | CaptionSource::Drawn { .. } => (false, true),
+            CaptionSource::Json(_) | CaptionSource::Drawn { .. } | CaptionSource::Question(_) => (false, true),
         }
     }
 
@@ -132,9 +141,17 @@ impl CaptionRule {
         }
     }
 
+    /// The answers beside a question; of other captions none.
+    pub(crate) fn answers(&self, members: &CaptionMembers) -> Result<Vec<String>, SampleError> {
+        match &self.source {
+            CaptionSource::Question(fields) => fields.answers(&members.parsed()?),
+            _ => Ok(Vec::new()),
+        }
+    }
+
     fn find(&self, members: &CaptionMembers, pick: Pick, usable: Usable<'_>) -> Result<String, SampleError> {
         let text = || utf8(members.text.ok_or(SampleError::NoMember("txt"))?);
-        let json = || parse(members.json.ok_or(SampleError::NoMember("json"))?);
+        let json = || members.parsed();
         match &self.source {
             CaptionSource::Text => text(),
             CaptionSource::TextOr(_) if members.text.is_some() => text(),
@@ -159,6 +176,7 @@ impl CaptionRule {
                 };
                 caption.as_str().map(str::to_owned).ok_or_else(|| SampleError::CaptionList(field.0.clone()))
             }
+            CaptionSource::Question(fields) => fields.question(&json()?),
         }
     }
 }

@@ -30,6 +30,8 @@ pub struct HostBatch {
     pub image_id: Vec<u64>,
     /// `[B]`: the cleaned captions.
     pub captions: Vec<String>,
+    /// `[B]`: where captions are questions, people's answers to each.
+    pub answers: Vec<Vec<String>>,
     /// `[B]`: the samples' stream positions; in evaluation their indices.
     pub positions: Vec<u64>,
     /// Epoch of the first sample.
@@ -65,6 +67,7 @@ pub(crate) fn collate(samples: Vec<(u64, Sample)>, epoch: u64, image_size: usize
         sample_index: Vec::with_capacity(samples.len()),
         image_id: Vec::with_capacity(samples.len()),
         captions: Vec::with_capacity(samples.len()),
+        answers: Vec::with_capacity(samples.len()),
         positions: Vec::with_capacity(samples.len()),
         epoch,
     };
@@ -81,6 +84,7 @@ pub(crate) fn collate(samples: Vec<(u64, Sample)>, epoch: u64, image_size: usize
         batch.sample_index.push(sample.index);
         batch.image_id.push(sample.image_id);
         batch.captions.push(sample.caption);
+        batch.answers.push(sample.answers);
         batch.positions.push(position);
     }
     batch
@@ -114,6 +118,7 @@ impl HostBatch {
             sample_index: self.sample_index[range.clone()].to_vec(),
             image_id: self.image_id[range.clone()].to_vec(),
             captions: self.captions[range.clone()].to_vec(),
+            answers: self.answers[range.clone()].to_vec(),
             positions: self.positions[range].to_vec(),
             epoch: self.epoch,
         }
@@ -132,6 +137,7 @@ mod tests {
             features: None,
             ids: ids.to_vec(),
             caption: format!("caption {index}"),
+            answers: vec![format!("answer {index}")],
         };
         (index + 1000, sample)
     }
@@ -158,6 +164,7 @@ mod tests {
         assert_eq!(rows.input_ids, [5, 6, 7, -1]);
         assert_eq!(rows.pixels.unwrap(), [1, 1, 1, 2, 2, 2]);
         assert_eq!((rows.sample_index, rows.image_id, rows.positions), (vec![1, 2], vec![101, 102], vec![1001, 1002]));
+        assert_eq!(rows.answers, [["answer 1"], ["answer 2"]]);
         assert_eq!(batch().rows(0..3, 4), batch());
     }
 }

@@ -71,6 +71,8 @@ pub struct RawSample {
     pub image: Vec<u8>,
     /// The caption, before cleaning.
     pub caption: String,
+    /// Where the caption is a question: people's answers to it.
+    pub answers: Vec<String>,
 }
 
 /// All shards of one split. Their sample counts stay in memory; their indices come and go.
@@ -263,8 +265,10 @@ impl Dataset {
     /// As [`Dataset::read`]; of several captions one that is usable, where there is one.
     pub(crate) fn read_usable(&self, index: u64, pick: Pick, usable: Usable<'_>) -> Result<RawSample, SampleError> {
         self.look_at(index, |name, shard, sample| {
-            let caption = self.captions.caption(&shard.captions(sample, &self.captions)?.members(), pick, usable)?;
-            Ok(RawSample { shard: name, key: sample.key.clone(), image: shard.read(&sample.image)?, caption })
+            let bytes = shard.captions(sample, &self.captions)?;
+            let caption = self.captions.caption(&bytes.members(), pick, usable)?;
+            let answers = self.captions.answers(&bytes.members())?;
+            Ok(RawSample { shard: name, key: sample.key.clone(), image: shard.read(&sample.image)?, caption, answers })
         })
     }
 

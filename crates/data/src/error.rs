@@ -389,6 +389,12 @@ pub enum SampleError {
     /// The caption's JSON has no such list of texts.
     #[error("caption: the JSON has no list of texts \"{0}\"")]
     CaptionList(String),
+    /// The sample's JSON has no such question.
+    #[error("question: the JSON has no text field \"{0}\"")]
+    Question(String),
+    /// The sample's JSON has no such answers.
+    #[error("answers: the JSON has no text, list of texts or list of objects with a text \"answer\" in \"{0}\"")]
+    Answers(String),
     /// The data set's captions lie in a member that the sample lacks.
     #[error("the sample has no .{0} member")]
     NoMember(&'static str),

@@ -5,7 +5,7 @@
 //! s3://, gs://, az://, https://        location, remote           fetched whole into a cache, ahead of their use
 //! stream position -> sample            mixture, order             a pure function of the seed
 //! sample -> bytes -> pixels, ids       corpus, image, text        decode, crop, flip, clean, tokenise
-//! which samples, which caption         filter, caption            decided by the index, or keyed by position
+//! which samples, which caption         filter, caption, question  decided by the index, or keyed by position
 //! samples -> HostBatch                 collate, loader, eval      threads ahead of the step, in order
 //! views of images -> stored features   feature_store              so that each view is encoded once
 //! files -> shards                      pack, verify, repair        what `blip2 shards` does
@@ -46,6 +46,7 @@ mod mixture;
 mod order;
 mod pack;
 mod patterns;
+mod question;
 mod remote;
 mod repair;
 mod sample;
@@ -81,6 +82,7 @@ pub use mixture::{Drawn, Mixture, MixtureSet};
 pub use order::{Located, Order, OrderError};
 pub use pack::{Keep, PackOptions, PackReport, Reading, Reencode, RowProblem, SourceFormat, pack};
 pub use patterns::check_patterns;
+pub use question::QuestionFields;
 pub use remote::{CacheUse, RemoteOptions, Retries, ShardCache};
 pub use repair::{Outcome, RepairReport, RepairedShard, repair};
 pub use sample::{BadSamples, Quarantined};

@@ -26,6 +26,7 @@ pub(crate) struct Sample {
     pub(crate) features: Option<FeatureRow>,
     pub(crate) ids: Vec<u32>,
     pub(crate) caption: String,
+    pub(crate) answers: Vec<String>,
 }
 
 /// How an image is brought to its size.
@@ -71,7 +72,7 @@ impl Preparer {
             false => None,
         };
         self.counters.prepared(raw.image.len());
-        Ok(Sample { index, image_id, pixels, features, ids, caption })
+        Ok(Sample { index, image_id, pixels, features, ids, caption, answers: raw.answers })
     }
 
     fn tokenise(&self, caption: &str) -> Result<(String, Vec<u32>), SampleError> {

@@ -158,7 +158,8 @@ impl Shards {
                 }
                 Named::Manifest(location) if indices == Indices::Rebuild => Err(DataError::Manifest {
                     manifest: location.shown(),
-                    reason: "it only repeats what was found when it was written; name its shards by patterns".to_owned(),
+                    reason: "it only repeats what was found when it was written; name its shards by patterns"
+                        .to_owned(),
                 }),
                 Named::Manifest(location) => self.read_manifest(location).map(|shards| {
                     let problems = shards.iter().filter_map(Shard::summary).collect();

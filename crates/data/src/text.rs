@@ -88,6 +88,7 @@ fn is_white_space(character: char) -> bool {
 
 /// Turns text into token ids and back. Padding is the collation's business: what the tokenizer's file says of it, and
 /// of truncation, is switched off.
+#[derive(Clone)]
 pub struct TextEncoder {
     /// Where it comes from, for messages.
     path: PathBuf,

@@ -26,11 +26,7 @@ pub struct VerifyReport {
 ///
 /// # Errors
 /// When this machine or its shard cache cannot read on: that says nothing of the samples.
-pub fn verify(
-    dataset: &Dataset,
-    clean: Clean,
-    progress: impl Fn(u64, u64) + Sync,
-) -> Result<VerifyReport, DataError> {
+pub fn verify(dataset: &Dataset, clean: Clean, progress: impl Fn(u64, u64) + Sync) -> Result<VerifyReport, DataError> {
     check_all(dataset, clean, progress).map(|found| found.report)
 }
 

@@ -212,7 +212,8 @@ fn as_many_shards_stay_open_as_a_window_has() {
     let options = LoaderOptions { window_shards: 100, ..loader_options() };
     let mut loader = loader(&corpus(folder.path()), options);
     run(&mut loader, 13);
-    let links = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+    let links =
+        std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
     assert_eq!(links.filter(|file| file.starts_with(folder.path())).count(), 100);
 }
 

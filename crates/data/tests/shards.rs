@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use blip2_data::{
     Bounds, CaptionRule, CaptionSource, Clean, Corpus, DataError, Dataset, JsonPath, Loader, OpenOptions, Pick,
-    SampleError, SampleFilter, Shard, reindex, stats, verify,
+    QuestionFields, SampleError, SampleFilter, Shard, reindex, stats, verify,
 };
 use fixture::{options, png, tar, write};
 
@@ -448,6 +448,31 @@ fn a_manifest_is_not_indexed_anew_from_itself() {
     blip2_data::write_manifest(set.shards(), &manifest, &options(folder.path())).unwrap();
     let error = reindex(&[manifest], &options(folder.path())).unwrap_err().to_string();
     assert!(error.contains("m.jsonl: ") && error.contains("name its shards by patterns"), "{error}");
+}
+
+#[test]
+fn a_question_with_its_answers_needs_no_caption() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = png(3, 3, 0);
+    let members: [(&str, &[u8]); 7] = [
+        ("a.png", &image),
+        ("a.json", br#"{"question": "what?", "answers": ["net", "nets"]}"#),
+        ("b.png", &image),
+        ("b.txt", b"a caption"),
+        ("b.json", br#"{"question": "how many?", "answers": [{"answer": "2", "answer_id": 1}]}"#),
+        ("c.png", &image),
+        ("c.txt", b"a caption"),
+    ];
+    write(folder.path(), "0.tar", &tar(&members));
+    let fields = QuestionFields { question: JsonPath::new("question"), answers: JsonPath::new("answers") };
+    let captions = CaptionRule { source: CaptionSource::Question(fields), template: None };
+    let dataset = Dataset::open(&["0.tar".to_owned()], &OpenOptions { captions, ..options(folder.path()) }).unwrap();
+    let read =
+        |index| dataset.read(index, Pick::First).map(|raw| (raw.caption, raw.answers)).map_err(|e| e.to_string());
+    assert_eq!(read(0).unwrap(), ("what?".into(), vec!["net".into(), "nets".into()]));
+    assert_eq!(read(1).unwrap(), ("how many?".into(), vec!["2".into()]));
+    assert_eq!(read(2).unwrap_err(), "the sample has no .json member");
+    assert!(open(folder.path()).unwrap().read(1, Pick::First).unwrap().answers.is_empty());
 }
 
 #[test]

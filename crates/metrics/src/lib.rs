@@ -2,12 +2,15 @@
 //!
 //! - [`retrieval`]: recall at k in both directions from a similarity matrix.
 //! - [`captions`]: how much generated captions say, and how much of it is right.
+//! - [`vqa`]: how many people would answer a question so.
 //! - [`chance`]: what a model that knows nothing scores.
 
 pub mod captions;
 pub mod chance;
 pub mod retrieval;
+pub mod vqa;
 
 pub use captions::{CaptionError, CaptionSummary, summarize_captions};
 pub use chance::chance_recall;
 pub use retrieval::{Recall, RetrievalError, recall_at};
+pub use vqa::{normalize_answer, vqa_accuracy};

@@ -60,6 +60,11 @@ impl Stage2 {
         Tensor::cat(&[before, queries], 1)
     }
 
+    /// Rows of the soft prompt.
+    pub fn prompt_rows(&self) -> i64 {
+        self.before_queries.len() as i64 + self.qformer.num_queries()
+    }
+
     /// Logits of the labelled tokens; the vocabulary head runs on the rows that predict them only.
     ///
     /// A decoder continues the prompt with the text: row `t` is predicted from the row before it, its first from the last row of the prompt. An

@@ -156,6 +156,7 @@ fn host_batch(size: usize, position: u64) -> HostBatch {
         sample_index: rows.clone(),
         image_id: rows.clone(),
         captions: vec![String::new(); size],
+        answers: vec![Vec::new(); size],
         positions: rows,
         epoch: 0,
         lengths,

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blip2_data::{
-    Bounds, CaptionRule, CaptionSource, Corpus, DataError, Dataset, JsonPath, OpenOptions, RemoteOptions, Retries,
-    SampleFilter, ShardCache, lacks_credentials,
+    Bounds, CaptionRule, CaptionSource, Corpus, DataError, Dataset, JsonPath, OpenOptions, QuestionFields,
+    RemoteOptions, Retries, SampleFilter, ShardCache, lacks_credentials,
 };
 
-use crate::config::{AutoOr, BoundsConfig, CaptionsConfig, Config, FilterConfig, ShardCacheConfig, TextField};
+use crate::config::{
+    AutoOr, BoundsConfig, CaptionsConfig, Config, FilterConfig, ShardCacheConfig, TextField, ValSetConfig, VqaConfig,
+};
 use crate::error::Error;
 use crate::index_lines::{SetOpening, index_lines};
 use crate::ranks::Pulse;
@@ -38,9 +40,29 @@ pub(crate) fn open_held_out_set(
     opening: SetOpening,
     pulse: &Pulse,
 ) -> Result<Option<Arc<Corpus>>, Error> {
+    let captions = |set: &ValSetConfig| caption_rule(&set.text, set.captions.as_ref(), set.template.as_ref());
+    open_held_out(config, captions, opening, pulse)
+}
+
+/// The held-out set as questions with answers, where there is one.
+///
+/// # Errors
+/// As [`open_training_sets`].
+pub(crate) fn open_questions(config: &Config) -> Result<Option<Arc<Corpus>>, Error> {
+    let VqaConfig { question, answers, .. } = &config.eval.vqa;
+    let fields = QuestionFields { question: JsonPath::new(question), answers: JsonPath::new(answers) };
+    let rule = CaptionRule { source: CaptionSource::Question(fields), template: None };
+    open_held_out(config, |_| rule, SetOpening::default(), &Pulse::default())
+}
+
+fn open_held_out(
+    config: &Config,
+    captions: impl FnOnce(&ValSetConfig) -> CaptionRule,
+    opening: SetOpening,
+    pulse: &Pulse,
+) -> Result<Option<Arc<Corpus>>, Error> {
     let Some(set) = &config.data.val else { return Ok(None) };
-    let captions = caption_rule(&set.text, set.captions.as_ref(), set.template.as_ref());
-    let dataset = open(config, "data.val", &set.shards, captions, &set.filter, opening, pulse);
+    let dataset = open(config, "data.val", &set.shards, captions(set), &set.filter, opening, pulse);
     let dataset = dataset.map_err(|source| Error::DataSet { key: "data.val".into(), source })?;
     Ok(Some(Arc::new(dataset.into())))
 }

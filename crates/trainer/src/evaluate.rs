@@ -1,5 +1,7 @@
 //! `blip2 evaluate`: a run's model on its held-out set.
 
+use std::collections::HashSet;
+
 use blip2_data::Quarantined;
 use blip2_metrics::{Recall, summarize_captions};
 use blip2_torchx::params::LoadPlan;
@@ -18,6 +20,7 @@ use crate::memory_features::MemoryCaches;
 use crate::ranks::Alone;
 use crate::run_folder::RunFolder;
 use crate::task::Pass;
+use crate::vqa::{AnsweredQuestion, Examiner};
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +29,8 @@ pub enum EvaluationTask {
     Retrieval,
     /// Stage 2's captions beside the true ones.
     Captions,
+    /// Stage 2's answers to questions beside those of people.
+    Vqa,
 }
 
 /// What was measured on a run's held-out set.
@@ -69,6 +74,17 @@ pub enum Report {
         /// Every caption.
         captions: Vec<CaptionPair>,
     },
+    /// Of [`EvaluationTask::Vqa`].
+    Answers {
+        /// Number of questions.
+        questions: usize,
+        /// Mean VQA accuracy, 0 to 1.
+        accuracy: f64,
+        /// Answers that differ from each other.
+        distinct: usize,
+        /// Every question with its answer.
+        answers: Vec<AnsweredQuestion>,
+    },
 }
 
 /// A true caption and the model's.
@@ -95,20 +111,67 @@ pub fn evaluate_run(config: &Config, task: EvaluationTask) -> Result<RunReport, 
     config.run.precision.settle();
     let assembly = Assembly::build(config, Blueprint::open(config)?, device::select(config.run.device)?)?;
     assembly.task.params().load(&WeightsDir::open(checkpoint.path())?, &LoadPlan::exact())?;
-    let (encoder, text) = (&assembly.encoder, &assembly.text);
-    let set =
-        HeldOutSet::open(config, encoder, text, &Alone, &mut MemoryCaches::default(), SetOpening::default())?;
-    let none = || Error::Mismatch("data.val: expected shards to evaluate on, got nothing; set data.val.shards".into());
-    let mut set = set.ok_or_else(none)?;
-    (set.captions, set.retrieval) = (usize::MAX, true);
     let pass = Pass { autocast: config.run.precision.autocast(), dropout: 0.0, seed: config.run.seed };
-    let mut held_out = set.pass(&assembly.encoder, &assembly.text, assembly.task.target_rule(), &Alone)?;
-    let evaluation = assembly.task.evaluate(&mut held_out, &pass)?;
-    let (problems, unread) = (set.problems(), held_out.take_quarantined()?);
-    let names = |found: &[Quarantined]| found.iter().map(ToString::to_string).collect::<Vec<_>>();
-    let left_out =
-        [problems.iter().map(ToString::to_string).collect(), names(set.quarantined()), names(&unread)].concat();
-    Ok(RunReport { step: checkpoint.step(), rejected, differences, left_out, report: report(task, evaluation)? })
+    let (report, left_out) = match task {
+        EvaluationTask::Vqa => examine(config, &assembly, &pass)?,
+        EvaluationTask::Retrieval | EvaluationTask::Captions => measure(config, &assembly, &pass, task)?,
+    };
+    Ok(RunReport { step: checkpoint.step(), rejected, differences, left_out, report })
+}
+
+/// What the stage measures while training, of the whole set; and what of the set is left out.
+fn measure(
+    config: &Config,
+    assembly: &Assembly,
+    pass: &Pass,
+    task: EvaluationTask,
+) -> Result<(Report, Vec<String>), Error> {
+    let Assembly { encoder, text, task: stage, .. } = assembly;
+    let set = HeldOutSet::open(config, encoder, text, &Alone, &mut MemoryCaches::default(), SetOpening::default())?;
+    let mut set = set.ok_or_else(no_set)?;
+    (set.captions, set.retrieval) = (usize::MAX, true);
+    let mut held_out = set.pass(encoder, text, stage.target_rule(), &Alone)?;
+    let evaluation = stage.evaluate(&mut held_out, pass)?;
+    let left_out = [set.quarantined(), &held_out.take_quarantined()?].concat();
+    Ok((report(task, evaluation)?, names(&set, &left_out)))
+}
+
+/// VQA accuracy; and what of the set is left out.
+fn examine(config: &Config, assembly: &Assembly, pass: &Pass) -> Result<(Report, Vec<String>), Error> {
+    let Assembly { encoder, text, task, .. } = assembly;
+    let stage2 = task.as_stage2().ok_or_else(|| Error::Mismatch("task.stage: 1 writes no answers".into()))?;
+    let set = HeldOutSet::of_questions(config, encoder)?.ok_or_else(no_set)?;
+    let examiner = Examiner::new(stage2, text.prompts()?, &config.eval.vqa.prompt);
+    let mut held_out = set.pass(encoder, text, task.target_rule(), &Alone)?;
+    let (answers, left_out) = examiner.ask(&mut held_out, pass)?;
+    if answers.is_empty() {
+        let first = left_out.first().map(ToString::to_string).unwrap_or_default();
+        let vqa = &config.eval.vqa;
+        return Err(Error::Mismatch(format!(
+            "data.val: expected questions with answers, got none in {} samples; the first: {first}; name the fields of the .json members in \
+             eval.vqa.question ({}) and eval.vqa.answers ({})",
+            set.samples(),
+            vqa.question,
+            vqa.answers
+        )));
+    }
+    let report = Report::Answers {
+        questions: answers.len(),
+        accuracy: answers.iter().map(|answered| answered.accuracy).sum::<f64>() / answers.len() as f64,
+        distinct: answers.iter().map(|answered| answered.answer.as_str()).collect::<HashSet<_>>().len(),
+        answers,
+    };
+    Ok((report, names(&set, &left_out)))
+}
+
+fn no_set() -> Error {
+    Error::Mismatch("data.val: expected shards to evaluate on, got nothing; set data.val.shards".into())
+}
+
+/// All that cannot be used, what the indices say first.
+fn names(set: &HeldOutSet, left_out: &[Quarantined]) -> Vec<String> {
+    let problems = set.problems();
+    problems.iter().map(ToString::to_string).chain(left_out.iter().map(ToString::to_string)).collect()
 }
 
 /// The differences from the run's own configuration that are not only about how it was trained.
@@ -123,6 +186,7 @@ fn check_stage(config: &Config, task: EvaluationTask) -> Result<(), Error> {
     let (name, stage) = match task {
         EvaluationTask::Retrieval => ("retrieval", Stage::One),
         EvaluationTask::Captions => ("caption", Stage::Two),
+        EvaluationTask::Vqa => ("vqa", Stage::Two),
     };
     if config.task.stage == stage {
         return Ok(());

@@ -14,7 +14,7 @@ use tch::{Kind, Tensor};
 
 use crate::batch::{Batch, Share};
 use crate::config::{Config, FeatureCache};
-use crate::data_sets::open_held_out_set;
+use crate::data_sets::{open_held_out_set, open_questions};
 use crate::encoder::ImageEncoder;
 use crate::error::Error;
 use crate::features::Features;
@@ -97,36 +97,13 @@ impl HeldOutSet {
         let mut claims = Claims::default();
         claims.claim("data.val's shards", corpus.digest());
         claims.compare(ranks)?;
-        let threads = crate::data::threads(&config.data.loader.threads);
-        let Preprocessing { size: image_size, filter, .. } = *encoder.preprocessing();
-        let clean = crate::data::clean(config.data.text.clean);
-        let features = match config.data.feature_cache {
-            FeatureCache::Memory => {
-                let options = FillOptions { threads, clean };
-                Features::Memory(caches.get_or_fill(
-                    &corpus,
-                    &text.encoder,
-                    encoder,
-                    &options,
-                    ranks,
-                    &mut |done, _| ranks.enter(done, "held-out image features"),
-                )?)
-            }
-            FeatureCache::Off | FeatureCache::Directory(_) => Features::Encode,
-        };
-        let set = HeldOutSet {
-            corpus,
-            features,
-            batch: config.micro_batch().min(MAX_BATCH),
-            threads,
-            image_size,
-            filter,
-            clean,
-            seed: config.run.seed,
-            named: RefCell::default(),
-            captions: config.eval.captions,
-            retrieval: config.eval.retrieval,
-        };
+        let mut set = HeldOutSet::of(corpus, config, encoder);
+        if config.data.feature_cache == FeatureCache::Memory {
+            let options = FillOptions { threads: set.threads, clean: set.clean };
+            let said = &mut |done, _| ranks.enter(done, "held-out image features");
+            set.features =
+                Features::Memory(caches.get_or_fill(&set.corpus, &text.encoder, encoder, &options, ranks, said)?);
+        }
         // Now and not at the first evaluation, by when hours may have gone.
         let mut reader = set.reader(text, 0..set.corpus.len(), true)?;
         if reader.next().transpose()?.is_none() {
@@ -137,6 +114,38 @@ impl HeldOutSet {
             )));
         }
         Ok(Some(set))
+    }
+
+    /// Opens the set that `config` names as questions with answers, for one pass: the captions of its batches are the questions, and no features
+    /// are kept.
+    ///
+    /// # Errors
+    /// When the shards cannot be read or hold no picture.
+    pub fn of_questions(config: &Config, encoder: &ImageEncoder) -> Result<Option<HeldOutSet>, Error> {
+        Ok(open_questions(config)?.map(|corpus| HeldOutSet::of(corpus, config, encoder)))
+    }
+
+    /// The set, its features computed in every pass.
+    fn of(corpus: Arc<Corpus>, config: &Config, encoder: &ImageEncoder) -> HeldOutSet {
+        let Preprocessing { size: image_size, filter, .. } = *encoder.preprocessing();
+        HeldOutSet {
+            corpus,
+            features: Features::Encode,
+            batch: config.micro_batch().min(MAX_BATCH),
+            threads: crate::data::threads(&config.data.loader.threads),
+            image_size,
+            filter,
+            clean: crate::data::clean(config.data.text.clean),
+            seed: config.run.seed,
+            named: RefCell::default(),
+            captions: config.eval.captions,
+            retrieval: config.eval.retrieval,
+        }
+    }
+
+    /// Number of samples, those that cannot be used included.
+    pub fn samples(&self) -> u64 {
+        self.corpus.len()
     }
 
     /// Names the shards' contents, wherever they lie.
@@ -214,18 +223,31 @@ impl<'a> HeldOut<'a> {
     /// # Errors
     /// When samples cannot be read or the device refuses.
     pub fn next_batch(&mut self) -> Option<Result<(Batch, HostBatch), Error>> {
+        let make = |(features, host): (Tensor, HostBatch)| {
+            let framed = self.text.frame(host.clone(), 1);
+            Ok((Batch::new(&framed, features, self.rule, Share::WHOLE, self.set.seed)?, host))
+        };
+        Some(self.next_features()?.and_then(make))
+    }
+
+    /// The next batch's image features `[B, N, width]`, and the batch as the host has it.
+    ///
+    /// # Errors
+    /// As [`HeldOut::next_batch`].
+    pub fn next_features(&mut self) -> Option<Result<(Tensor, HostBatch), Error>> {
         // A rank whose part takes longer than that of others does not hang.
         self.ranks.pulse().beat();
         let host = match self.reader.next()? {
             Ok(host) => host,
             Err(error) => return Some(Err(error.into())),
         };
-        let make = || {
-            let features = self.set.features.of(&host, self.encoder)?;
-            let framed = self.text.frame(host.clone(), 1);
-            Batch::new(&framed, features, self.rule, Share::WHOLE, self.set.seed)
-        };
-        Some(make().map(|batch| (batch, host)))
+        Some(self.set.features.of(&host, self.encoder).map(|features| (features, host)))
+    }
+
+    /// The entry that says why a sample which could be read is not used.
+    pub fn unused(&self, index: u64, reason: String) -> Quarantined {
+        let (shard, key) = self.set.corpus.key(index).unwrap_or_default();
+        Quarantined { shard, key, index, reason }
     }
 
     /// What this pass could not read on any rank, and no pass before it.

@@ -52,6 +52,7 @@ pub mod telemetry;
 pub mod text;
 pub mod train;
 mod vision_layer;
+pub mod vqa;
 
 pub use blip2_weights::{Inspection, inspect};
 pub use error::Error;

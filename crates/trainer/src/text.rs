@@ -37,6 +37,11 @@ pub struct TextFrame {
     read_apart: Option<ReadApart>,
 }
 
+/// Prompts of any length, each in the place of the run's own.
+pub struct Prompts {
+    frame: TextFrame,
+}
+
 /// An encoder-decoder reads another text than it writes.
 #[derive(Clone)]
 struct ReadApart {
@@ -131,8 +136,21 @@ impl TextFrame {
 
     /// What the model reads behind the queries before it writes a caption of its own.
     pub fn prompt(&self) -> Vec<i64> {
+        self.framed_prompt(&self.prompt)
+    }
+
+    /// Other prompts in the place of this one.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses to cut no text.
+    pub fn prompts(&self) -> Result<Prompts, Error> {
+        let encoder = TextEncoder::clone(&self.encoder).led_by(String::new()).of_length(usize::MAX)?;
+        Ok(Prompts { frame: TextFrame { encoder: Arc::new(encoder), ..self.clone() } })
+    }
+
+    fn framed_prompt(&self, ids: &[i64]) -> Vec<i64> {
         let behind = self.read_apart.as_ref().map(|read| read.after.as_slice()).unwrap_or_default();
-        [self.first.as_slice(), &self.prompt, behind].concat()
+        [self.first.as_slice(), ids, behind].concat()
     }
 
     /// How many tokens at the beginning of the target text are no targets: the prompt and what stands in front of it, where they stand in that
@@ -142,6 +160,15 @@ impl TextFrame {
             (Some(_), _) | (None, 0) => 0,
             (None, prompt) => prompt + usize::from(self.first.is_some()),
         }
+    }
+
+    /// The text of new ids, without special tokens and surrounding white space.
+    ///
+    /// # Errors
+    /// When the tokenizer's decoder fails.
+    pub fn written(&self, ids: &[i64]) -> Result<String, Error> {
+        let ids: Vec<u32> = ids.iter().map(|&id| id as u32).collect();
+        Ok(self.encoder.decode(&ids)?.trim().to_string())
     }
 
     /// Tokens that end a generated caption, first the one that training puts there.
@@ -180,6 +207,17 @@ impl TextFrame {
             written: written.map(|rows| IdRows::padded(&rows, self.pad_id, pad_to_multiple)),
             host: HostBatch { input_ids: ids, lengths, text_len: width, ..batch },
         }
+    }
+}
+
+impl Prompts {
+    /// What the model reads behind the queries with this prompt.
+    ///
+    /// # Errors
+    /// A text that cannot be tokenised.
+    pub fn ids(&self, prompt: &str) -> Result<Vec<i64>, Error> {
+        let ids: Vec<i64> = self.frame.encoder.encode(trimmed(prompt))?.into_iter().map(i64::from).collect();
+        Ok(self.frame.framed_prompt(&ids))
     }
 }
 
@@ -267,6 +305,7 @@ mod tests {
             sample_index: rows.clone(),
             image_id: rows.clone(),
             captions: vec![String::new(); captions.len()],
+            answers: vec![Vec::new(); captions.len()],
             positions: rows,
             epoch: 0,
         }

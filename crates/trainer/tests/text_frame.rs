@@ -53,6 +53,7 @@ fn framed_caption(frame: &TextFrame, caption: &str) -> FramedBatch {
         sample_index: vec![0],
         image_id: vec![0],
         captions: vec![caption.into()],
+        answers: vec![Vec::new()],
         positions: vec![0],
         epoch: 0,
     };
@@ -78,6 +79,24 @@ fn other_decoders_end_with_eos_and_have_no_bos_in_the_text() {
     let frame = TextFrame::decoder(&file, 12, "t7", &llama).unwrap();
     assert_eq!(framed(&frame), [7, 11, 12, 3]);
     assert_eq!((frame.untargeted(), frame.end_tokens()), (1, &[3, 4][..]));
+}
+
+#[test]
+fn another_prompt_stands_where_the_run_s_stands_and_is_not_cut() {
+    let (_folder, file) = tokenizer(20, true);
+    let llama = config(json!({"model_type": "llama", "vocab_size": 20, "eos_token_id": 3}));
+    let t5 = config(json!({"model_type": "t5", "vocab_size": 20, "eos_token_id": 1, "decoder_start_token_id": 0}));
+    let LanguageConfig::T5(t5) = &t5 else { panic!("no T5") };
+    let long = "t7 t8 t9 t7 t8 t9 t7 t8 t9";
+    for (frame, first) in [
+        (TextFrame::decoder(&file, 6, "t11", &opt()).unwrap(), vec![2]),
+        (TextFrame::decoder(&file, 6, "t11", &llama).unwrap(), vec![]),
+        (TextFrame::encoder_decoder(&file, 6, "t11", t5, None).unwrap(), vec![]),
+    ] {
+        let prompts = frame.prompts().unwrap();
+        assert_eq!(prompts.ids("t11 ").unwrap(), frame.prompt(), "no space at its end");
+        assert_eq!(prompts.ids(long).unwrap(), [first.as_slice(), &[7, 8, 9, 7, 8, 9, 7, 8, 9]].concat());
+    }
 }
 
 /// GPT-2's kind of tokenizer: a word behind a space is another token than the same word at the beginning.

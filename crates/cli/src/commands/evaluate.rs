@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use blip2_trainer::config::Config;
 use blip2_trainer::evaluate::{EvaluationTask, Report, evaluate_run};
+use blip2_trainer::vqa::AnsweredQuestion;
 use clap::{Args, ValueEnum};
 
 use crate::hub;
@@ -15,8 +16,17 @@ const EXAMPLES: &str = "\
 Examples:
   blip2 evaluate --config runs/stage1/config.yaml --task retrieval
   blip2 evaluate --config stage2.yaml --task caption --json
+  blip2 evaluate --config stage2_vqa.yaml --task vqa
 
-The run's best checkpoint by checkpoint.best is measured on data.val, else its newest.";
+The run's best checkpoint by checkpoint.best is measured on data.val, else its newest.
+
+For vqa data.val holds questions: each picture has a .json member with the question (a text) and its answers (a text, a list of texts, or a list of
+objects with a text \"answer\", as VQAv2's annotations have), in the fields that eval.vqa.question and eval.vqa.answers name. The model reads
+eval.vqa.prompt with {} in the question's place, \"Question: {} Answer:\" unless set (an encoder-decoder: \"Question: {} Short answer:\"), and writes at
+most ten tokens with five beams and a length penalty of -1.";
+
+/// Answers that are shown as examples; --json has all.
+const SHOWN_ANSWERS: usize = 12;
 
 /// Measure a run's model on its held-out set
 #[derive(Args)]
@@ -39,6 +49,8 @@ enum TaskArgument {
     Retrieval,
     /// Captions beside the true ones, and the loss (a stage-2 run)
     Caption,
+    /// VQA accuracy of answers to questions about the pictures (a stage-2 run)
+    Vqa,
 }
 
 impl EvaluateArguments {
@@ -49,6 +61,7 @@ impl EvaluateArguments {
         let task = match self.task {
             TaskArgument::Retrieval => EvaluationTask::Retrieval,
             TaskArgument::Caption => EvaluationTask::Captions,
+            TaskArgument::Vqa => EvaluationTask::Vqa,
         };
         let found = evaluate_run(&config, task)?;
         for rejected in &found.rejected {
@@ -88,6 +101,20 @@ fn text(report: &Report) -> String {
                 "{images} images: loss {loss:.3}; {distinct} different captions, {exact} word for word, {shared:.0} % of the true words"
             ));
         }
+        Report::Answers { questions, accuracy, distinct, answers } => {
+            lines.extend(answers.iter().take(SHOWN_ANSWERS).map(|answered| {
+                let AnsweredQuestion { question, answer, .. } = answered;
+                one_line(&format!("{question} -> {answer} (people: {})", answered.usual_answer()))
+            }));
+            lines.push(format!(
+                "{questions} questions: accuracy {:.1} %; {distinct} different answers",
+                100.0 * accuracy
+            ));
+        }
     }
     lines.join("\n")
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

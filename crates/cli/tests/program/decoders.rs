@@ -9,7 +9,7 @@ use crate::tiny_run::{TinyRun, refused, train};
 use crate::{blip2, copied, golden};
 
 /// The golden OPT with a tokenizer whose sixth token is the line break.
-fn opt() -> tempfile::TempDir {
+pub fn opt() -> tempfile::TempDir {
     let folder = copied("stage2_opt");
     let path = folder.path().join("tokenizer.json");
     let mut tokenizer: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();

@@ -22,6 +22,7 @@ mod shards;
 mod tiny_run;
 mod towers;
 mod training;
+mod vqa;
 mod weights;
 
 use std::ffi::OsStr;

@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::{RowProblem, Written};
 use super::ledger::{Ledger, Line, Shard};
 use super::left_out::{LeftOut, LeftOutRows};
 use super::source::Input;
+use super::{RowProblem, Written};
 use crate::atomic::{self, Staged};
 use crate::{DataError, IndexedShard};
 

@@ -30,18 +30,12 @@ pub(crate) fn prepare(row: Row, reencode: Option<Reencode>) -> Result<Prepared, 
     let Row { number, place, data } = row;
     match packable(number, data, reencode) {
         Ok(packable) => Ok(Ok(packable)),
-        Err(Unusable::Row(reason)) => {
-            Ok(Err(RowProblem { place: place.to_string(), line: place.number(), reason }))
-        }
+        Err(Unusable::Row(reason)) => Ok(Err(RowProblem { place: place.to_string(), line: place.number(), reason })),
         Err(Unusable::Machine(error)) => Err(error),
     }
 }
 
-fn packable(
-    number: u64,
-    data: Result<RowData, String>,
-    reencode: Option<Reencode>,
-) -> Result<Packable, Unusable> {
+fn packable(number: u64, data: Result<RowData, String>, reencode: Option<Reencode>) -> Result<Packable, Unusable> {
     let content = match data? {
         RowData::Content(content) => content,
         RowData::Files(files) => files.read()?,

@@ -140,6 +140,14 @@ impl LanguageModel {
         }
     }
 
+    /// The longest sequence that its positions allow, where they end.
+    pub fn max_positions(&self) -> Option<i64> {
+        match self {
+            LanguageModel::Decoder(m) => m.max_positions(),
+            LanguageModel::T5(_) => None,
+        }
+    }
+
     /// `ids i64 [.., T] -> [.., T, hidden]` in the model's dtype.
     pub fn embed(&self, ids: &Tensor) -> Tensor {
         match self {

@@ -71,6 +71,23 @@ fn a_smallest_file_has_every_default() {
     assert_eq!(config.data.shard_cache.give_up_s, 300.0);
     assert_eq!(config.data.train[0].weight, 1.0);
     assert_eq!((config.model.language, config.data.val, config.checkpoint.best), (None, None, None));
+    let (question, answers) = ("question".to_string(), "answers".to_string());
+    assert_eq!(config.eval.vqa, VqaConfig { question, answers, prompt: AutoOr::Auto });
+}
+
+#[test]
+fn a_question_has_fields_and_a_place_in_its_prompt() {
+    let fixture = Fixture::new();
+    let vqa = fixture.load("eval: {vqa: {question: q.text, prompt: 'Q: {} A:'}}", &[]).unwrap().eval.vqa;
+    assert_eq!((vqa.question.as_str(), vqa.answers.as_str()), ("q.text", "answers"));
+    assert_eq!(vqa.prompt, AutoOr::Given("Q: {} A:".into()));
+    let path = fixture.file("vqa.yaml", "eval: {vqa: {question: ' ', answer: a, prompt: why}}");
+    let expected = [
+        "vqa.yaml: eval.vqa.answer: expected a known key, got an unknown one; did you mean answers?",
+        "vqa.yaml: eval.vqa.question: expected a field of the .json member; dots lead into objects, got \" \"",
+        "vqa.yaml: eval.vqa.prompt: expected auto or a text with {} in it, got \"why\"",
+    ];
+    assert_eq!(fixture.mistakes(&path, &[]), expected);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::node::Node;
 use super::reader::Reader;
 pub use super::source::WeightsSource;
 pub use super::value::Keyed;
-use super::value::{ConfigValue, at_least, below_one, not_negative, positive, rule, section, share, template};
+use super::value::{ConfigValue, at_least, below_one, field, not_negative, positive, rule, section, share, template};
 
 section! {
     /// A whole configuration file.
@@ -34,7 +34,7 @@ section! {
         pub checkpoint: CheckpointConfig,
         /// How often metrics are logged.
         pub log: LogConfig,
-        /// What is measured on `data.val` while training.
+        /// What is measured on `data.val`.
         pub eval: EvalConfig,
     }
 }
@@ -359,7 +359,7 @@ section! {
 }
 
 section! {
-    /// What is measured on `data.val` while training.
+    /// What is measured on `data.val`, while training and by `blip2 evaluate`.
     pub struct EvalConfig {
         /// Steps between evaluations.
         pub every: u64 = 2000 => at_least(1),
@@ -367,6 +367,24 @@ section! {
         pub retrieval: bool = true,
         /// How many sample captions are logged.
         pub captions: usize = 8,
+        /// Where `blip2 evaluate --task vqa` finds questions, and how it asks them.
+        pub vqa: VqaConfig,
+    }
+}
+
+section! {
+    /// Questions about held-out pictures.
+    pub struct VqaConfig {
+        /// Field of the `.json` member that holds the question.
+        pub question: String = "question".to_string() => field(),
+        /// Field of the `.json` member that holds people's answers: a text, a list of texts, or a list of objects with a text `answer`.
+        pub answers: String = "answers".to_string() => field(),
+        /// What the language model reads, with {} in the question's place; auto: `Question: {} Answer:`, of an encoder-decoder
+        /// `Question: {} Short answer:` (BLIP-2, section 4.1).
+        pub prompt: AutoOr<String> = AutoOr::Auto => rule("auto or a text with {} in it", |prompt: &AutoOr<String>| match prompt {
+            AutoOr::Auto => true,
+            AutoOr::Given(text) => text.contains("{}"),
+        }),
     }
 }
 

@@ -302,6 +302,11 @@ pub(super) fn template() -> Rule<Option<String>> {
     rule("a text with {} in it", |text: &Option<String>| text.as_ref().is_none_or(|text| text.contains("{}")))
 }
 
+/// A field of the `.json` member.
+pub(super) fn field() -> Rule<String> {
+    rule("a field of the .json member; dots lead into objects", |field: &String| !field.trim().is_empty())
+}
+
 /// A whole number of at least `least`.
 pub(super) fn at_least<T: PartialOrd + std::fmt::Display + Copy + 'static>(least: T) -> Rule<T> {
     rule(format!("a whole number of at least {least}"), move |value| *value >= least)

@@ -66,6 +66,11 @@ pub trait Task {
         None
     }
 
+    /// Stage 2, which alone writes texts, where the task is that.
+    fn as_stage2(&self) -> Option<&Stage2Task> {
+        None
+    }
+
     /// The losses of a micro-batch, while the other ranks compute theirs.
     ///
     /// # Errors

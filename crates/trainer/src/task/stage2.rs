@@ -52,6 +52,26 @@ impl Stage2Task {
         })
     }
 
+    /// New token ids for each picture behind its prompt.
+    ///
+    /// # Shapes
+    /// `features [B, N, width]`; one prompt a picture.
+    pub fn write(
+        &self,
+        features: &Tensor,
+        prompts: &[Vec<i64>],
+        pass: &Pass,
+        options: &GenerateOptions,
+    ) -> Vec<Vec<i64>> {
+        let device = features.device();
+        tch::no_grad(|| {
+            autocast(device, pass.autocast, || {
+                let soft = self.model.soft_prompt(features, &self.language, &Dropout::off());
+                autocast(device, None, || Stage2::continue_prompts(&soft, prompts, &self.language, options))
+            })
+        })
+    }
+
     /// The loss with this dropout inside the language model.
     fn losses(&self, batch: &Batch, pass: &Pass, language_dropout: DropoutRates) -> Losses {
         let logits = self.logits(batch, pass, language_dropout);
@@ -72,6 +92,10 @@ impl Task for Stage2Task {
 
     fn frozen(&self) -> Option<&ParamStore> {
         Some(self.language.params())
+    }
+
+    fn as_stage2(&self) -> Option<&Stage2Task> {
+        Some(self)
     }
 
     /// Samples know nothing of each other: nothing is asked of other ranks.
@@ -108,18 +132,12 @@ impl Task for Stage2Task {
                     continue;
                 }
                 let features = batch.features.narrow(0, 0, wanted as i64);
-                let prompts = vec![self.prompt.clone(); wanted];
-                let device = features.device();
-                let ids = autocast(device, pass.autocast, || {
-                    let soft = self.model.soft_prompt(&features, &self.language, &Dropout::off());
-                    autocast(device, None, || Stage2::continue_prompts(&soft, &prompts, &self.language, &options))
-                });
+                let ids = self.write(&features, &vec![self.prompt.clone(); wanted], &pass, &options);
                 for (row, ids) in ids.iter().enumerate() {
-                    let ids: Vec<u32> = ids.iter().map(|&id| id as u32).collect();
                     evaluation.texts.push(SampleText {
                         index: host.sample_index[row],
                         truth: host.captions[row].clone(),
-                        said: held_out.text().encoder.decode(&ids)?.trim().to_string(),
+                        said: held_out.text().written(ids)?,
                     });
                 }
             }

@@ -95,6 +95,11 @@ impl Decoder {
         self.embeddings.kind()
     }
 
+    /// The longest sequence that its positions allow, where they end.
+    pub fn max_positions(&self) -> Option<i64> {
+        self.config.max_positions()
+    }
+
     /// `ids i64 [.., T] -> [.., T, hidden]`.
     pub fn embed(&self, ids: &Tensor) -> Tensor {
         let embedded = Tensor::embedding(&self.embeddings, ids, -1, false, false);
