@@ -1,13 +1,16 @@
 //! Evaluation metrics as plain functions of numbers and strings; this crate knows no libtorch.
 //!
 //! - [`retrieval`]: recall at k in both directions from a similarity matrix.
+//! - [`rerank`]: the same when the candidates that similarity puts first are ordered anew.
 //! - [`captions`]: how much generated captions say, and how much of it is right.
 //! - [`chance`]: what a model that knows nothing scores.
 
 pub mod captions;
 pub mod chance;
+pub mod rerank;
 pub mod retrieval;
 
 pub use captions::{CaptionError, CaptionSummary, summarize_captions};
 pub use chance::chance_recall;
+pub use rerank::Shortlists;
 pub use retrieval::{Recall, RetrievalError, recall_at};
