@@ -1,5 +1,6 @@
 //! A count on standard error: one line that moves on a terminal, a line every few seconds elsewhere.
 
+use std::cell::RefCell;
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -42,6 +43,19 @@ impl Drop for Progress {
         if self.terminal && self.shown.get_mut().unwrap_or_else(PoisonError::into_inner).is_some() {
             let _ = write!(io::stderr().lock(), "\r\x1b[K");
         }
+    }
+}
+
+/// How far a command is that counts one thing after another.
+#[derive(Default)]
+pub(crate) struct Phases(RefCell<Option<Progress>>);
+
+impl Phases {
+    /// So many are done of all; another `what` than before begins a new count.
+    pub(crate) fn tell(&self, what: &'static str, done: u64, all: u64) {
+        let mut now = self.0.borrow_mut();
+        now.take_if(|progress| progress.what != what);
+        now.get_or_insert_with(|| Progress::new(what)).tell(done, all);
     }
 }
 

@@ -13,7 +13,7 @@ use std::collections::HashSet;
 use serde::Serialize;
 use thiserror::Error;
 
-/// A similarity matrix that recall cannot be computed from.
+/// Similarities or scores that recall cannot be computed from.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum RetrievalError {
     /// The matrix is not images x texts.
@@ -37,6 +37,16 @@ pub enum RetrievalError {
         id: u64,
         /// What was searched.
         other: &'static str,
+    },
+    /// Re-ranking with the scores of other pairs than those asked for.
+    #[error("retrieval: expected matching scores of {expected} pairs of {images} images, got {got}")]
+    Matching {
+        /// Number of images.
+        images: usize,
+        /// Number of pairs.
+        expected: usize,
+        /// Number of scores given.
+        got: usize,
     },
 }
 
@@ -71,37 +81,40 @@ pub fn recall_at(
     image_ids: &[u64],
     text_ids: &[u64],
 ) -> Result<Vec<Recall>, RetrievalError> {
+    check(similarity, image_ids, text_ids)?;
+    let (images, texts) = (image_ids.len(), text_ids.len());
+    let image_ranks: Vec<usize> =
+        (0..images).map(|i| rank(image_ids[i], text_ids, |t| similarity[i * texts + t])).collect();
+    let text_ranks: Vec<usize> =
+        (0..texts).map(|t| rank(text_ids[t], image_ids, |i| similarity[i * texts + t])).collect();
+    Ok(recall_of(ks, &image_ranks, &text_ranks))
+}
+
+/// A matrix that recall can be computed from.
+pub(crate) fn check(similarity: &[f32], image_ids: &[u64], text_ids: &[u64]) -> Result<(), RetrievalError> {
     let (images, texts) = (image_ids.len(), text_ids.len());
     if images.checked_mul(texts) != Some(similarity.len()) {
         return Err(RetrievalError::Shape { images, texts, got: similarity.len() });
     }
     require_matches("image", image_ids, "text", text_ids)?;
-    require_matches("text", text_ids, "image", image_ids)?;
-
-    let image_ranks: Vec<usize> =
-        (0..images).map(|i| rank(image_ids[i], text_ids, |t| similarity[i * texts + t])).collect();
-    let text_ranks: Vec<usize> =
-        (0..texts).map(|t| rank(text_ids[t], image_ids, |i| similarity[i * texts + t])).collect();
-    Ok(ks
-        .iter()
-        .map(|&k| Recall { k, image_to_text: share_below(&image_ranks, k), text_to_image: share_below(&text_ranks, k) })
-        .collect())
+    require_matches("text", text_ids, "image", image_ids)
 }
 
-/// How many wrong candidates come before the query's best right one.
-fn rank(query: u64, candidates: &[u64], similarity: impl Fn(usize) -> f32) -> usize {
-    let best_right = candidates
-        .iter()
-        .enumerate()
-        .filter(|&(_, &id)| id == query)
-        .map(|(c, _)| similarity(c))
-        .fold(f32::NAN, f32::max);
-    candidates.iter().enumerate().filter(|&(c, &id)| id != query && !behind(similarity(c), best_right)).count()
+/// Recall from the ranks of all images and of all texts.
+pub(crate) fn recall_of(ks: &[usize], image_ranks: &[usize], text_ranks: &[usize]) -> Vec<Recall> {
+    ks.iter()
+        .map(|&k| Recall { k, image_to_text: share_below(image_ranks, k), text_to_image: share_below(text_ranks, k) })
+        .collect()
 }
 
-/// Whether a wrong candidate is surely less similar than the right one; with a NaN on either side it is not.
-fn behind(wrong: f32, right: f32) -> bool {
-    wrong < right
+/// How many wrong candidates come before the query's best right one. What compares with nothing, as a NaN, is no good score for a right
+/// candidate and a better one for a wrong candidate.
+pub(crate) fn rank<S: PartialOrd + Copy>(query: u64, candidates: &[u64], score: impl Fn(usize) -> S) -> usize {
+    let right = (0..candidates.len()).filter(|&c| candidates[c] == query).map(&score);
+    let best_right =
+        right.filter(|s| s.partial_cmp(s).is_some()).reduce(|best, other| if best < other { other } else { best });
+    let behind = |wrong: S| best_right.is_some_and(|right| wrong < right);
+    (0..candidates.len()).filter(|&c| candidates[c] != query && !behind(score(c))).count()
 }
 
 fn share_below(ranks: &[usize], k: usize) -> f64 {

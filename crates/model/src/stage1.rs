@@ -73,7 +73,7 @@ impl Stage1 {
     /// # Shapes
     /// `features [B, N, width]`.
     pub fn forward(&self, features: &Tensor, text: &TextBatch, dropout: &Dropout) -> Stage1Pass {
-        let keys = self.qformer.image_keys(features, &self.ln_vision);
+        let keys = self.image_keys(features);
         let (cls, dec) = self.embeddings().forward_with_start(&text.ids, self.decoder_start);
         let packed = self.qformer.encode_packed(&keys, &cls, &dec, text, dropout);
         Stage1Pass {
@@ -108,11 +108,7 @@ impl Stage1 {
     /// # Shapes
     /// `features [B, N, width]`; `text` as wide as the batch's own.
     pub fn negatives_from(&self, features: &Tensor, text: TextBatch) -> PairNegatives {
-        PairNegatives {
-            images: self.qformer.image_keys(features, &self.ln_vision),
-            embeddings: self.embeddings().forward(&text.ids),
-            text,
-        }
+        PairNegatives { images: self.image_keys(features), embeddings: self.embeddings().forward(&text.ids), text }
     }
 
     /// Matching logits of the positive pairs and of those with a negative image and a negative text, f32 `[3B, 2]` in that order.
@@ -133,11 +129,22 @@ impl Stage1 {
         Tensor::cat(&[&kinds[0], &kinds[2], &kinds[1]], 0)
     }
 
-    /// Matching logits of image-text pairs one by one, f32 `[B, 2]` (evaluation).
-    pub fn match_one_to_one(&self, keys: &ImageKeys, text: &TextBatch) -> Tensor {
+    /// Matching logits of one image with each of several texts, f32 `[P, 2]` (evaluation). The image's keys are read once for all of them.
+    ///
+    /// # Shapes
+    /// `keys` of a single image; `text [P, T]`.
+    pub fn match_texts(&self, keys: &ImageKeys, text: &TextBatch) -> Tensor {
         let embeddings = self.embeddings().forward(&text.ids);
-        let queries = self.qformer.encode_pairs(&keys.as_pairs(), &embeddings, text, &Dropout::off());
-        self.match_logits(&queries)
+        let pairs = keys.repeated(text.batch());
+        self.match_logits(&self.qformer.encode_pairs(&pairs, &embeddings, text, &Dropout::off()))
+    }
+
+    /// Keys of images, for [`match_texts`](Self::match_texts).
+    ///
+    /// # Shapes
+    /// `features [B, N, width]`.
+    pub fn image_keys(&self, features: &Tensor) -> ImageKeys {
+        self.qformer.image_keys(features, &self.ln_vision)
     }
 
     /// Generation logits of chosen rows: `hidden [M, hidden] -> [M, vocabulary]`.
@@ -147,7 +154,7 @@ impl Stage1 {
 
     /// L2-normalised embeddings of images, f32 `[B, queries, E]` (evaluation).
     pub fn embed_images(&self, features: &Tensor) -> Tensor {
-        let keys = self.qformer.image_keys(features, &self.ln_vision);
+        let keys = self.image_keys(features);
         unit(&self.vision_projection.forward(&self.qformer.encode_images(&keys, &Dropout::off())))
     }
 

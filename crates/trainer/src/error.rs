@@ -30,6 +30,8 @@ pub enum Error {
     Checkpoint(#[from] crate::checkpoint::CheckpointError),
     #[error(transparent)]
     Telemetry(#[from] crate::telemetry::TelemetryError),
+    #[error(transparent)]
+    Retrieval(#[from] blip2_metrics::RetrievalError),
     #[error("{path}: {source}")]
     Model { path: PathBuf, source: blip2_model::ConfigError },
     #[error("{path}: {message}")]

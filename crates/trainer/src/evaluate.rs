@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 
 use blip2_data::Quarantined;
-use blip2_metrics::{Recall, summarize_captions};
+pub use blip2_metrics::Recall;
+use blip2_metrics::summarize_captions;
 use blip2_torchx::params::LoadPlan;
 use blip2_weights::WeightsDir;
 use serde::Serialize;
@@ -14,7 +15,7 @@ use crate::checkpoint::{CheckpointStore, Rejected};
 use crate::config::{Change, Config, Difference, Stage};
 use crate::device;
 use crate::error::Error;
-use crate::evaluation::{Evaluation, HeldOutSet};
+use crate::evaluation::{Evaluation, HeldOutSet, Tell};
 use crate::index_lines::SetOpening;
 use crate::memory_features::MemoryCaches;
 use crate::ranks::Alone;
@@ -26,7 +27,10 @@ use crate::vqa::{AnsweredQuestion, Examiner};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EvaluationTask {
     /// Recall in both directions by stage 1's contrastive similarity.
-    Retrieval,
+    Retrieval {
+        /// How many candidates of each query are re-ranked by ITM (BLIP-2, section 4.4: 128); 0: none.
+        rerank: usize,
+    },
     /// Stage 2's captions beside the true ones.
     Captions,
     /// Stage 2's answers to questions beside those of people.
@@ -54,10 +58,18 @@ pub struct RunReport {
 pub enum Report {
     /// Of [`EvaluationTask::Retrieval`].
     Retrieval {
-        /// Pictures, as many as texts.
+        /// Different pictures.
         images: usize,
+        /// Texts.
+        texts: usize,
         /// By rank.
         recall: Vec<Recall>,
+        /// How many candidates of each query were re-ranked.
+        #[serde(skip_serializing_if = "is_zero")]
+        rerank: usize,
+        /// By rank, behind re-ranking.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        reranked: Vec<Recall>,
     },
     /// Of [`EvaluationTask::Captions`].
     Captions {
@@ -98,11 +110,11 @@ pub struct CaptionPair {
     pub caption: String,
 }
 
-/// Measures the run that `config` names: its best checkpoint by `checkpoint.best`, else its newest, on `data.val`.
+/// Measures the run that `config` names: its best checkpoint by `checkpoint.best`, else its newest, on `data.val`. `tell` hears how far it is.
 ///
 /// # Errors
 /// A task of the other stage, no held-out set, no checkpoint that is whole; whatever building the model or reading the set finds.
-pub fn evaluate_run(config: &Config, task: EvaluationTask) -> Result<RunReport, Error> {
+pub fn evaluate_run(config: &Config, task: EvaluationTask, tell: Tell) -> Result<RunReport, Error> {
     check_stage(config, task)?;
     let folder = config.run_folder();
     let found = CheckpointStore::read_only(&folder.join("checkpoints"), config.checkpoint.best).preferred()?;
@@ -113,8 +125,8 @@ pub fn evaluate_run(config: &Config, task: EvaluationTask) -> Result<RunReport, 
     assembly.task.params().load(&WeightsDir::open(checkpoint.path())?, &LoadPlan::exact())?;
     let pass = Pass { autocast: config.run.precision.autocast(), dropout: 0.0, seed: config.run.seed };
     let (report, left_out) = match task {
-        EvaluationTask::Vqa => examine(config, &assembly, &pass)?,
-        EvaluationTask::Retrieval | EvaluationTask::Captions => measure(config, &assembly, &pass, task)?,
+        EvaluationTask::Vqa => examine(config, &assembly, &pass, tell)?,
+        EvaluationTask::Retrieval { .. } | EvaluationTask::Captions => measure(config, &assembly, &pass, task, tell)?,
     };
     Ok(RunReport { step: checkpoint.step(), rejected, differences, left_out, report })
 }
@@ -125,24 +137,28 @@ fn measure(
     assembly: &Assembly,
     pass: &Pass,
     task: EvaluationTask,
+    tell: Tell,
 ) -> Result<(Report, Vec<String>), Error> {
     let Assembly { encoder, text, task: stage, .. } = assembly;
     let set = HeldOutSet::open(config, encoder, text, &Alone, &mut MemoryCaches::default(), SetOpening::default())?;
     let mut set = set.ok_or_else(no_set)?;
     (set.captions, set.retrieval) = (usize::MAX, true);
-    let mut held_out = set.pass(encoder, text, stage.target_rule(), &Alone)?;
+    if let EvaluationTask::Retrieval { rerank } = task {
+        set.rerank = rerank;
+    }
+    let mut held_out = set.pass(encoder, text, stage.target_rule(), &Alone)?.heard_by(tell);
     let evaluation = stage.evaluate(&mut held_out, pass)?;
     let left_out = [set.quarantined(), &held_out.take_quarantined()?].concat();
     Ok((report(task, evaluation)?, names(&set, &left_out)))
 }
 
 /// VQA accuracy; and what of the set is left out.
-fn examine(config: &Config, assembly: &Assembly, pass: &Pass) -> Result<(Report, Vec<String>), Error> {
+fn examine(config: &Config, assembly: &Assembly, pass: &Pass, tell: Tell) -> Result<(Report, Vec<String>), Error> {
     let Assembly { encoder, text, task, .. } = assembly;
     let stage2 = task.as_stage2().ok_or_else(|| Error::Mismatch("task.stage: 1 writes no answers".into()))?;
     let set = HeldOutSet::of_questions(config, encoder)?.ok_or_else(no_set)?;
     let examiner = Examiner::new(stage2, text.prompts()?, &config.eval.vqa.prompt);
-    let mut held_out = set.pass(encoder, text, task.target_rule(), &Alone)?;
+    let mut held_out = set.pass(encoder, text, task.target_rule(), &Alone)?.heard_by(tell);
     let (answers, left_out) = examiner.ask(&mut held_out, pass)?;
     if answers.is_empty() {
         let first = left_out.first().map(ToString::to_string).unwrap_or_default();
@@ -184,24 +200,29 @@ fn measured_otherwise(config: &Config) -> Result<Vec<Difference>, Error> {
 
 fn check_stage(config: &Config, task: EvaluationTask) -> Result<(), Error> {
     let (name, stage) = match task {
-        EvaluationTask::Retrieval => ("retrieval", Stage::One),
+        EvaluationTask::Retrieval { .. } => ("retrieval", Stage::One),
         EvaluationTask::Captions => ("caption", Stage::Two),
         EvaluationTask::Vqa => ("vqa", Stage::Two),
     };
-    if config.task.stage == stage {
-        return Ok(());
-    }
     let got = config.task.stage;
-    Err(Error::Mismatch(format!(
-        "task.stage: expected {stage} to evaluate {name}, got {got}; give the config of a stage-{stage} run"
-    )))
+    if got != stage {
+        return Err(Error::Mismatch(format!(
+            "task.stage: expected {stage} to evaluate {name}, got {got}; give the config of a stage-{stage} run"
+        )));
+    }
+    if matches!(task, EvaluationTask::Retrieval { rerank: 1.. }) && config.task.losses.itm == 0.0 {
+        let message = "expected above 0 to re-rank by ITM, got 0: its head was not trained; evaluate without --rerank";
+        return Err(Error::Mismatch(format!("task.losses.itm: {message}")));
+    }
+    Ok(())
 }
 
 fn report(task: EvaluationTask, evaluation: Evaluation) -> Result<Report, Error> {
-    let images = evaluation.samples;
-    if task == EvaluationTask::Retrieval {
-        return Ok(Report::Retrieval { images, recall: evaluation.recall });
+    if let EvaluationTask::Retrieval { rerank } = task {
+        let Evaluation { images, samples: texts, recall, reranked, .. } = evaluation;
+        return Ok(Report::Retrieval { images, texts, recall, rerank, reranked });
     }
+    let images = evaluation.samples;
     let loss = evaluation.get("val_loss").unwrap_or(f64::NAN);
     let (said, truth): (Vec<&str>, Vec<&str>) =
         evaluation.texts.iter().map(|t| (t.said.as_str(), t.truth.as_str())).unzip();
@@ -216,4 +237,8 @@ fn report(task: EvaluationTask, evaluation: Evaluation) -> Result<Report, Error>
         word_overlap: summary.word_overlap,
         captions: captions.collect(),
     })
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }

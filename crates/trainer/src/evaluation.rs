@@ -10,7 +10,7 @@ use blip2_data::{
 };
 use blip2_metrics::{Recall, recall_at};
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::batch::{Batch, Share};
 use crate::config::{Config, FeatureCache};
@@ -44,7 +44,12 @@ pub struct HeldOutSet {
     pub captions: usize,
     /// Whether retrieval is measured.
     pub retrieval: bool,
+    /// How many candidates of each query are re-ranked by ITM; 0: none.
+    pub rerank: usize,
 }
+
+/// Hears how far an evaluation is: what is counted, how many are done, of how many.
+pub type Tell<'a> = &'a dyn Fn(&'static str, u64, u64);
 
 /// One pass over the held-out set.
 pub struct HeldOut<'a> {
@@ -54,6 +59,9 @@ pub struct HeldOut<'a> {
     rule: TargetRule,
     set: &'a HeldOutSet,
     ranks: &'a dyn Ranks,
+    images: u64,
+    done: u64,
+    tell: Tell<'a>,
 }
 
 /// What was measured.
@@ -63,8 +71,12 @@ pub struct Evaluation {
     pub scalars: Vec<(String, f64)>,
     /// Recall in both directions, where retrieval was measured.
     pub recall: Vec<Recall>,
+    /// The same behind re-ranking, where that was asked for.
+    pub reranked: Vec<Recall>,
     /// Held-out samples.
     pub samples: usize,
+    /// Different images among them, where retrieval was measured.
+    pub images: usize,
     /// Sample texts beside the truth: captions, or what was retrieved.
     pub texts: Vec<SampleText>,
 }
@@ -140,6 +152,7 @@ impl HeldOutSet {
             named: RefCell::default(),
             captions: config.eval.captions,
             retrieval: config.eval.retrieval,
+            rerank: 0,
         }
     }
 
@@ -195,8 +208,10 @@ impl HeldOutSet {
         let batches = self.corpus.len().div_ceil(self.batch as u64);
         let (rank, world) = (ranks.rank() as u64, ranks.world() as u64);
         let begin = |rank: u64| (rank * batches / world * self.batch as u64).min(self.corpus.len());
-        let reader = self.reader(text, begin(rank)..begin(rank + 1), self.features.needs_pixels())?;
-        Ok(HeldOut { reader, encoder, text, rule, set: self, ranks })
+        let range = begin(rank)..begin(rank + 1);
+        let images = range.end - range.start;
+        let reader = self.reader(text, range, self.features.needs_pixels())?;
+        Ok(HeldOut { reader, encoder, text, rule, set: self, ranks, images, done: 0, tell: &|_, _, _| {} })
     }
 
     /// A PNG with the pictures of these samples side by side, with its width and height; the place of one that can no longer be read stays
@@ -218,6 +233,16 @@ impl HeldOutSet {
 const MAX_BATCH: usize = 256;
 
 impl<'a> HeldOut<'a> {
+    /// The same, and `tell` hears how far it is.
+    pub fn heard_by(self, tell: Tell<'a>) -> HeldOut<'a> {
+        HeldOut { tell, ..self }
+    }
+
+    /// Tells how far the evaluation is.
+    pub fn tell(&self, what: &'static str, done: u64, all: u64) {
+        (self.tell)(what, done, all);
+    }
+
     /// The next batch: as tensors, and as the host has it (without what stands around the captions).
     ///
     /// # Errors
@@ -225,7 +250,8 @@ impl<'a> HeldOut<'a> {
     pub fn next_batch(&mut self) -> Option<Result<(Batch, HostBatch), Error>> {
         let make = |(features, host): (Tensor, HostBatch)| {
             let framed = self.text.frame(host.clone(), 1);
-            Ok((Batch::new(&framed, features, self.rule, Share::WHOLE, self.set.seed)?, host))
+            let batch = Batch::new(&framed, features, self.rule, Share::WHOLE, self.set.seed)?;
+            Ok((batch.sent_as(self.set.features.kind(self.encoder)), host))
         };
         Some(self.next_features()?.and_then(make))
     }
@@ -237,10 +263,12 @@ impl<'a> HeldOut<'a> {
     pub fn next_features(&mut self) -> Option<Result<(Tensor, HostBatch), Error>> {
         // A rank whose part takes longer than that of others does not hang.
         self.ranks.pulse().beat();
+        self.tell("images", self.done, self.images);
         let host = match self.reader.next()? {
             Ok(host) => host,
             Err(error) => return Some(Err(error.into())),
         };
+        self.done += host.size as u64;
         Some(self.set.features.of(&host, self.encoder).map(|features| (features, host)))
     }
 
@@ -268,6 +296,11 @@ impl<'a> HeldOut<'a> {
     /// Whether retrieval is to be measured.
     pub fn retrieval(&self) -> bool {
         self.set.retrieval
+    }
+
+    /// How many candidates of each query are to be re-ranked by ITM; 0: none.
+    pub fn rerank(&self) -> usize {
+        self.set.rerank
     }
 
     /// Those who take part.
@@ -320,15 +353,12 @@ impl Means {
 }
 
 impl Evaluation {
-    /// Measures recall from similarities `[images, texts]` of a set in which image and text i belong together.
+    /// Measures recall from similarities `[images, texts]`, row after row; images and texts with one id belong together.
     ///
     /// # Errors
-    /// Never for square matrices; the metric's own error otherwise.
-    pub fn add_recall(&mut self, similarity: &Tensor, image_ids: &[u64]) -> Result<(), Error> {
-        let flat = Vec::<f32>::try_from(similarity.to_kind(Kind::Float).to_device(tch::Device::Cpu).flatten(0, 1));
-        let flat = flat.map_err(|e| Error::Mismatch(e.to_string()))?;
-        self.recall =
-            recall_at(&RECALL_RANKS, &flat, image_ids, image_ids).map_err(|e| Error::Mismatch(e.to_string()))?;
+    /// The metric's own.
+    pub fn add_recall(&mut self, similarity: &[f32], image_ids: &[u64], text_ids: &[u64]) -> Result<(), Error> {
+        self.recall = recall_at(&RECALL_RANKS, similarity, image_ids, text_ids)?;
         for recall in &self.recall {
             let k = recall.k;
             self.scalars.push((format!("retrieval_i2t_r{k}"), recall.image_to_text));

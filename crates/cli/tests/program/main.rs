@@ -15,6 +15,7 @@ mod mixtures;
 mod model;
 mod models;
 mod ranks;
+mod rerank;
 mod resume;
 #[path = "../../../trainer/tests/hub/server.rs"]
 mod server;

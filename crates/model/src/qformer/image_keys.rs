@@ -78,6 +78,11 @@ impl ImageKeys {
         self.pairs(1, None)
     }
 
+    /// Each image as many times: pair `r * images + i` has image i. Nothing is copied.
+    pub fn repeated(&self, times: i64) -> PairKeys {
+        self.pairs(times, None)
+    }
+
     /// The three kinds of ITM pairs, in the order (positive, negative text, negative image): the first two share their images.
     ///
     /// `negatives`: for each row the image that replaces its own.

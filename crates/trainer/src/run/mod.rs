@@ -301,7 +301,7 @@ fn summary(step: u64, evaluation: &Evaluation) -> String {
     }
     for recall in &evaluation.recall {
         let (i2t, t2i) = (100.0 * recall.image_to_text, 100.0 * recall.text_to_image);
-        let chance = 100.0 * blip2_metrics::chance_recall(recall.k, evaluation.samples);
+        let chance = 100.0 * blip2_metrics::chance_recall(recall.k, evaluation.images);
         line += &format!(" | R@{} {i2t:.1}% / {t2i:.1}% (chance {chance:.1}%)", recall.k);
     }
     for text in evaluation.texts.iter().take(3) {

@@ -1,17 +1,21 @@
 //! Stage 1: ITC, ITM and ITG from two trunk passes (BLIP-2, section 3.2).
 
+use std::collections::HashSet;
+
 use blip2_losses::{itc, itg, itm, smoothed_floor};
+use blip2_metrics::Shortlists;
 use blip2_model::qformer::TextBatch;
 use blip2_model::stage1::{PairNegatives, Stage1Pass};
 use blip2_model::{Dropout, Stage1};
 use blip2_torchx::autocast::autocast;
 use blip2_torchx::params::ParamStore;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
+use super::rerank::Gallery;
 use super::{Evaluation, HeldOut, Losses, Pass, Reference, TargetRule, Task, one_by_one};
 use crate::batch::{Batch, Negatives, Share};
 use crate::error::Error;
-use crate::evaluation::{Means, SampleText};
+use crate::evaluation::{Means, RECALL_RANKS, SampleText};
 use crate::ranks::{Alone, Ranks, gather_uneven, share};
 use crate::step::StepMetrics;
 
@@ -273,11 +277,12 @@ impl Task for Stage1Task {
         }
     }
 
-    /// Losses, and recall by ITC similarity over all of the set.
+    /// Losses, and recall by ITC similarity over all of the set; by ITC and ITM where that is asked for.
     fn evaluate(&self, held_out: &mut HeldOut, pass: &Pass) -> Result<Evaluation, Error> {
         tch::no_grad(|| {
             let pass = Pass { dropout: 0.0, ..*pass };
             let mut means = Means::default();
+            let mut gallery = (held_out.rerank() > 0).then(Gallery::default);
             let (mut images, mut texts, mut captions, mut indices, mut ids) = (vec![], vec![], vec![], vec![], vec![]);
             while let Some(batch) = held_out.next_batch() {
                 let (batch, host) = batch?;
@@ -290,6 +295,9 @@ impl Task for Stage1Task {
                     images.push(self.model.embed_images(&batch.features));
                     texts.push(self.model.embed_texts(&batch.text));
                 });
+                if let Some(gallery) = &mut gallery {
+                    gallery.add(&batch, &host.image_id);
+                }
                 captions.extend(host.captions);
                 indices.extend(host.sample_index);
                 ids.extend(host.image_id);
@@ -305,20 +313,43 @@ impl Task for Stage1Task {
             if captions.is_empty() || !held_out.retrieval() || !ranks.is_first() {
                 return Ok(evaluation);
             }
+            let distinct = first_of_each(&ids);
+            let image_ids: Vec<u64> = distinct.iter().map(|&row| ids[row as usize]).collect();
+            let images = images.index_select(0, &Tensor::from_slice(&distinct).to_device(device));
             let rows = images.split(RETRIEVAL_ROWS, 0);
             let rows: Vec<Tensor> = rows.iter().map(|images| itc::best_query(images, &texts)).collect();
             let similarity = Tensor::cat(&rows, 0);
-            evaluation.add_recall(&similarity, &ids)?;
             let best = similarity.argmax(1, false);
-            for row in 0..held_out.captions().min(captions.len()) {
-                let found = best.int64_value(&[row as i64]) as usize;
+            for (image, &row) in distinct.iter().enumerate().take(held_out.captions()) {
+                let found = best.int64_value(&[image as i64]) as usize;
                 evaluation.texts.push(SampleText {
-                    index: indices[row],
-                    truth: captions[row].clone(),
+                    index: indices[row as usize],
+                    truth: captions[row as usize].clone(),
                     said: captions[found].clone(),
                 });
+            }
+            let similarity = to_host(&similarity)?;
+            evaluation.images = distinct.len();
+            evaluation.add_recall(&similarity, &image_ids, &ids)?;
+            if let Some(gallery) = gallery {
+                let lists = Shortlists::new(held_out.rerank(), &similarity, &image_ids, &ids)?;
+                let tell = |done, all| held_out.tell("pairs", done, all);
+                let scores = gallery.match_pairs(&self.model, lists.pairs(), pass.autocast, &tell);
+                evaluation.reranked = lists.recall(&RECALL_RANKS, &scores)?;
             }
             Ok(evaluation)
         })
     }
+}
+
+/// Where each id stands first: a set with several captions an image may hold the image as often, and it is one candidate.
+fn first_of_each(ids: &[u64]) -> Vec<i64> {
+    let mut seen = HashSet::new();
+    (0..).zip(ids).filter(|(_, id)| seen.insert(**id)).map(|(row, _)| row).collect()
+}
+
+/// A matrix, row after row.
+fn to_host(matrix: &Tensor) -> Result<Vec<f32>, Error> {
+    let flat = matrix.to_kind(Kind::Float).to_device(Device::Cpu).flatten(0, 1);
+    Vec::try_from(flat).map_err(|error| Error::Mismatch(error.to_string()))
 }
