@@ -155,8 +155,11 @@ mod tests {
         let config = Config::load_resolved(&path).unwrap();
         let opening = SetOpening { say: None, dry_run: true };
         for (error, set) in [
-            (open_training_sets(&config, opening).err().unwrap(), "with the URL in data.train.0.shards"),
-            (open_held_out_set(&config, opening).err().unwrap(), "with the URL in data.val.shards"),
+            (
+                open_training_sets(&config, opening, &Pulse::default()).err().unwrap(),
+                "with the URL in data.train.0.shards",
+            ),
+            (open_held_out_set(&config, opening, &Pulse::default()).err().unwrap(), "with the URL in data.val.shards"),
         ] {
             let error = error.to_string();
             assert!(error.contains("it holds no credentials") && error.contains(set), "{error}");

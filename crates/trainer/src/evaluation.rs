@@ -248,12 +248,12 @@ impl<'a> HeldOut<'a> {
     /// # Errors
     /// When samples cannot be read or the device refuses.
     pub fn next_batch(&mut self) -> Option<Result<(Batch, HostBatch), Error>> {
-        let make = |(features, host): (Tensor, HostBatch)| {
+        let read = self.next_features()?;
+        Some(read.and_then(|(features, host)| {
             let framed = self.text.frame(host.clone(), 1);
             let batch = Batch::new(&framed, features, self.rule, Share::WHOLE, self.set.seed)?;
             Ok((batch.sent_as(self.set.features.kind(self.encoder)), host))
-        };
-        Some(self.next_features()?.and_then(make))
+        }))
     }
 
     /// The next batch's image features `[B, N, width]`, and the batch as the host has it.
@@ -415,6 +415,7 @@ mod tests {
             named: RefCell::default(),
             captions: 2,
             retrieval: false,
+            rerank: 0,
         };
         std::fs::remove_file(&shards[1]).unwrap();
         let (png, width, height) = set.contact_sheet(&[0, 1]).unwrap();

@@ -69,7 +69,7 @@ fn answers_are_those_of_generation_and_their_accuracy_that_of_people() {
     let opt = opt();
     for (run, weights) in [("llama", golden("stage2_llama")), ("t5", golden("stage2_t5")), ("opt", opt.path().into())] {
         let language = ("/model/language", json!({"weights": weights, "dtype": "fp32", "prompt": "t50 t51"}));
-        train(&tiny.stage2(run, "stage1", &[language.clone()]), &[]).success();
+        train(&tiny.stage2(run, "stage1", std::slice::from_ref(&language)), &[]).success();
         let vqa = json!({"question": "vqa.question", "answers": "vqa.answers", "prompt": "t40 {} t41 "});
         let asked = |people: &dyn Fn(usize) -> Value| {
             let sample = |i| ("json", json!({"vqa": {"question": question(i), "answers": people(i)}}));

@@ -76,7 +76,7 @@ struct Walk<'a> {
     name_bytes: usize,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
     fn dict(
         &mut self,
         id: Id,
@@ -122,7 +122,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn numbered(&self, number: i64) -> Result<&super::value::TensorClaim, TorchFileProblem> {
+    fn numbered(&self, number: i64) -> Result<&'a super::value::TensorClaim, TorchFileProblem> {
         let missing = || TorchFileProblem::Archive { message: format!("it has no tensor number {number}") };
         self.contents.numbered.get(&number).ok_or_else(missing)
     }

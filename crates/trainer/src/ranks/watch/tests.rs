@@ -1,4 +1,5 @@
 use super::ask::LOOK_AROUND;
+use super::beat::lost;
 use super::*;
 use crate::ranks::Meeting;
 use crate::ranks::STEPPING;
