@@ -115,15 +115,15 @@ fn what_cannot_be_asked_is_left_out_and_named() {
     let val = pack(
         &tiny,
         &[
-            ("json", json!({"question": "t20", "answers": []})),
             ("json", json!({"question": "t20", "answers": ["t1"]})),
+            ("json", json!({"question": "t20", "answers": []})),
             ("txt", json!("t20")),
             ("json", json!({"question": 7, "answers": "t1"})),
         ],
     );
     let with = |vqa: Value| tiny.stage2("a", "stage1", &[("/data/val", val.clone()), ("/eval/vqa", vqa)]);
     let ended = evaluate(&with(json!({"prompt": "t40 {}"})), &[]);
-    let first = "the first: shard 0.tar, key 0: answers: the JSON has no text, list of texts";
+    let first = "the first: shard 0.tar, key 1: answers: the JSON has no text, list of texts";
     assert!(ended.stderr.contains("data.val: 3 samples cannot be used and are left out"), "{}", ended.stderr);
     assert!(ended.stderr.contains(first), "{}", ended.stderr);
     let printed = ended.success();
