@@ -249,8 +249,14 @@ fn a_later_file_may_start_from_the_run_of_an_earlier_one() {
     let second = fixture.raw("two.yaml", second);
     let first = fixture.raw("one.yaml", &fs::read_to_string(&first).unwrap().replace("./", ""));
     assert!(Config::load(&second, &[]).is_err());
-    let configs = Config::load_all(&[first.clone(), second], &[]).unwrap();
+    let configs = Config::load_all(&[first.clone(), second.clone()], &[]).unwrap();
     assert_eq!((configs[0].run.name.as_str(), configs[1].run.name.as_str()), ("stage1", "stage2"));
+    assert!(configs[1].begins_from(&std::path::absolute(configs[0].run_folder()).unwrap()));
+
+    let fewer = fs::read_to_string(&second).unwrap().replace("qformer: {", "qformer: {query_tokens: 8, ");
+    let fewer = fixture.raw("fewer.yaml", &fewer);
+    let told = Config::load_all(&[first.clone(), fewer], &[]).unwrap_err().to_string();
+    assert!(told.contains("model.qformer.query_tokens: expected 32, as the stage before trains in"), "{told}");
 
     let twice = Config::load_all(&[first.clone(), first], &[]).unwrap_err().to_string();
     assert!(twice.contains("run.name: expected a run of its own for each file, got stage1"), "{twice}");
