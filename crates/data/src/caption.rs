@@ -236,7 +236,7 @@ mod tests {
     /// Else a picture would be lost for ever, on the rank that happened to draw its empty caption.
     #[test]
     fn what_is_drawn_is_usable_where_anything_is() {
-        let usable = |text: &str| !crate::clean_caption(text, crate::Clean::Blip).is_empty();
+        let usable = |text: &str| crate::text::says_something(text, crate::Clean::Blip);
         let draw = |list: &str, template: Option<&str>, pick| {
             let rule = CaptionRule { source: drawn("texts", None), template: template.map(str::to_owned) };
             let json = format!("{{\"texts\": {list}}}");

@@ -275,17 +275,11 @@ impl IndexedShard {
         Self::build(path, places, |_| Ok(tar_digest))
     }
 
-    /// Reads the shard at `path` whole, builds its index anew with a digest of the shard, and writes it beside the
-    /// shard, or into `cache_dir` when that folder is read-only.
+    /// Reads the shard at `path` whole, and builds and writes its index anew with a digest of the shard.
     ///
     /// # Errors
     /// As [`IndexedShard::open`].
-    pub fn rebuild(path: &Path, cache_dir: Option<&Path>) -> Result<IndexedShard, DataError> {
-        Self::rebuild_in(path, &Places::beside_or(cache_dir))
-    }
-
-    /// As [`IndexedShard::rebuild`], with the index in other places.
-    pub(crate) fn rebuild_in(path: &Path, places: &Places) -> Result<IndexedShard, DataError> {
+    pub(crate) fn rebuild(path: &Path, places: &Places) -> Result<IndexedShard, DataError> {
         Self::build(path, places, |path| Digest::of_reader(File::open(path)?).map(Some))
     }
 

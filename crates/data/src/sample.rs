@@ -12,6 +12,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::caption::Pick;
 use crate::feature_store::{FeatureRow, RunFeatures, view_pixels};
 use crate::image::{Augment, Filter, RgbImage, decode, evaluate_transform, train_transform};
+use crate::text::says_something;
 use crate::timings::{Counters, Phase};
 use crate::{Clean, Corpus, SampleError, TextEncoder, clean_caption};
 
@@ -59,7 +60,7 @@ impl Preparer {
     }
 
     fn prepare_unguarded(&self, index: u64, view: View, pick: Pick) -> Result<Sample, SampleError> {
-        let usable = |text: &str| !clean_caption(text, self.clean).is_empty();
+        let usable = |text: &str| says_something(text, self.clean);
         let raw = self.counters.time(Phase::Read, || self.corpus.read_usable(index, pick, &usable))?;
         let (caption, ids) = self.counters.time(Phase::Text, || self.tokenise(&raw.caption))?;
         let image_id = xxh3_64(&raw.image);

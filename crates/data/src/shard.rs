@@ -208,7 +208,7 @@ impl Shards {
     fn index_file(&self, path: &Path, indices: Indices) -> Result<(Vec<Shard>, Vec<Problem>), DataError> {
         let indexed = match indices {
             Indices::Keep => IndexedShard::open_in(path, &self.places)?,
-            Indices::Rebuild => IndexedShard::rebuild_in(path, &self.places)?,
+            Indices::Rebuild => IndexedShard::rebuild(path, &self.places)?,
         };
         let problems = match indexed.header.problems {
             0 => Vec::new(),

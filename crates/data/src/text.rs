@@ -53,6 +53,11 @@ pub enum Clean {
     None,
 }
 
+/// Whether anything is left of a caption when it is cleaned.
+pub(crate) fn says_something(caption: &str, clean: Clean) -> bool {
+    !clean_caption(caption, clean).is_empty()
+}
+
 /// A caption as the model gets it; empty when nothing is left.
 pub fn clean_caption(caption: &str, clean: Clean) -> String {
     match clean {

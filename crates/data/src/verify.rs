@@ -9,7 +9,8 @@ use crate::caption::Pick;
 use crate::image::decode;
 use crate::sample::guarded;
 use crate::scan::Problem;
-use crate::{Clean, DataError, Dataset, SampleError, clean_caption};
+use crate::text::says_something;
+use crate::{Clean, DataError, Dataset, SampleError};
 
 /// What a whole pass over a data set found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -69,10 +70,10 @@ pub(crate) fn check_all(
 }
 
 fn verify_one(dataset: &Dataset, index: u64, clean: Clean) -> Result<(), SampleError> {
-    let raw = dataset.read_usable(index, Pick::First, &|text| !clean_caption(text, clean).is_empty())?;
+    let raw = dataset.read_usable(index, Pick::First, &|text| says_something(text, clean))?;
     decode(&raw.image)?;
-    match clean_caption(&raw.caption, clean).is_empty() {
-        true => Err(SampleError::CaptionEmpty),
-        false => Ok(()),
+    match says_something(&raw.caption, clean) {
+        true => Ok(()),
+        false => Err(SampleError::CaptionEmpty),
     }
 }

@@ -23,6 +23,17 @@ at::Generator generator_of(int cuda_index) {
   return at::globalContext().defaultGenerator(at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(cuda_index)));
 }
 
+// A function of the CUDA driver about a device; the driver counts them as libtorch does (CUDA_VISIBLE_DEVICES). Null where it cannot be had.
+template <class F>
+F* driver_function(const char* name, int cuda_index, int* device) {
+  void* driver = dlopen("libcuda.so.1", RTLD_NOW);
+  if (driver == nullptr) return nullptr;
+  auto init = reinterpret_cast<int (*)(unsigned)>(dlsym(driver, "cuInit"));
+  auto get = reinterpret_cast<int (*)(int*, int)>(dlsym(driver, "cuDeviceGet"));
+  bool there = init && get && init(0) == 0 && get(device, cuda_index) == 0;
+  return there ? reinterpret_cast<F*>(dlsym(driver, name)) : nullptr;
+}
+
 }  // namespace
 
 extern "C" {
@@ -55,32 +66,18 @@ int torchx_device_synchronize(int cuda_index) {
   return guarded([&] { at::accelerator::synchronizeDevice(static_cast<c10::DeviceIndex>(cuda_index)); });
 }
 
-// The CUDA driver's own name; it counts devices as libtorch does (CUDA_VISIBLE_DEVICES). 0 where it cannot be had.
+// The driver's own name of a device. 0 where it cannot be had.
 int torchx_cuda_name(int cuda_index, char* name, int capacity) {
-  using Init = int (*)(unsigned);
-  using Get = int (*)(int*, int);
-  using GetName = int (*)(char*, int, int);
-  void* driver = dlopen("libcuda.so.1", RTLD_NOW);
-  if (driver == nullptr) return 0;
-  auto init = reinterpret_cast<Init>(dlsym(driver, "cuInit"));
-  auto get = reinterpret_cast<Get>(dlsym(driver, "cuDeviceGet"));
-  auto get_name = reinterpret_cast<GetName>(dlsym(driver, "cuDeviceGetName"));
   int device = 0;
-  return init && get && get_name && init(0) == 0 && get(&device, cuda_index) == 0 && get_name(name, capacity, device) == 0;
+  auto get = driver_function<int(char*, int, int)>("cuDeviceGetName", cuda_index, &device);
+  return get != nullptr && get(name, capacity, device) == 0;
 }
 
 // What no other GPU has, a slice of one (MIG) included. 0 where it cannot be had.
 int torchx_cuda_uuid(int cuda_index, unsigned char* uuid) {
-  using Init = int (*)(unsigned);
-  using Get = int (*)(int*, int);
-  using GetUuid = int (*)(unsigned char*, int);
-  void* driver = dlopen("libcuda.so.1", RTLD_NOW);
-  if (driver == nullptr) return 0;
-  auto init = reinterpret_cast<Init>(dlsym(driver, "cuInit"));
-  auto get = reinterpret_cast<Get>(dlsym(driver, "cuDeviceGet"));
-  auto get_uuid = reinterpret_cast<GetUuid>(dlsym(driver, "cuDeviceGetUuid_v2"));
   int device = 0;
-  return init && get && get_uuid && init(0) == 0 && get(&device, cuda_index) == 0 && get_uuid(uuid, device) == 0;
+  auto get = driver_function<int(unsigned char*, int)>("cuDeviceGetUuid_v2", cuda_index, &device);
+  return get != nullptr && get(uuid, device) == 0;
 }
 
 // Generators are read and written under their mutex. A negative index means the CPU.

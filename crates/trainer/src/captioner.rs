@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use blip2_data::{TextEncoder, decode, evaluate_transform};
 use blip2_model::language::{CaptionFrame, GenerateOptions, LanguageConfig};
 pub use blip2_model::language::{Decoding, EarlyStopping};
-use blip2_model::{Dropout, Stage2};
 use rayon::prelude::*;
 use serde_json::Value;
-use tch::{Device, Kind, no_grad};
+use tch::{Device, Kind};
 
 use crate::config::{Precision, WeightsSource};
 use crate::encoder::{ImageEncoder, check_image_size};
@@ -18,7 +17,7 @@ use crate::model_files::ModelFiles;
 use crate::precision::soonest;
 use crate::preprocessing::Preprocessing;
 use crate::task::Stage2Task;
-use crate::text::trimmed;
+use crate::text::{trimmed, written};
 
 /// Images that go through the model together.
 const BATCH: usize = 16;
@@ -163,12 +162,9 @@ impl Captioner {
             eos: self.eos.clone(),
             decoding: of_batch(options.decoding, batch),
         };
-        let Stage2Task { model, language, .. } = &self.task;
-        let soft = no_grad(|| model.soft_prompt(&features, language, &Dropout::off()));
-        let texts = Stage2::continue_prompts(&soft, prompts, language, &options);
+        let texts = self.task.write(&features, prompts, None, &options);
         let captions = images.iter().zip(texts).map(|(image, ids)| {
-            let unsigned: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
-            let text = self.tokenizer.decode(&unsigned)?.trim().to_string();
+            let text = written(&self.tokenizer, &ids)?;
             Ok(Caption { image: image.clone(), ids, text })
         });
         captions.collect()

@@ -153,10 +153,13 @@ impl Part {
             let batch = batch?;
             let features = encode(&batch, encoder)?;
             // One allocation for all: stacking pieces at the end would need it twice.
-            if store.is_none() {
-                check_room(whole, &features.size())?;
-            }
-            let store = store.get_or_insert_with(|| empty(samples as i64, &features.size()));
+            let store = match &mut store {
+                Some(store) => store,
+                None => {
+                    check_room(whole, &features.size())?;
+                    store.insert(empty(samples as i64, &features.size()))
+                }
+            };
             no_grad(|| store.narrow(0, indices.len() as i64, batch.size as i64).copy_(&features));
             indices.extend(&batch.sample_index);
             progress(indices.last().map_or(0, |index| index + 1 - range.start), samples);

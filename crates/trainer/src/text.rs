@@ -162,15 +162,6 @@ impl TextFrame {
         }
     }
 
-    /// The text of new ids, without special tokens and surrounding white space.
-    ///
-    /// # Errors
-    /// When the tokenizer's decoder fails.
-    pub fn written(&self, ids: &[i64]) -> Result<String, Error> {
-        let ids: Vec<u32> = ids.iter().map(|&id| id as u32).collect();
-        Ok(self.encoder.decode(&ids)?.trim().to_string())
-    }
-
     /// Tokens that end a generated caption, first the one that training puts there.
     pub fn end_tokens(&self) -> &[i64] {
         &self.end_tokens
@@ -219,6 +210,15 @@ impl Prompts {
         let ids: Vec<i64> = self.frame.encoder.encode(trimmed(prompt))?.into_iter().map(i64::from).collect();
         Ok(self.frame.framed_prompt(&ids))
     }
+}
+
+/// The text of new ids, without special tokens and surrounding white space.
+///
+/// # Errors
+/// When the tokenizer's decoder fails.
+pub(crate) fn written(encoder: &TextEncoder, ids: &[i64]) -> Result<String, Error> {
+    let ids: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
+    Ok(encoder.decode(&ids)?.trim().to_string())
 }
 
 /// A tokenizer that suits a model of `vocabulary` tokens.

@@ -60,6 +60,13 @@ pub struct TrainRequest {
     pub git_commit: Option<String>,
 }
 
+impl TrainRequest {
+    /// What is done about a run that is in a folder already.
+    pub(crate) fn existing(&self) -> Existing {
+        if self.resume == Resume::Never { Existing::Refuse } else { Existing::Continue }
+    }
+}
+
 /// How `train` ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finished {
@@ -97,15 +104,16 @@ fn stages(request: &TrainRequest, ranks: &Rc<dyn Ranks>) -> Result<Finished, Err
             (request.say)(line);
         }
     };
-    configs.iter().skip(1).try_for_each(|config| look_ahead(config, request))?;
+    // A dry run comes to every stage anyway.
+    if !request.dry_run {
+        configs.iter().skip(1).try_for_each(|config| look_ahead(config, request))?;
+    }
     let stages = configs.len();
     let mut unfinished = Vec::new();
     for (place, config) in configs.iter_mut().enumerate() {
         same_start(config, request, &**ranks)?;
         let folder = config.run_folder();
-        request.hub.keep_commits(config);
-        config.data.shard_cache.settle(request.shard_cache.as_deref());
-        let finished = request.resume == Resume::Auto && RunFolder::is_finished(config)?;
+        let finished = is_finished(config, request)?;
         if ranks.share_numbers(&[u64::from(finished)])?[0][0] == 1 {
             say(&format!("{}: finished already, {} steps", folder.display(), config.schedule.steps));
             continue;
@@ -136,7 +144,7 @@ fn dry_run(
     ranks: &dyn Ranks,
     say: &dyn Fn(&str),
 ) -> Result<String, Error> {
-    RunFolder::check(config, if request.resume == Resume::Never { Existing::Refuse } else { Existing::Continue })?;
+    RunFolder::check(config, request.existing())?;
     if let Resume::Path(path) = &request.resume {
         Checkpoint::open(path)?;
     }
@@ -166,15 +174,20 @@ fn check_towers(config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether a stage need not be run, once its configuration names what this machine has of it.
+fn is_finished(config: &mut Config, request: &TrainRequest) -> Result<bool, Error> {
+    request.hub.keep_commits(config);
+    config.data.shard_cache.settle(request.shard_cache.as_deref());
+    Ok(request.resume == Resume::Auto && RunFolder::is_finished(config)?)
+}
+
 /// What would stop a later stage only when those before it are done: its folder and its frozen towers.
 fn look_ahead(config: &Config, request: &TrainRequest) -> Result<(), Error> {
     let mut config = config.clone();
-    request.hub.keep_commits(&mut config);
-    config.data.shard_cache.settle(request.shard_cache.as_deref());
-    if request.resume == Resume::Auto && RunFolder::is_finished(&config)? {
+    if is_finished(&mut config, request)? {
         return Ok(());
     }
-    RunFolder::check(&config, if request.resume == Resume::Never { Existing::Refuse } else { Existing::Continue })?;
+    RunFolder::check(&config, request.existing())?;
     request.hub.resolve(&mut config)?;
     check_towers(&config)
 }

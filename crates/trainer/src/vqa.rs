@@ -10,7 +10,7 @@ use crate::config::AutoOr;
 use crate::error::Error;
 use crate::evaluation::HeldOut;
 use crate::task::{Pass, Stage2Task};
-use crate::text::Prompts;
+use crate::text::{Prompts, written};
 
 /// The paper's: answers of a word or two.
 const MAX_ANSWER_TOKENS: usize = 10;
@@ -95,9 +95,9 @@ impl<'a> Examiner<'a> {
             for (rows, prompts) in asked.rows.chunks(BATCH).zip(asked.prompts.chunks(BATCH)) {
                 let chosen: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
                 let features = features.index_select(0, &Tensor::from_slice(&chosen).to_device(features.device()));
-                let written = self.task.write(&features, prompts, pass, &self.options);
-                for (&row, ids) in rows.iter().zip(&written) {
-                    let answer = held_out.text().written(ids)?;
+                let ids = self.task.write(&features, prompts, pass.autocast, &self.options);
+                for (&row, ids) in rows.iter().zip(&ids) {
+                    let answer = written(&held_out.text().encoder, ids)?;
                     answered.push(AnsweredQuestion {
                         index: host.sample_index[row],
                         question: host.captions[row].clone(),

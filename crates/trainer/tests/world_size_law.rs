@@ -44,19 +44,6 @@ impl Task for Recording {
         Ok(Losses { metrics: vec![("loss", total.detach())], total })
     }
 
-    fn step(
-        &self,
-        micro_batches: &mut dyn ExactSizeIterator<Item = Result<Batch, Error>>,
-        pass: &Pass,
-        ranks: &dyn Ranks,
-        each: &mut dyn FnMut(Losses, bool) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        if self.task.options.cached {
-            return self.task.step(micro_batches, pass, ranks, each);
-        }
-        each(self.forward(&micro_batches.next().expect("one batch a step")?, pass, ranks)?, true)
-    }
-
     fn target_rule(&self) -> TargetRule {
         self.task.target_rule()
     }
@@ -124,6 +111,7 @@ fn train(ranks: &dyn Ranks, how: How) -> Result<Seen, Error> {
     let gradients = ranks.gradients(&task.params, how.exchange)?;
     let mut stepper = Stepper::new(adamw, GradScaler::new(Device::Cpu, false), gradients, &task.params, 0.0);
     let recording = Recording { task, drawn: RefCell::default() };
+    let learned: &dyn Task = if how.micro_batch.is_some() { &recording.task } else { &recording };
     let mut losses = Vec::new();
     for step in 0..STEPS {
         let slice = GLOBAL_BATCH / ranks.world() as i64;
@@ -131,7 +119,7 @@ fn train(ranks: &dyn Ranks, how: How) -> Result<Seen, Error> {
         let first = step as i64 * GLOBAL_BATCH + ranks.rank() as i64 * slice;
         let parts: Vec<_> = (0..slice / rows).map(|part| Ok(batch(first + part * rows, rows, width))).collect();
         let lr = 1e-4 * (step.min(10) as f64) / 10.0;
-        let metrics = stepper.step(&recording, parts.into_iter(), &PASS, step, lr, ranks)?;
+        let metrics = stepper.step(learned, parts.into_iter(), &PASS, step, lr, ranks)?;
         losses.push(metrics.iter().find(|(name, _)| *name == "loss").unwrap().1.double_value(&[]));
     }
     let weights = recording.task.params.entries().into_iter().map(|(name, weight, _)| (name, weight)).collect();

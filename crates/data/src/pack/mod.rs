@@ -41,7 +41,7 @@ use self::prepare::{Packable, Prepared, prepare};
 use self::row::Row;
 pub use self::source::SourceFormat;
 use self::source::{RowIter, Source};
-use crate::{DataError, Digest, atomic};
+use crate::{DataError, Digest, DigestWriter, atomic};
 
 /// Rows that are read and checked side by side, for each thread.
 const ROWS_A_THREAD: usize = 16;
@@ -280,24 +280,6 @@ struct Written {
     digest: Digest,
 }
 
-/// A file, and the digest of what was written into it.
-struct Digested<'a, 'f> {
-    out: &'a mut BufWriter<&'f File>,
-    hasher: blake3::Hasher,
-}
-
-impl Write for Digested<'_, '_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.out.write(bytes)?;
-        self.hasher.update(&bytes[..written]);
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
-}
-
 /// Writes up to `samples` rows, and prepares the next ones meanwhile.
 fn write_shard(
     out: &mut BufWriter<&File>,
@@ -305,7 +287,7 @@ fn write_shard(
     rows: &mut PreparedRows<'_>,
     samples: usize,
 ) -> io::Result<Written> {
-    let mut archive = tar::Builder::new(Digested { out, hasher: blake3::Hasher::new() });
+    let mut archive = tar::Builder::new(DigestWriter::new(out));
     let (mut next, mut written) = (Some(first), 0);
     while let Some(first) = next {
         let mut lot = vec![first];
@@ -326,7 +308,7 @@ fn write_shard(
             false => None,
         };
     }
-    let digest = Digest::finish(&archive.into_inner()?.hasher);
+    let (_, _, digest) = archive.into_inner()?.finish();
     Ok(Written { samples: written as u64, digest })
 }
 

@@ -92,9 +92,7 @@ impl CheckpointError {
         let of_files = [InvalidData, IsADirectory, NotADirectory, NotFound, UnexpectedEof];
         matches!(self, Self::Io { source, .. } if !of_files.contains(&source.kind()))
     }
-}
 
-impl CheckpointError {
     pub(super) fn write(path: &Path, source: Box<dyn StdError + Send + Sync>) -> Self {
         Self::Write { path: path.to_path_buf(), disk_full: says_disk_full(source.as_ref()), source }
     }

@@ -6,6 +6,8 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use blip2_data::DigestWriter;
+
 use super::error::CheckpointError;
 use super::manifest::{FileEntry, MANIFEST, Manifest, Metric};
 use crate::atomic_file;
@@ -42,12 +44,12 @@ impl CheckpointFolder {
     {
         let path = self.path.join(name);
         let file = File::create_new(&path).map_err(write_error(&path))?;
-        let mut out = DigestWriter { file: BufWriter::new(file), hasher: blake3::Hasher::new(), bytes: 0 };
+        let mut out = DigestWriter::new(BufWriter::new(file));
         fill(&mut out).map_err(|error| CheckpointError::write(&path, error.into()))?;
-        let DigestWriter { file, hasher, bytes } = out;
+        let (file, bytes, digest) = out.finish();
         let file = file.into_inner().map_err(|error| write_error(&path)(error.into_error()))?;
         file.sync_all().map_err(write_error(&path))?;
-        self.files.insert(name.to_string(), FileEntry { bytes, blake3: hasher.finalize().to_hex().to_string() });
+        self.files.insert(name.to_string(), FileEntry { bytes, blake3: digest.to_string() });
         Ok(())
     }
 
@@ -62,24 +64,4 @@ impl CheckpointFolder {
 
 pub(super) fn write_error(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError + '_ {
     move |error| CheckpointError::write(path, Box::new(error))
-}
-
-/// Counts and digests what passes through.
-struct DigestWriter {
-    file: BufWriter<File>,
-    hasher: blake3::Hasher,
-    bytes: u64,
-}
-
-impl Write for DigestWriter {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(buffer)?;
-        self.hasher.update(&buffer[..written]);
-        self.bytes += written as u64;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
 }

@@ -85,8 +85,8 @@ fn load_one(path: &Path, sets: &[String], promised: &mut Vec<validate::Promised>
     validate::check_keys(&config, &mut reader);
     validate::check_files(&config, promised, &mut reader);
     validate::check_shards(&config, &mut reader);
-    let folder = validate::without_dots(&config.run_folder());
-    if promised.iter().any(|run| validate::without_dots(&run.folder) == folder) {
+    let folder = validate::place(&config.run_folder());
+    if promised.iter().any(|run| validate::place(&run.folder) == folder) {
         let got = config.run.name.clone();
         let hint = Some("an earlier file has this one".to_string());
         reader.at("run.name", |r| r.unexpected("a run of its own for each file", got, hint));

@@ -13,7 +13,9 @@ use super::node::Node;
 use super::reader::Reader;
 pub use super::source::WeightsSource;
 pub use super::value::Keyed;
-use super::value::{ConfigValue, at_least, below_one, field, not_negative, positive, rule, section, share, template};
+use super::value::{
+    ConfigValue, at_least, below_one, field, has_place, not_negative, positive, rule, section, share, template,
+};
 
 section! {
     /// A whole configuration file.
@@ -383,7 +385,7 @@ section! {
         /// `Question: {} Short answer:` (BLIP-2, section 4.1).
         pub prompt: AutoOr<String> = AutoOr::Auto => rule("auto or a text with {} in it", |prompt: &AutoOr<String>| match prompt {
             AutoOr::Auto => true,
-            AutoOr::Given(text) => text.contains("{}"),
+            AutoOr::Given(text) => has_place(text),
         }),
     }
 }

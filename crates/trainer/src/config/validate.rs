@@ -284,7 +284,6 @@ impl Promised {
 impl Config {
     /// Whether the Q-Former's first weights come from what lies in this run's folder.
     pub(crate) fn begins_from(&self, run: &Path) -> bool {
-        let place = |path: &Path| without_dots(&std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
         place(&self.model.qformer.init).starts_with(place(run))
     }
 }
@@ -314,7 +313,8 @@ pub(super) fn check_shards(config: &Config, reader: &mut Reader) {
     }
 }
 
-/// The path without `.` components, so that `./runs/a` and `runs/a` are one.
-pub(super) fn without_dots(path: &Path) -> PathBuf {
+/// Where a path leads from everywhere, without `.` components: `./runs/a` and `runs/a` are one.
+pub(super) fn place(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     path.components().filter(|part| *part != Component::CurDir).collect()
 }

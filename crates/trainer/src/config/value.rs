@@ -299,7 +299,12 @@ pub(super) fn rule<T>(expected: impl Into<String>, holds: impl Fn(&T) -> bool + 
 
 /// A text around a caption.
 pub(super) fn template() -> Rule<Option<String>> {
-    rule("a text with {} in it", |text: &Option<String>| text.as_ref().is_none_or(|text| text.contains("{}")))
+    rule("a text with {} in it", |text: &Option<String>| text.as_deref().is_none_or(has_place))
+}
+
+/// Whether a text has a place for another.
+pub(super) fn has_place(text: &str) -> bool {
+    text.contains("{}")
 }
 
 /// A field of the `.json` member.

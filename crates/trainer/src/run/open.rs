@@ -24,7 +24,7 @@ use crate::index_lines::{OpeningProgress, SetOpening};
 use crate::memory_features::MemoryCaches;
 use crate::quarantine::Quarantine;
 use crate::ranks::{Claims, Ranks, SHOWN_WITHIN, check_shared, checksum};
-use crate::run_folder::{Existing, RunFolder, Start};
+use crate::run_folder::{RunFolder, Start};
 use crate::schedule::LearningRate;
 use crate::snapshot::restore;
 use crate::step::Stepper;
@@ -48,7 +48,6 @@ impl Run {
         device: Device,
         caches: &mut MemoryCaches,
     ) -> Result<Run, Error> {
-        let existing = if request.resume == Resume::Never { Existing::Refuse } else { Existing::Continue };
         let say = |line: &str| {
             if ranks.is_first() {
                 (request.say)(line);
@@ -56,7 +55,7 @@ impl Run {
         };
         let mut kept = None;
         if ranks.is_first() {
-            let folder = RunFolder::open(config, existing)?;
+            let folder = RunFolder::open(config, request.existing())?;
             kept = Some((
                 CheckpointStore::open(&folder.checkpoints(), config.checkpoint.keep, config.checkpoint.best)?,
                 folder,

@@ -6,13 +6,14 @@ use blip2_model::language::{Decoding, GenerateOptions, LanguageModel};
 use blip2_model::{Dropout, Frozen, Stage2, Stage2Texts};
 use blip2_torchx::autocast::autocast;
 use blip2_torchx::params::ParamStore;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::{Evaluation, HeldOut, Losses, Pass, Reference, TargetRule, Task};
 use crate::batch::Batch;
 use crate::error::Error;
 use crate::evaluation::{Means, SampleText};
 use crate::ranks::{Ranks, share};
+use crate::text::written;
 
 /// Sample captions of an evaluation are no longer.
 const MAX_SAMPLE_TOKENS: usize = 30;
@@ -52,7 +53,7 @@ impl Stage2Task {
         })
     }
 
-    /// New token ids for each picture behind its prompt.
+    /// New token ids for each picture behind its prompt, the trained part in `precision`.
     ///
     /// # Shapes
     /// `features [B, N, width]`; one prompt a picture.
@@ -60,12 +61,12 @@ impl Stage2Task {
         &self,
         features: &Tensor,
         prompts: &[Vec<i64>],
-        pass: &Pass,
+        precision: Option<Kind>,
         options: &GenerateOptions,
     ) -> Vec<Vec<i64>> {
         let device = features.device();
         tch::no_grad(|| {
-            autocast(device, pass.autocast, || {
+            autocast(device, precision, || {
                 let soft = self.model.soft_prompt(features, &self.language, &Dropout::off());
                 autocast(device, None, || Stage2::continue_prompts(&soft, prompts, &self.language, options))
             })
@@ -132,12 +133,12 @@ impl Task for Stage2Task {
                     continue;
                 }
                 let features = batch.features.narrow(0, 0, wanted as i64);
-                let ids = self.write(&features, &vec![self.prompt.clone(); wanted], &pass, &options);
+                let ids = self.write(&features, &vec![self.prompt.clone(); wanted], pass.autocast, &options);
                 for (row, ids) in ids.iter().enumerate() {
                     evaluation.texts.push(SampleText {
                         index: host.sample_index[row],
                         truth: host.captions[row].clone(),
-                        said: held_out.text().written(ids)?,
+                        said: written(&held_out.text().encoder, ids)?,
                     });
                 }
             }
