@@ -172,23 +172,19 @@ fn one_rank_and_many_see_the_same_losses_and_draw_the_same_negatives() {
     assert!(alone.losses[STEPS as usize - 1] < alone.losses[0], "{:?}", alone.losses);
 }
 
-/// Micro-batches of one size are the same computation whoever does it, and in fp64 so is their sum.
+/// Micro-batches of one size are the same computation whoever does it, and a sum without rounding is the same in any order.
 #[test]
-fn in_micro_batches_added_up_in_fp64_the_number_of_ranks_does_not_show() {
-    let how = How { micro_batch: Some(4), exchange: GradientExchange::Fp64 };
+fn in_micro_batches_added_up_exactly_the_number_of_ranks_does_not_show() {
+    let how = How { micro_batch: Some(4), exchange: GradientExchange::Exact };
     let alone = run(1, how).pop().unwrap();
     for world in [2, 4] {
         let first = run(world, how).remove(0);
+        // What is logged is added up in fp32; what is trained is not.
         let loss = |(a, b): (&f64, &f64)| (a - b).abs() / b;
         let losses = first.losses.iter().zip(&alone.losses).map(loss).fold(0.0, f64::max);
         assert!(losses < 1e-6, "{world} ranks: {losses:e}");
-        let (mut differ, mut all) = (0, 0);
         for ((name, weight), (_, expected)) in first.weights.iter().zip(&alone.weights) {
-            let error = (weight - expected).abs().max().double_value(&[]);
-            assert!(error < 1e-6, "{world} ranks: {name}: {error:e}");
-            differ += weight.ne_tensor(expected).sum(Kind::Int64).int64_value(&[]);
-            all += weight.numel();
+            assert!(weight.equal(expected), "{world} ranks: {name}");
         }
-        println!("{world} ranks: losses differ by {losses:.1e}, {differ} of {all} weights at all");
     }
 }

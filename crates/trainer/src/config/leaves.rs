@@ -53,8 +53,8 @@ choice! {
 choice! {
     /// How gradients are added up, over the micro-batches of a rank and over ranks.
     pub enum GradientExchange {
-        /// In fp64: who computed which micro-batch shows in the last bit of a few numbers at most.
-        Fp64 = "fp64",
+        /// Without rounding between them: who computed which micro-batch does not show.
+        Exact = "exact",
         /// As they are.
         Fp32 = "fp32",
         /// Rounded to bfloat16: half the bytes.

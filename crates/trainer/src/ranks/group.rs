@@ -10,8 +10,8 @@ use blip2_torchx::params::ParamStore;
 use blip2_torchx::pinned::to_device;
 use tch::{Device, Tensor};
 
+use super::exact_sum::ExactSum;
 use super::exchange::Exchange;
-use super::in_double::InDouble;
 use super::launch::Launch;
 use super::meeting::{Met, meet};
 use super::watch::{Limits, Pulse, Waiting, Watch};
@@ -190,8 +190,8 @@ impl Ranks for Group {
     }
 
     fn gradients(&self, params: &ParamStore, format: GradientExchange) -> Result<Box<dyn Gradients>, Error> {
-        if format == GradientExchange::Fp64 {
-            return Ok(Box::new(InDouble::new(params, self.clone())));
+        if format == GradientExchange::Exact {
+            return Ok(Box::new(ExactSum::new(params, self.clone())));
         }
         let params: Vec<Tensor> = params.entries().into_iter().map(|(_, tensor, _)| tensor).collect();
         let bytes = params.iter().map(bytes).sum();

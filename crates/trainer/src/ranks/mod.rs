@@ -3,9 +3,9 @@
 //! Training knows them by the trait [`Ranks`] alone. A process that trains by itself is rank 0 of one: what is shared stays where it is.
 
 mod agreement;
+mod exact_sum;
 mod exchange;
 mod group;
-mod in_double;
 mod launch;
 mod meeting;
 mod panics;
@@ -23,8 +23,8 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 pub(crate) use agreement::{Claims, checksum};
 pub use blip2_torchx::process::exit_now;
+use exact_sum::ExactSum;
 pub use group::Group;
-use in_double::InDouble;
 pub use launch::{Launch, Meeting};
 pub use panics::panic_line;
 pub(crate) use shared_folder::{SHOWN_WITHIN, check_shared};
@@ -277,7 +277,7 @@ impl Ranks for Alone {
 
     fn gradients(&self, params: &ParamStore, format: GradientExchange) -> Result<Box<dyn Gradients>, Error> {
         Ok(match format {
-            GradientExchange::Fp64 => Box::new(InDouble::new(params, Alone)),
+            GradientExchange::Exact => Box::new(ExactSum::new(params, Alone)),
             GradientExchange::Fp32 | GradientExchange::Bf16 => Box::new(Alone),
         })
     }
