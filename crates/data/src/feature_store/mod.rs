@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub use audit::{BadRow, CacheStats, CacheVerification, stats, verify};
 pub use description::{Description, EncoderIdentity, FeatureFormat, ImageSteps};
 pub use fill::{FillOptions, FillReader, LackingRow, ViewBatch};
-pub use run_features::{FeatureRow, RunFeatures, RunFeaturesOptions};
+pub use run_features::{FeatureRow, RunFeatures, RunFeaturesOptions, Writer};
 pub use shard_file::StoredRow;
 
 use crate::{DataError, Shard, atomic};

@@ -113,9 +113,9 @@ fn shard_digest(shard: &Shard) -> String {
 pub struct StoredRow {
     /// Digest of the image file.
     pub image: u64,
-    /// The run that wrote it.
+    /// Who wrote it; see [`super::Writer::id`].
     pub writer: u64,
-    /// First stream position of the micro-batch that it was encoded with.
+    /// First stream position of the micro-batch that it was encoded with, or the one of the evaluation.
     pub position: u64,
     /// The numbers; see [`super::FeatureFormat`].
     pub payload: Vec<u8>,
