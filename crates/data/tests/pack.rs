@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use blip2_data::{
     Clean, DataError, Dataset, Keep, PackOptions, PackReport, Pick, Reading, Reencode, SourceFormat, decode, pack,
@@ -449,6 +450,34 @@ fn another_packing_s_folder_is_refused_with_the_difference() {
     let error = pack(&options).unwrap_err().to_string();
     assert!(error.contains("input: captions.jsonl of size 329 there, captions.jsonl of size 282 now"), "{error}");
     assert!(files(&options.out) == before);
+}
+
+#[test]
+fn an_input_that_was_changed_in_place_at_the_same_size_is_not_gone_on_from() {
+    let modify = |path: &Path| fs::File::open(path).unwrap().set_modified(SystemTime::now() + Duration::from_secs(9));
+    let folder = images();
+    write(folder.path(), "captions.tsv", b"img/0.png\tone\nimg/1.png\ttwo\n");
+    let options = pack_options(folder.path(), "captions.tsv", "out");
+    pack(&options).unwrap();
+    assert_eq!(pack(&options).unwrap().resumed_rows, 2);
+    write(folder.path(), "captions.tsv", b"img/0.png\tone\nimg/1.png\tTWO\n");
+    modify(&folder.path().join("captions.tsv")).unwrap();
+    let error = pack(&options).unwrap_err().to_string();
+    assert!(
+        error.contains("another packing (input: captions.tsv of size 28 was modified since, at the same size)"),
+        "{error}"
+    );
+
+    // A picture of a folder that another one took the place of.
+    for name in ["0", "1"] {
+        write(folder.path(), &format!("img/{name}.txt"), b"a caption");
+    }
+    let options = PackOptions { format: SourceFormat::Img2dataset, ..pack_options(folder.path(), "img", "pairs") };
+    pack(&options).unwrap();
+    fs::rename(folder.path().join("img/0.png"), folder.path().join("img/00.png")).unwrap();
+    modify(&folder.path().join("img")).unwrap();
+    let error = pack(&options).unwrap_err().to_string();
+    assert!(error.contains("input: . of size 7 "), "{error}");
 }
 
 #[test]

@@ -117,13 +117,8 @@ impl Ledger {
         if there.inputs.len() != self.inputs.len() {
             differences.push(format!("inputs: {} there, {} now", there.inputs.len(), self.inputs.len()));
         }
-        let changed = there.inputs.iter().zip(&self.inputs).find(|(was, is)| was != is);
-        if let Some((was, is)) = changed {
-            let shown = |input: &Input| {
-                format!("{} of size {}", if input.name.is_empty() { "." } else { &input.name }, input.size)
-            };
-            differences.push(format!("input: {} there, {} now", shown(was), shown(is)));
-        }
+        let changed = there.inputs.iter().zip(&self.inputs).find_map(|(was, is)| is.difference(was));
+        differences.extend(changed.map(|changed| format!("input: {changed}")));
         differences
     }
 }

@@ -66,8 +66,7 @@ impl Pairs {
 
 impl Source for Pairs {
     fn inputs(&self) -> Result<Vec<Input>, DataError> {
-        let input = |folder: &Folder| Input { name: folder.name.clone(), size: folder.rows };
-        Ok(self.folders.iter().map(input).collect())
+        self.folders.iter().map(|folder| Input::of(&folder.path, folder.name.clone(), folder.rows)).collect()
     }
 
     fn rows(&self) -> u64 {
