@@ -444,6 +444,40 @@ fn filling_makes_the_views_that_training_makes() {
     assert!(filled[0].2 != filled[1].2 || filled[1].2 != filled[2].2, "the views do not differ");
 }
 
+/// Numbers from files decide about offsets and memory.
+#[test]
+fn a_file_that_claims_more_than_can_be_is_damaged_and_never_read() {
+    let (folder, cache) = (shards(&[3], |_| false), tempfile::tempdir().unwrap());
+    let features = run_features(cache.path(), &corpus(folder.path()), 1, None);
+    features.write(0, 0, &row(9, 1)).unwrap();
+    let path = only_file(cache.path());
+    let whole = fs::read(&path).unwrap();
+    let header: serde_json::Value = serde_json::from_slice(&whole[..4096]).unwrap();
+    for samples in [1u64 << 34, u64::MAX] {
+        let mut claims = header.clone();
+        claims["samples"] = samples.into();
+        let mut line = claims.to_string().into_bytes();
+        line.resize(4095, b' ');
+        line.push(b'\n');
+        fs::write(&path, &line).unwrap();
+        // A file with holes takes no place on the disk.
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 40).unwrap();
+        assert_eq!(stats(cache.path()).unwrap()[0].damaged_files, [path.clone()], "{samples} samples");
+        let report = verify(cache.path(), false, |_, _| {}).unwrap();
+        assert_eq!((report.good, report.bad.len()), (0, 1));
+        let other = run_features(cache.path(), &corpus(folder.path()), 1, None);
+        assert_eq!(other.read(0, 0, 9), None);
+    }
+    let other = run_features(cache.path(), &corpus(folder.path()), 1, None);
+    other.write(0, 0, &row(9, 1)).unwrap();
+    assert_eq!(other.read(0, 0, 9), Some(row(9, 1)));
+    // The same of what the folder says of itself.
+    let description = path.with_file_name("cache.json");
+    OpenOptions::new().write(true).open(&description).unwrap().set_len(1 << 40).unwrap();
+    let error = stats(cache.path()).unwrap_err().to_string();
+    assert!(error.contains("it does not describe"), "{error}");
+}
+
 #[test]
 fn figures_of_a_cache_and_its_repair() {
     let (folder, cache) = (shards(&[3, 4], |_| false), tempfile::tempdir().unwrap());

@@ -372,6 +372,11 @@ fn sources_that_cannot_be_used_are_refused() {
     options.reading.keep = Keep::Fields(vec!["id".to_owned()]);
     let error = pack(&options).unwrap_err().to_string();
     assert!(error.contains("first line names no column \"image\""), "{error}");
+    // However many columns there are, and whatever is in their names, the message is a line.
+    let columns: Vec<String> = (0..100_000).map(|at| format!("\"column\n{at}\"")).collect();
+    write(folder.path(), "wide.csv", format!("{}\n", columns.join(",")).as_bytes());
+    let error = pack(&pack_options(folder.path(), "wide.csv", "out")).unwrap_err().to_string();
+    assert!(error.contains("(it has: column 0, column 1, ") && error.len() < 1000 && !error.contains('\n'), "{error}");
     // A quote that a later one closes would make one row of several.
     write(folder.path(), "late.csv", b"image,caption\nimg/0.png,\"one\nimg/1.png,\"two\nimg/2.png,three\n");
     let report = pack(&pack_options(folder.path(), "late.csv", "late")).unwrap();

@@ -17,7 +17,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use super::description::NAME_DIGITS;
+use super::description::{MAX_ROW_BYTES, NAME_DIGITS};
 use crate::Shard;
 
 const FORMAT: &str = "blip2-features";
@@ -26,8 +26,8 @@ const HEADER_BYTES: u64 = 4096;
 pub(super) const RECORD_BYTES: u64 = 32;
 /// In front of the digest, so that no name is longer than a file system takes.
 const MAX_NAME_BYTES: usize = 160;
-/// The longest payload that is believed.
-const MAX_ROW_BYTES: u64 = 1 << 30;
+/// The most samples that are believed: the index of a shard with more would not fit in memory either.
+const MAX_SAMPLES: u64 = 1 << 24;
 /// The end of every file's name.
 pub(super) const EXTENSION: &str = "feat";
 /// The beginning of the name of a file that is being made.
@@ -92,7 +92,7 @@ impl ShardHeader {
     }
 
     fn file_bytes(&self) -> Option<u64> {
-        if self.row_bytes > MAX_ROW_BYTES {
+        if self.row_bytes > MAX_ROW_BYTES || self.samples > MAX_SAMPLES {
             return None;
         }
         let bytes = self.payloads()?.checked_add(self.samples.checked_mul(self.row_bytes)?)?;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::ledger::{Ledger, Line, Shard};
+use super::ledger::{Ledger, Line, Shard, shard_name};
 use super::left_out::{LeftOut, LeftOutRows};
 use super::source::Input;
 use super::{RowProblem, Written};
@@ -140,7 +140,7 @@ impl Folder {
 
     /// Where the next shard goes.
     pub(crate) fn next_shard(&self) -> PathBuf {
-        self.path.join(format!("{:05}.tar", self.ledger.shards.len()))
+        self.path.join(shard_name(self.ledger.shards.len()))
     }
 
     /// The shards that are there.
@@ -312,6 +312,28 @@ mod tests {
             fs::write(&path, damaged).unwrap();
             let error = Folder::open(place.path(), Map::new(), inputs()).err().unwrap().to_string();
             assert!(error.contains("its line ") && error.contains("pack again"), "{error}");
+        }
+    }
+
+    #[test]
+    fn shards_that_do_not_follow_each_other_are_not_gone_on_from() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join(LEDGER);
+        let mut folder = open(place.path());
+        (0..3).for_each(|_| add_shard(&mut folder));
+        drop(folder);
+        let whole = fs::read_to_string(&path).unwrap();
+        for (was, is) in [
+            ("\"samples\":1", "\"samples\":18446744073709551615"),
+            ("\"rows\":[1,2]", "\"rows\":[2,3]"),
+            ("\"rows\":[1,2]", "\"rows\":[1,1]"),
+            ("00001.tar", "../../1.tar"),
+        ] {
+            let forged = whole.replace(was, is);
+            assert_ne!(forged, whole, "{was}");
+            fs::write(&path, forged).unwrap();
+            let error = Folder::open(place.path(), Map::new(), inputs()).err().unwrap().to_string();
+            assert!(error.contains("does not go on behind row ") && error.contains("pack again"), "{error}");
         }
     }
 

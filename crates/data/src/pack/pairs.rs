@@ -140,8 +140,14 @@ fn entries(folder: &Path) -> Result<BTreeMap<String, PathBuf>, DataError> {
     for entry in fs::read_dir(folder).map_err(DataError::io(folder))? {
         let path = entry.map_err(DataError::io(folder))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if !name.starts_with('.') {
-            entries.insert(name, path);
+        if name.starts_with('.') {
+            continue;
+        }
+        // One in the place of the other would be lost.
+        if entries.insert(name, path.clone()).is_some() {
+            let reason =
+                "its name is not UTF-8, and that of another file is shown alike; rename one of them".to_owned();
+            return Err(DataError::Source { path, reason });
         }
     }
     Ok(entries)
