@@ -386,7 +386,7 @@ impl Dataset {
         if let Some(remote) = self.shards.remote() {
             let mut bytes: Vec<u64> = self.shards.all.iter().filter(|s| s.is_remote()).map(|s| s.bytes).collect();
             bytes.sort_unstable_by(|a, b| b.cmp(a));
-            remote.claim(bytes.iter().take(count).sum());
+            remote.claim(bytes.into_iter().take(count).fold(0, u64::saturating_add));
         }
     }
 

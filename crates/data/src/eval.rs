@@ -6,10 +6,21 @@ use std::sync::Arc;
 
 use crate::caption::Pick;
 use crate::collate::{HostBatch, Padding, collate};
+use crate::feature_store::RunFeatures;
+use crate::image::Augment;
 use crate::sample::{Preparer, Quarantined, Sample, View};
 use crate::timings::Counters;
 use crate::workers::{Queue, Workers};
 use crate::{Clean, Corpus, DataError, Filter, SampleError, TextEncoder};
+
+/// The stored features of images under the evaluation transform, which are their only view.
+#[derive(Debug, Clone)]
+pub struct EvalFeatures {
+    /// Where they are stored: an image whose features are there is not decoded.
+    pub rows: Arc<RunFeatures>,
+    /// Stream position at which the run evaluates: those that it has stored from then on, before it was killed, do not count.
+    pub position: u64,
+}
 
 /// What is read, and how.
 #[derive(Debug, Clone)]
@@ -28,6 +39,8 @@ pub struct EvalOptions {
     pub filter: Filter,
     /// Whether images are decoded.
     pub pixels: bool,
+    /// With a feature store.
+    pub features: Option<EvalFeatures>,
     /// How captions are cleaned.
     pub clean: Clean,
     /// Token that pads texts.
@@ -77,7 +90,7 @@ impl EvalReader {
             image_size: options.image_size,
             filter: options.filter,
             pixels: options.pixels,
-            features: None,
+            features: options.features.as_ref().map(|features| Arc::clone(&features.rows)),
             counters: Counters::default(),
         };
         let mut reader = EvalReader {
@@ -100,6 +113,12 @@ impl EvalReader {
     fn decode_ahead(&mut self) {
         let reach = (self.options.prefetch * self.options.batch) as u64;
         let oldest = self.pending.front().map_or(self.ahead, |(first, _)| *first);
+        let view = match &self.options.features {
+            Some(EvalFeatures { position, .. }) => {
+                View::OfImage { augment: Augment::None, view: 0, position: *position }
+            }
+            None => View::Evaluate,
+        };
         self.preparer.corpus.prefetch_samples(oldest..oldest.saturating_add(reach));
         while self.pending.len() < self.options.prefetch && self.ahead < self.options.range.end {
             let first = self.ahead;
@@ -110,7 +129,7 @@ impl EvalReader {
                 if left_out.contains(&index) {
                     return Ok(None);
                 }
-                preparer.prepare(index, View::Evaluate, Pick::First).map(Some).map_err(|error| (index, error))
+                preparer.prepare(index, view, Pick::First).map(Some).map_err(|error| (index, error))
             };
             self.pending.push_back((first, self.workers.start(count as usize, prepare)));
             self.ahead += count;

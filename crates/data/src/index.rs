@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -17,6 +17,11 @@ use crate::{DataError, atomic};
 
 const FORMAT: &str = "blip2-shard-index";
 const VERSION: u32 = 2;
+
+/// No header of ours comes near.
+const MAX_HEADER_BYTES: u64 = 1 << 16;
+/// No longer index is read, of whatever shard.
+const MAX_INDEX_BYTES: u64 = 1 << 32;
 
 /// The longest image that is read.
 pub(crate) const MAX_IMAGE_BYTES: u64 = 1 << 29;
@@ -319,7 +324,11 @@ impl IndexedShard {
     /// When the index file changed since it was opened, or is damaged.
     pub fn load(&self) -> Result<Index, DataError> {
         let bad = |reason: String| DataError::BadIndex { shard: self.path.clone(), reason };
-        let file = fs::read(&self.index_path).map_err(DataError::io(&self.index_path))?;
+        let (mut file, most) = (Vec::new(), longest(self.header.tar_bytes));
+        let read = File::open(&self.index_path).and_then(|index| index.take(most + 1).read_to_end(&mut file));
+        if read.map_err(DataError::io(&self.index_path))? as u64 > most {
+            return Err(bad(format!("it has more than the {most} bytes that an index of such a shard can have")));
+        }
         let body = file.iter().position(|&byte| byte == b'\n').map(|end| &file[end + 1..]);
         let body = body.ok_or_else(|| bad("it has no second line".to_owned()))?;
         self.header.index_in(body).map_err(bad)
@@ -378,6 +387,12 @@ impl IndexHeader {
     }
 }
 
+/// The longest index file of a shard of that length. What it says of a sample takes less than the two blocks of the sample's headers do,
+/// but for names, which may be escaped.
+pub(crate) fn longest(tar_bytes: u64) -> u64 {
+    tar_bytes.saturating_mul(8).saturating_add(MAX_HEADER_BYTES).min(MAX_INDEX_BYTES)
+}
+
 /// Header and index of an index file that was fetched, where they are whole, of a shard of that length, and not of an
 /// older scan.
 #[cfg_attr(not(feature = "remote"), expect(dead_code))]
@@ -407,7 +422,7 @@ fn cached(path: &Path, cache_dir: &Path) -> PathBuf {
 fn read_header(path: &Path) -> Option<IndexHeader> {
     let mut line = String::new();
     // A file that is missing or is no index is not an error: the index is built.
-    BufReader::new(File::open(path).ok()?).read_line(&mut line).ok()?;
+    BufReader::new(File::open(path).ok()?.take(MAX_HEADER_BYTES)).read_line(&mut line).ok()?;
     serde_json::from_str(&line).ok()
 }
 

@@ -70,7 +70,7 @@ pub use corpus::Corpus;
 pub use dataset::{Dataset, OpenOptions, RawSample, reindex};
 pub use digest_writer::DigestWriter;
 pub use error::{DataError, SampleError, is_disk_full};
-pub use eval::{EvalOptions, EvalReader};
+pub use eval::{EvalFeatures, EvalOptions, EvalReader};
 pub use filter::{Bounds, Passed, SampleFilter};
 pub use image::{
     Augment, DecodeError, EncodeError, Filter, RgbImage, decode, encode_png, evaluate_transform, train_transform,

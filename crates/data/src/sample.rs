@@ -37,7 +37,7 @@ pub(crate) enum View {
     Evaluate,
     /// The augmentation that belongs to a stream position.
     Train { seed: u64, position: u64 },
-    /// One of an image's views, whose features may be stored; `position` is the stream's.
+    /// One of an image's views, whose features may be stored; `position` is the stream's, of an evaluation the one that it is made at.
     OfImage { augment: Augment, view: u64, position: u64 },
 }
 
@@ -85,15 +85,15 @@ impl Preparer {
         Ok((caption, ids))
     }
 
-    /// The sample's row of the feature store, and whether the step that needs it can count on it. One that this run has stored at or behind
-    /// that step, before it was killed, may have to be encoded once more: then there are both, row and pixels.
+    /// The sample's row of the feature store, and whether the step or evaluation that needs it can count on it. One that this run has stored
+    /// then or later, before it was killed, may have to be encoded once more: then there are both, row and pixels.
     fn stored(&self, index: u64, image_id: u64, view: View) -> (Option<FeatureRow>, bool) {
         let (Some(features), View::OfImage { view, position, .. }) = (&self.features, view) else {
             return (None, false);
         };
         let stored = features.read(index, view, image_id).map(Arc::new);
         let there = stored.as_deref().is_some_and(|row| features.was_there(row, position));
-        (Some(FeatureRow { view, stored }), there)
+        (Some(FeatureRow { view, position, stored }), there)
     }
 
     fn transform(&self, image: &RgbImage, image_id: u64, view: View) -> Vec<u8> {

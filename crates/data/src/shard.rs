@@ -238,9 +238,9 @@ impl Shards {
                 if indexed.header.digest != shard.index {
                     return Err(changed(OTHER_SAMPLES.to_owned()));
                 }
-                let open =
-                    OpenShard { file: File::open(path).map_err(DataError::io(&**path))?, index: indexed.load()? };
-                shard.counted(open)
+                let file = File::open(path).map_err(DataError::io(&**path))?;
+                let index = indexed.load().or_else(|damaged| found_anew(shard, &file, path, damaged))?;
+                shard.counted(OpenShard { file, index })
             }
             Location::Remote(url) => load_remote(self.remote_for(url)?, shard, url),
         }
@@ -289,6 +289,17 @@ impl Shards {
     /// The store's side, where a shard is remote.
     pub(crate) fn remote(&self) -> Option<&Remote> {
         self.remote.as_ref()
+    }
+}
+
+/// The index that a shard's own bytes give where the file of its index is damaged: no sample is lost with that.
+fn found_anew(shard: &Shard, file: &File, path: &Path, damaged: DataError) -> Result<Index, DataError> {
+    if !matches!(damaged, DataError::BadIndex { .. }) {
+        return Err(damaged);
+    }
+    match scan_file(file, path)? {
+        index if index.digest() == shard.index => Ok(index),
+        _ => Err(damaged),
     }
 }
 

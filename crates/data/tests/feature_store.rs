@@ -10,15 +10,18 @@ use std::sync::Arc;
 
 use blip2_data::feature_store::{
     Description, EncoderIdentity, FeatureFormat, FeatureRow, FeatureStore, FillOptions, FillReader, ImageSteps,
-    RunFeatures, RunFeaturesOptions, StoredRow, stats, verify,
+    RunFeatures, RunFeaturesOptions, StoredRow, Writer, stats, verify,
 };
-use blip2_data::{Augment, Corpus, Dataset, Filter, HostBatch, ImageViews, Loader, LoaderOptions};
+use blip2_data::{
+    Augment, Clean, Corpus, Dataset, EvalFeatures, EvalOptions, EvalReader, Filter, HostBatch, ImageViews, Loader,
+    LoaderOptions,
+};
 use fixture::{corpus, loader_options, shards, text};
 use proptest::prelude::*;
 
 /// Row of 3 x 4 numbers.
 const ROW_BYTES: usize = 24;
-const RUN: u64 = 77;
+const RUN: Writer = Writer::Steps(77);
 
 fn description() -> Description {
     Description {
@@ -30,20 +33,25 @@ fn description() -> Description {
     }
 }
 
+/// Of a single view that nobody's steps need.
+const NO_RUN: RunFeaturesOptions = RunFeaturesOptions {
+    views: NonZero::<u64>::MIN,
+    writer: Writer::NoRun,
+    global_batch: NonZero::<u64>::MIN,
+    max_bytes: None,
+    rows_before: 0,
+};
+
 fn run_features(cache: &Path, dataset: &Arc<Corpus>, views: u64, max_bytes: Option<u64>) -> Arc<RunFeatures> {
     let store = FeatureStore::open(cache, &description()).unwrap();
-    let options = RunFeaturesOptions {
-        views: NonZero::new(views).unwrap(),
-        writer: RUN,
-        global_batch: NonZero::new(8).unwrap(),
-        max_bytes,
-    };
+    let (views, global_batch) = (NonZero::new(views).unwrap(), NonZero::new(8).unwrap());
+    let options = RunFeaturesOptions { views, writer: RUN, global_batch, max_bytes, ..NO_RUN };
     Arc::new(RunFeatures::new(store, dataset.clone(), options))
 }
 
 fn row(image: u64, fill: u8) -> StoredRow {
     let payload = (0..ROW_BYTES).map(|at| fill.wrapping_add(at as u8)).collect();
-    StoredRow { image, writer: RUN, position: 16, payload }
+    StoredRow { image, writer: RUN.id(), position: 16, payload }
 }
 
 fn only_file(cache: &Path) -> PathBuf {
@@ -82,13 +90,7 @@ fn another_encoder_s_rows_are_never_seen() {
     run_features(cache.path(), &set, 1, None).write(0, 0, &row(9, 1)).unwrap();
     let other = Description { width: 2, ..description() };
     assert_ne!(other.key(), description().key());
-    let options = RunFeaturesOptions {
-        views: NonZero::<u64>::MIN,
-        writer: RUN,
-        global_batch: NonZero::<u64>::MIN,
-        max_bytes: None,
-    };
-    let other = RunFeatures::new(FeatureStore::open(cache.path(), &other).unwrap(), set, options);
+    let other = RunFeatures::new(FeatureStore::open(cache.path(), &other).unwrap(), set, NO_RUN);
     assert_eq!(other.read(0, 0, 9), None);
     assert_eq!(stats(cache.path()).unwrap().iter().map(|key| key.rows).sum::<u64>(), 1);
 }
@@ -166,15 +168,7 @@ fn of_several_writers_one_wins_or_none() {
     let rows: Vec<StoredRow> = (0..4)
         .map(|writer| StoredRow { image: 5, writer, position: 0, payload: vec![writer as u8; 1 << 16] })
         .collect();
-    let open_store = || {
-        let options = RunFeaturesOptions {
-            views: NonZero::<u64>::MIN,
-            writer: 0,
-            global_batch: NonZero::<u64>::MIN,
-            max_bytes: None,
-        };
-        RunFeatures::new(FeatureStore::open(cache.path(), &description).unwrap(), set.clone(), options)
-    };
+    let open_store = || RunFeatures::new(FeatureStore::open(cache.path(), &description).unwrap(), set.clone(), NO_RUN);
     std::thread::scope(|scope| {
         for row in &rows {
             // Each has a store of its own, as another process would.
@@ -214,6 +208,14 @@ fn the_limit_lets_first_views_in_first_and_is_kept_to_the_row() {
     assert_eq!(stored(Some(8 * row_bytes)), [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (0, 5), (0, 6), (1, 0)]);
     assert_eq!(stored(Some(8 * row_bytes - 1)).len(), 7);
     assert_eq!(stored(Some(0)), []);
+    // Another set's rows have their place first.
+    for (rows_before, left) in [(3, 5), (8, 0), (9, 0)] {
+        let store = FeatureStore::open(cache.path(), &description()).unwrap();
+        let options = RunFeaturesOptions { max_bytes: Some(8 * row_bytes), rows_before, ..NO_RUN };
+        let features = RunFeatures::new(store, set.clone(), options);
+        assert_eq!(features.stored_rows(), left);
+        assert_eq!((0..7).filter(|&index| features.may_store(index, 0)).count() as u64, left);
+    }
 }
 
 /// The stream with views whose features `features` holds.
@@ -247,8 +249,9 @@ fn images_whose_features_are_there_are_not_decoded() {
             let there = view == 0 && [0, 3, 6].contains(&index);
             let expected = if there { &[0; 48][..] } else { &without[pixels.clone()] };
             assert_eq!(&with[pixels], expected, "epoch {epoch}, sample {index}");
-            let FeatureRow { view: found, stored } = &cached.features[at];
+            let FeatureRow { view: found, position, stored } = &cached.features[at];
             assert_eq!((*found, stored.is_some()), (view, there || (view, index) == (1, 5)), "epoch {epoch}, {index}");
+            assert_eq!(*position, cached.positions[at]);
         }
         let without = HostBatch { pixels: None, features: Vec::new(), ..cached.clone() };
         assert_eq!(without, HostBatch { pixels: None, ..plain.clone() });
@@ -262,6 +265,58 @@ fn images_whose_features_are_there_are_not_decoded() {
         rows
     };
     assert_eq!(by_sample(&plain[0]), by_sample(&plain[2]));
+}
+
+/// A held-out set as the evaluation at stream position `position` of a run reads it.
+fn held_out(set: &Arc<Corpus>, features: Option<EvalFeatures>) -> Vec<HostBatch> {
+    let options = EvalOptions {
+        range: 0..u64::MAX,
+        batch: 5,
+        threads: 2,
+        prefetch: 2,
+        image_size: 4,
+        filter: Filter::Bicubic,
+        pixels: true,
+        features,
+        clean: Clean::Blip,
+        pad_id: 0,
+        pad_to_multiple: 1,
+        left_out: Arc::default(),
+    };
+    EvalReader::new(set.clone(), text(), options).unwrap().map(Result::unwrap).collect()
+}
+
+#[test]
+fn held_out_images_whose_features_were_there_before_the_evaluation_are_not_decoded() {
+    let (folder, cache) = (shards(&[3, 4], |_| false), tempfile::tempdir().unwrap());
+    let set = corpus(folder.path());
+    let plain = held_out(&set, None);
+    let image: Vec<u64> = plain.iter().flat_map(|batch| batch.image_id.clone()).collect();
+    let writer = Writer::Evaluations(77);
+    let rows = Arc::new(RunFeatures::new(
+        FeatureStore::open(cache.path(), &description()).unwrap(),
+        set.clone(),
+        RunFeaturesOptions { writer, global_batch: NonZero::new(8).unwrap(), ..NO_RUN },
+    ));
+    // Of the evaluation before, of this one before it was killed, of a step before it, of a step of a process that was killed later.
+    for (index, writer, position) in [(0, writer, 8), (2, writer, 16), (4, RUN, 14), (5, RUN, 16)] {
+        let row = StoredRow { writer: writer.id(), position, ..row(image[index as usize], index as u8) };
+        rows.write(index, 0, &row).unwrap();
+    }
+    let cached = held_out(&set, Some(EvalFeatures { rows, position: 16 }));
+    for (plain, cached) in plain.iter().zip(&cached) {
+        for at in 0..plain.size {
+            let index = plain.sample_index[at];
+            let pixels = 48 * at..48 * (at + 1);
+            let there = [0, 4].contains(&index);
+            let expected = if there { &[0; 48][..] } else { &plain.pixels.as_ref().unwrap()[pixels.clone()] };
+            assert_eq!(&cached.pixels.as_ref().unwrap()[pixels], expected, "sample {index}");
+            let FeatureRow { view, position, stored } = &cached.features[at];
+            assert_eq!((*view, *position, stored.is_some()), (0, 16, [0, 2, 4, 5].contains(&index)), "sample {index}");
+        }
+        let without = HostBatch { pixels: None, features: Vec::new(), ..cached.clone() };
+        assert_eq!(without, HostBatch { pixels: None, ..plain.clone() });
+    }
 }
 
 #[test]
@@ -301,7 +356,7 @@ fn filling_reads_what_is_lacking_and_nothing_twice() {
     let (folder, cache) = (shards(&[3, 4], |index| index == 2), tempfile::tempdir().unwrap());
     let set = corpus(folder.path());
     let options = FillOptions {
-        batch: 3,
+        batch: 4,
         threads: 2,
         prefetch: 2,
         image_size: 4,
@@ -311,28 +366,29 @@ fn filling_reads_what_is_lacking_and_nothing_twice() {
     let fill = |max_bytes: Option<u64>, most: usize| {
         let features = run_features(cache.path(), &set, 2, max_bytes);
         let mut reader = FillReader::new(features.clone(), options).unwrap();
-        let (mut rows, mut done) = (Vec::new(), 0);
+        let (mut rows, mut there, mut done) = (Vec::new(), 0, 0);
         for batch in reader.by_ref().take(most) {
             let batch = batch.unwrap();
             assert_eq!(batch.pixels.len(), 48 * batch.rows.len());
+            there += batch.there;
             done = batch.done;
             for lacking in batch.rows {
                 features.write(lacking.index, lacking.view, &row(lacking.image, 0)).unwrap();
                 rows.push((lacking.view, lacking.index));
             }
         }
-        (rows, done, reader.take_quarantined())
+        let bad: Vec<u64> = reader.take_quarantined().iter().map(|bad| bad.index).collect();
+        (rows, there, done, bad)
     };
-    let (rows, done, bad) = fill(None, 1);
-    assert_eq!((rows, done), (vec![(0, 0), (0, 1)], 3));
-    assert_eq!(bad[0].key, "0002");
+    // A batch of four has two views of two images each.
+    assert_eq!(fill(None, 1), (vec![(0, 0), (1, 0), (0, 1), (1, 1)], 0, 4, vec![]));
+    // The limit leaves a second view to the first image alone.
     let limit = 8 * (ROW_BYTES as u64 + 32);
-    let (rows, done, _) = fill(Some(limit), 9);
-    assert_eq!((rows, done), (vec![(0, 3), (0, 4), (0, 5), (0, 6), (1, 0)], 8));
-    let (rows, done, bad) = fill(None, 9);
-    assert_eq!((rows, done), (vec![(1, 1), (1, 3), (1, 4), (1, 5), (1, 6)], 14));
-    assert_eq!(bad.iter().map(|bad| bad.index).collect::<Vec<_>>(), [2, 2]);
-    assert_eq!(fill(None, 9).0, []);
+    assert_eq!(fill(Some(limit), 9), (vec![(0, 3), (0, 4), (0, 5), (0, 6)], 3, 8, vec![2]));
+    assert_eq!(fill(None, 9), (vec![(1, 3), (1, 4), (1, 5), (1, 6)], 8, 14, vec![2]));
+    assert_eq!(fill(None, 9), (vec![], 12, 14, vec![2]));
+    // And no image that has no place is looked at.
+    assert_eq!(fill(Some(limit / 4), 9), (vec![], 2, 2, vec![]));
     assert_eq!(
         FillReader::new(run_features(cache.path(), &set, 1, None), FillOptions { batch: 0, ..options })
             .err()
@@ -340,6 +396,86 @@ fn filling_reads_what_is_lacking_and_nothing_twice() {
             .to_string(),
         "loader option batch: expected at least 1, got 0"
     );
+}
+
+/// Whoever fills the cache, the values are those of the same view.
+#[test]
+fn filling_makes_the_views_that_training_makes() {
+    let folder = tempfile::tempdir().unwrap();
+    let members: Vec<(String, Vec<u8>)> = (0..6u32)
+        .flat_map(|at| {
+            let picture = fixture::jpeg(&fixture::gradient(40 + 7 * at, 60 - 5 * at));
+            [(format!("{at}.jpg"), picture), (format!("{at}.txt"), b"a red apple".to_vec())]
+        })
+        .collect();
+    let members: Vec<(&str, &[u8])> = members.iter().map(|(name, data)| (name.as_str(), data.as_slice())).collect();
+    fixture::write(folder.path(), "00.tar", &fixture::tar(&members));
+    let (set, cache) = (corpus(folder.path()), tempfile::tempdir().unwrap());
+    let mut trained: Vec<(u64, u64, Vec<u8>)> = Vec::new();
+    let options = LoaderOptions {
+        global_batch: 6,
+        views: Some(ImageViews { count: NonZero::new(3).unwrap(), features: None }),
+        ..loader_options()
+    };
+    let mut loader = Loader::new(set.clone(), text(), options).unwrap();
+    for view in 0..3 {
+        let batch = loader.next_batch().unwrap();
+        let rows = batch.sample_index.iter().zip(batch.pixels.as_ref().unwrap().chunks_exact(48));
+        trained.extend(rows.map(|(&index, pixels)| (index, view, pixels.to_vec())));
+    }
+    trained.sort();
+    let options = FillOptions {
+        batch: 32,
+        threads: 2,
+        prefetch: 2,
+        image_size: 4,
+        filter: Filter::Bicubic,
+        augment: Augment::CropFlip,
+    };
+    let reader = FillReader::new(run_features(cache.path(), &set, 3, None), options).unwrap();
+    let mut filled: Vec<(u64, u64, Vec<u8>)> = Vec::new();
+    for batch in reader {
+        let batch = batch.unwrap();
+        let rows = batch.rows.iter().zip(batch.pixels.chunks_exact(48));
+        filled.extend(rows.map(|(row, pixels)| (row.index, row.view, pixels.to_vec())));
+    }
+    assert_eq!(filled.len(), 18);
+    assert!(filled == trained);
+    assert!(filled[0].2 != filled[1].2 || filled[1].2 != filled[2].2, "the views do not differ");
+}
+
+/// Numbers from files decide about offsets and memory.
+#[test]
+fn a_file_that_claims_more_than_can_be_is_damaged_and_never_read() {
+    let (folder, cache) = (shards(&[3], |_| false), tempfile::tempdir().unwrap());
+    let features = run_features(cache.path(), &corpus(folder.path()), 1, None);
+    features.write(0, 0, &row(9, 1)).unwrap();
+    let path = only_file(cache.path());
+    let whole = fs::read(&path).unwrap();
+    let header: serde_json::Value = serde_json::from_slice(&whole[..4096]).unwrap();
+    for samples in [1u64 << 34, u64::MAX] {
+        let mut claims = header.clone();
+        claims["samples"] = samples.into();
+        let mut line = claims.to_string().into_bytes();
+        line.resize(4095, b' ');
+        line.push(b'\n');
+        fs::write(&path, &line).unwrap();
+        // A file with holes takes no place on the disk.
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 40).unwrap();
+        assert_eq!(stats(cache.path()).unwrap()[0].damaged_files, [path.clone()], "{samples} samples");
+        let report = verify(cache.path(), false, |_, _| {}).unwrap();
+        assert_eq!((report.good, report.bad.len()), (0, 1));
+        let other = run_features(cache.path(), &corpus(folder.path()), 1, None);
+        assert_eq!(other.read(0, 0, 9), None);
+    }
+    let other = run_features(cache.path(), &corpus(folder.path()), 1, None);
+    other.write(0, 0, &row(9, 1)).unwrap();
+    assert_eq!(other.read(0, 0, 9), Some(row(9, 1)));
+    // The same of what the folder says of itself.
+    let description = path.with_file_name("cache.json");
+    OpenOptions::new().write(true).open(&description).unwrap().set_len(1 << 40).unwrap();
+    let error = stats(cache.path()).unwrap_err().to_string();
+    assert!(error.contains("it does not describe"), "{error}");
 }
 
 #[test]

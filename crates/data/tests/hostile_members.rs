@@ -65,6 +65,7 @@ fn read_all(dataset: Dataset) -> (u64, Vec<Quarantined>) {
         image_size: 8,
         filter: Filter::Bicubic,
         pixels: true,
+        features: None,
         clean: Clean::Blip,
         pad_id: 0,
         pad_to_multiple: 1,

@@ -226,6 +226,7 @@ fn eval_options(range: std::ops::Range<u64>) -> EvalOptions {
         image_size: 4,
         filter: blip2_data::Filter::Bicubic,
         pixels: true,
+        features: None,
         clean: blip2_data::Clean::Blip,
         pad_id: 0,
         pad_to_multiple: 1,

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use blip2_data::{
     Clean, DataError, Dataset, Keep, PackOptions, PackReport, Pick, Reading, Reencode, SourceFormat, decode, pack,
@@ -371,6 +372,11 @@ fn sources_that_cannot_be_used_are_refused() {
     options.reading.keep = Keep::Fields(vec!["id".to_owned()]);
     let error = pack(&options).unwrap_err().to_string();
     assert!(error.contains("first line names no column \"image\""), "{error}");
+    // However many columns there are, and whatever is in their names, the message is a line.
+    let columns: Vec<String> = (0..100_000).map(|at| format!("\"column\n{at}\"")).collect();
+    write(folder.path(), "wide.csv", format!("{}\n", columns.join(",")).as_bytes());
+    let error = pack(&pack_options(folder.path(), "wide.csv", "out")).unwrap_err().to_string();
+    assert!(error.contains("(it has: column 0, column 1, ") && error.len() < 1000 && !error.contains('\n'), "{error}");
     // A quote that a later one closes would make one row of several.
     write(folder.path(), "late.csv", b"image,caption\nimg/0.png,\"one\nimg/1.png,\"two\nimg/2.png,three\n");
     let report = pack(&pack_options(folder.path(), "late.csv", "late")).unwrap();
@@ -449,6 +455,34 @@ fn another_packing_s_folder_is_refused_with_the_difference() {
     let error = pack(&options).unwrap_err().to_string();
     assert!(error.contains("input: captions.jsonl of size 329 there, captions.jsonl of size 282 now"), "{error}");
     assert!(files(&options.out) == before);
+}
+
+#[test]
+fn an_input_that_was_changed_in_place_at_the_same_size_is_not_gone_on_from() {
+    let modify = |path: &Path| fs::File::open(path).unwrap().set_modified(SystemTime::now() + Duration::from_secs(9));
+    let folder = images();
+    write(folder.path(), "captions.tsv", b"img/0.png\tone\nimg/1.png\ttwo\n");
+    let options = pack_options(folder.path(), "captions.tsv", "out");
+    pack(&options).unwrap();
+    assert_eq!(pack(&options).unwrap().resumed_rows, 2);
+    write(folder.path(), "captions.tsv", b"img/0.png\tone\nimg/1.png\tTWO\n");
+    modify(&folder.path().join("captions.tsv")).unwrap();
+    let error = pack(&options).unwrap_err().to_string();
+    assert!(
+        error.contains("another packing (input: captions.tsv of size 28 was modified since, at the same size)"),
+        "{error}"
+    );
+
+    // A picture of a folder that another one took the place of.
+    for name in ["0", "1"] {
+        write(folder.path(), &format!("img/{name}.txt"), b"a caption");
+    }
+    let options = PackOptions { format: SourceFormat::Img2dataset, ..pack_options(folder.path(), "img", "pairs") };
+    pack(&options).unwrap();
+    fs::rename(folder.path().join("img/0.png"), folder.path().join("img/00.png")).unwrap();
+    modify(&folder.path().join("img")).unwrap();
+    let error = pack(&options).unwrap_err().to_string();
+    assert!(error.contains("input: . of size 7 "), "{error}");
 }
 
 #[test]

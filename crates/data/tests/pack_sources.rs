@@ -2,7 +2,9 @@
 
 mod fixture;
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use blip2_data::{Dataset, Keep, PackOptions, PackReport, Pick, Reading, SourceFormat, pack};
@@ -100,6 +102,23 @@ fn img2dataset_folders_with_failed_downloads() {
     }
     assert!(problems[1].contains("neither JPEG, PNG nor WebP") && problems[2].contains("not UTF-8"), "{problems:?}");
     assert_eq!(problems.len(), 3);
+}
+
+#[test]
+fn names_that_are_shown_alike_are_refused_and_none_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = folder.path().join("set");
+    fs::create_dir(&set).unwrap();
+    write(&set, "a.txt", b"one");
+    write(&set, "a.png", &png(4, 4, 0));
+    let options = PackOptions { format: SourceFormat::Img2dataset, ..pack_options(folder.path(), "set") };
+    for bytes in [b"b\xFF.png", b"b\xFE.png"] {
+        fs::write(set.join(OsStr::from_bytes(bytes)), png(4, 4, 1)).unwrap();
+    }
+    let error = refused(&options);
+    assert!(error.contains("not UTF-8") && error.contains("rename one"), "{error}");
+    fs::remove_file(set.join(OsStr::from_bytes(b"b\xFE.png"))).unwrap();
+    assert_eq!(pack(&options).unwrap().samples, 1);
 }
 
 #[test]

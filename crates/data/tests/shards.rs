@@ -621,10 +621,14 @@ fn an_index_that_is_damaged_or_forged_is_not_believed() {
     assert_eq!(open(folder.path()).unwrap().len(), 2);
     assert_eq!(fs::read_to_string(&index).unwrap(), good);
 
-    // The body no longer is what the header's digest says.
-    fs::write(&index, good.replace("\"png\"", "\"jpg\"")).unwrap();
-    let dataset = open(folder.path()).unwrap();
-    assert!(dataset.key(0).unwrap_err().to_string().contains("digest"));
+    // The body no longer is what the header's digest says, or is cut: the shard is whole, and no sample of it is lost.
+    let (first_line, _) = good.split_once('\n').unwrap();
+    for damaged in [good.replace("\"png\"", "\"jpg\""), good[..good.len() - 9].to_owned(), format!("{first_line}\n")] {
+        fs::write(&index, damaged).unwrap();
+        let dataset = open(folder.path()).unwrap();
+        assert_eq!(keys(&dataset), ["0000", "0001"]);
+        assert_eq!(dataset.read(1, Pick::First).unwrap().key, "0001");
+    }
 
     // Members far outside the file, under a digest that fits.
     let (header, body) = good.split_once('\n').unwrap();
@@ -639,6 +643,31 @@ fn an_index_that_is_damaged_or_forged_is_not_believed() {
     assert_eq!(reindex(&["*.tar".to_owned()], &options(folder.path())).unwrap().len(), 1);
     // Built anew it has a digest of the whole shard too.
     assert_eq!(fs::read_to_string(&index).unwrap().split_once('\n').unwrap().1, body);
+}
+
+/// Files that would take all memory: a terabyte of zeros instead of an index, or behind its first line.
+#[test]
+fn no_more_of_an_index_file_is_read_than_an_index_can_have() {
+    let folder = fixture::shards(&[2], |_| false);
+    let index = folder.path().join("00.tar.idx");
+    open(folder.path()).unwrap();
+    let (first_line, body) = {
+        let text = fs::read_to_string(&index).unwrap();
+        let (first_line, body) = text.split_once('\n').unwrap();
+        (format!("{first_line}\n"), body.to_owned())
+    };
+    for start in ["", &first_line] {
+        fs::write(&index, start).unwrap();
+        fs::OpenOptions::new().write(true).open(&index).unwrap().set_len(1 << 40).unwrap();
+        let dataset = open(folder.path()).unwrap();
+        assert_eq!(keys(&dataset), ["0000", "0001"]);
+    }
+    // Where the shard has other samples, too, nothing is believed.
+    let header = first_line.replace(blake3::hash(body.as_bytes()).to_hex().as_str(), &"0".repeat(64));
+    fs::write(&index, header).unwrap();
+    fs::OpenOptions::new().write(true).open(&index).unwrap().set_len(1 << 40).unwrap();
+    let error = open(folder.path()).unwrap().key(0).unwrap_err().to_string();
+    assert!(error.contains("has more than the ") && error.contains("delete it"), "{error}");
 }
 
 #[test]

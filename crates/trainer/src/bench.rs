@@ -1,10 +1,11 @@
-//! `bench loader` is the data crate's. `bench step`: seconds of a full-size training step behind the frozen image encoder, on random features.
+//! `bench loader` is the data crate's, `bench pack` has a file of its own. `bench step`: seconds of a full-size training step behind the frozen image encoder, on random features.
 //!
 //! The model is the paper's: a bert-base Q-Former with 32 queries behind ViT-g's features. Captions have the lengths of
 //! everyday ones (19, 16, 18, 17, 16, 12, 13, 15 word pieces, again and again), `[CLS]` and `[SEP]` included.
 
 use std::time::Instant;
 
+pub use crate::packing_speed::{PackingOptions, PackingReport, packing};
 use blip2_data::HostBatch;
 pub use blip2_data::{Augment, Throughput, ThroughputOptions, throughput};
 use blip2_model::{Blip2Config, Stage1};

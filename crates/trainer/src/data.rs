@@ -2,21 +2,22 @@
 
 use std::sync::Arc;
 
+use blip2_data::feature_store::Writer;
 use blip2_data::{
     Augment, BAD_WINDOW, BadSamples, Clean, Corpus, HostBatch, ImageViews, Loader, LoaderOptions, Problem, Quarantined,
 };
 
+use crate::assembly::Assembly;
 use crate::batch::{Batch, Share};
 use crate::config::{self, AutoOr, Config, Contrastive, FeatureCache, NegativeSamples, Stage, TokenMean};
-use crate::data_sets::open_training_sets;
+use crate::data_sets::DataSets;
 use crate::disk_features::{self, DiskFeatures};
 use crate::encoder::ImageEncoder;
 use crate::error::Error;
 use crate::features::Features;
 use crate::framed::FramedBatch;
-use crate::index_lines::OpeningProgress;
 use crate::memory_features::{FillOptions, MemoryCaches};
-use crate::ranks::{Claims, Ranks};
+use crate::ranks::Ranks;
 use crate::step::StepMetrics;
 use crate::task::TargetRule;
 use crate::text::TextFrame;
@@ -39,25 +40,19 @@ pub struct TrainData {
 }
 
 impl TrainData {
-    /// Opens the set that `config` names and fills its memory cache where the run has one.
+    /// Makes the training set of open sets and fills its memory cache where the run has one; `images` hears of `(done, all)`.
     ///
     /// # Errors
-    /// When the shards cannot be read or are others on another rank, or more images than allowed cannot be used.
+    /// When the shards cannot be read, or more images than allowed cannot be used.
     pub fn open(
         config: &Config,
-        encoder: &ImageEncoder,
-        text: &TextFrame,
-        rule: TargetRule,
+        sets: &DataSets,
+        assembly: &Assembly,
         ranks: &dyn Ranks,
         caches: &mut MemoryCaches,
-        progress: OpeningProgress<'_>,
+        images: &mut dyn FnMut(u64, u64),
     ) -> Result<TrainData, Error> {
-        check_shares(config, ranks.world())?;
-        let corpus = open_training_sets(config, progress.sets, &ranks.pulse())?;
-        // Before a cache is filled from them.
-        let mut claims = Claims::default();
-        claims.claim("data.train's shards", corpus.digest());
-        claims.compare(ranks)?;
+        let (Assembly { encoder, text, .. }, corpus) = (assembly, Arc::clone(&sets.train));
         let loader = &config.data.loader;
         let threads = threads(&loader.threads);
         let clean = clean(config.data.text.clean);
@@ -65,17 +60,11 @@ impl TrainData {
             FeatureCache::Off => Features::Encode,
             FeatureCache::Memory => {
                 let options = FillOptions { threads, clean };
-                Features::Memory(caches.get_or_fill(
-                    &corpus,
-                    &text.encoder,
-                    encoder,
-                    &options,
-                    ranks,
-                    progress.images,
-                )?)
+                Features::Memory(caches.get_or_fill(&corpus, &text.encoder, encoder, &options, ranks, images)?)
             }
             FeatureCache::Directory(folder) => {
-                Features::Disk(DiskFeatures::open(folder, config, encoder, &corpus, writer(config, &corpus))?)
+                let writer = Writer::Steps(run_number(config, &corpus));
+                Features::Disk(DiskFeatures::of_training(folder, config, encoder, sets, writer)?)
             }
         };
         let views = features.disk().map(|disk| {
@@ -119,7 +108,7 @@ impl TrainData {
         };
         let names = set_names(config);
         let task = &config.task;
-        let (token_mean, contrastive) = (task.token_mean, task.contrastive);
+        let (token_mean, contrastive, rule) = (task.token_mean, task.contrastive, assembly.task.target_rule());
         let (text, micro_batch) = (text.clone(), config.micro_batch());
         Ok(TrainData { corpus, names, features, text, options, micro_batch, token_mean, contrastive, rule })
     }
@@ -247,7 +236,7 @@ impl TrainData {
 }
 
 /// Every rank computes as many samples, in as many micro-batches.
-fn check_shares(config: &Config, world: usize) -> Result<(), Error> {
+pub(crate) fn check_shares(config: &Config, world: usize) -> Result<(), Error> {
     let global = config.schedule.global_batch;
     if !global.is_multiple_of(world) {
         return Err(Error::Mismatch(format!(
@@ -279,10 +268,10 @@ fn set_names(config: &Config) -> Vec<String> {
 }
 
 /// Names a run in a feature cache: equal whenever the same configuration trains on the same shards, so that a resumed run knows its rows.
-fn writer(config: &Config, corpus: &Corpus) -> u64 {
+pub(crate) fn run_number(config: &Config, corpus: &Corpus) -> u64 {
     let digest = blake3::hash(format!("{} {}", config.digest(), corpus.digest()).as_bytes());
     let first: [u8; 8] = std::array::from_fn(|at| digest.as_bytes()[at]);
-    u64::from_le_bytes(first).max(1)
+    u64::from_le_bytes(first)
 }
 
 /// `auto`: one thread a core.

@@ -14,7 +14,34 @@ use crate::config::{
 };
 use crate::error::Error;
 use crate::index_lines::{SetOpening, index_lines};
-use crate::ranks::Pulse;
+use crate::ranks::{Claims, Pulse, Ranks};
+
+/// The sets of a run.
+pub struct DataSets {
+    /// Those that are trained on, as one row of samples.
+    pub train: Arc<Corpus>,
+    /// The held-out one, where there is one.
+    pub held_out: Option<Arc<Corpus>>,
+}
+
+impl DataSets {
+    /// Opens all of them.
+    ///
+    /// # Errors
+    /// When shards cannot be read or are others on another rank, or no sample passes a filter.
+    pub fn open(config: &Config, opening: SetOpening, ranks: &dyn Ranks) -> Result<DataSets, Error> {
+        let train = open_training_sets(config, opening, &ranks.pulse())?;
+        let held_out = open_held_out_set(config, opening, &ranks.pulse())?;
+        // Before a cache is filled from them.
+        let mut claims = Claims::default();
+        claims.claim("data.train's shards", train.digest());
+        if let Some(held_out) = &held_out {
+            claims.claim("data.val's shards", held_out.digest());
+        }
+        claims.compare(ranks)?;
+        Ok(DataSets { train, held_out })
+    }
+}
 
 /// The training sets as one row of samples. `say` hears how far opening them is, and so does `pulse`: it may take hours.
 ///

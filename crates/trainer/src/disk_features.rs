@@ -7,13 +7,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use blip2_data::feature_store::{
-    Description, FeatureFormat, FeatureStore, ImageSteps, RunFeatures, RunFeaturesOptions, StoredRow,
+    Description, FeatureFormat, FeatureStore, ImageSteps, RunFeatures, RunFeaturesOptions, StoredRow, Writer,
 };
-use blip2_data::{Corpus, HostBatch};
+use blip2_data::{Augment, Corpus, HostBatch};
 use rayon::prelude::*;
 use tch::Tensor;
 
 use crate::config::Config;
+use crate::data_sets::DataSets;
 use crate::encoder::ImageEncoder;
 use crate::error::Error;
 use crate::step::StepMetrics;
@@ -21,11 +22,13 @@ use crate::stored_numbers::StoredNumbers;
 
 const GIB: f64 = (1u64 << 30) as f64;
 
-/// A run's features in a store.
+/// A set's features in a store, as the steps of a run read and write them, or its evaluations.
 pub(crate) struct DiskFeatures {
     rows: Arc<RunFeatures>,
     numbers: StoredNumbers,
-    /// Rows of the step that is being made: those that were there before it, and the others.
+    /// What lines call the set.
+    name: &'static str,
+    /// Rows of the step or evaluation that is being made: those that were there before it, and the others.
     counts: Cell<(u64, u64)>,
     refused: RefCell<Refusal>,
 }
@@ -37,43 +40,84 @@ enum Refusal {
     Said,
 }
 
-/// A row as a step finds it.
+/// A row as a step or an evaluation finds it.
 enum Found {
-    /// There before the step.
+    /// There before it.
     There(Arc<StoredRow>),
-    /// To be encoded; this run may have done so in this very step before it was killed.
+    /// To be encoded; this run may have done so then already, before it was killed.
     Lacking(Option<Arc<StoredRow>>),
 }
 
+/// Whose rows they are, and how many are kept of each image.
+struct Rows<'a> {
+    name: &'static str,
+    corpus: &'a Arc<Corpus>,
+    augment: Augment,
+    views: NonZero<u64>,
+    writer: Writer,
+    /// Rows that go before in what may be stored.
+    before: u64,
+}
+
 impl DiskFeatures {
-    /// The rows of `corpus` in the store of `folder`, as `config` wants them. `writer` names the run.
+    /// The rows of the training sets in the store of `folder`, as `config` wants them. Those of the held-out set have their place first.
     ///
     /// # Errors
     /// When the store's folder cannot be made or is damaged.
-    pub(crate) fn open(
+    pub(crate) fn of_training(
+        folder: &Path,
+        config: &Config,
+        encoder: &ImageEncoder,
+        sets: &DataSets,
+        writer: Writer,
+    ) -> Result<DiskFeatures, Error> {
+        let rows = Rows {
+            name: "feature cache",
+            corpus: &sets.train,
+            augment: crate::data::augment(config.data.image.augment),
+            views: views(config),
+            writer,
+            before: sets.held_out.as_ref().map_or(0, |set| set.len()),
+        };
+        DiskFeatures::open(folder, config, encoder, rows)
+    }
+
+    /// The rows of a held-out set, of which the evaluation transform makes a single view.
+    ///
+    /// # Errors
+    /// As [`DiskFeatures::of_training`].
+    pub(crate) fn of_held_out(
         folder: &Path,
         config: &Config,
         encoder: &ImageEncoder,
         corpus: &Arc<Corpus>,
-        writer: u64,
+        writer: Writer,
     ) -> Result<DiskFeatures, Error> {
-        let description = description(config, encoder)?;
+        let (augment, views) = (Augment::None, NonZero::<u64>::MIN);
+        let rows = Rows { name: "feature cache of the held-out set", corpus, augment, views, writer, before: 0 };
+        DiskFeatures::open(folder, config, encoder, rows)
+    }
+
+    fn open(folder: &Path, config: &Config, encoder: &ImageEncoder, rows: Rows<'_>) -> Result<DiskFeatures, Error> {
+        let Rows { name, corpus, augment, views, writer, before: rows_before } = rows;
+        let description = description(config, encoder, augment)?;
         let numbers = StoredNumbers {
             format: description.stored_as,
             tokens: description.tokens as i64,
             width: description.width as i64,
         };
         let options = RunFeaturesOptions {
-            views: views(config),
+            views,
             writer,
             global_batch: NonZero::new(config.schedule.global_batch as u64).unwrap_or(NonZero::<u64>::MIN),
             max_bytes: config.data.feature_max_gib.map(|gib| (gib * GIB) as u64),
+            rows_before,
         };
         let rows = Arc::new(RunFeatures::new(open_store(folder, &description)?, corpus.clone(), options));
-        Ok(DiskFeatures { rows, numbers, counts: Cell::default(), refused: RefCell::new(Refusal::No) })
+        Ok(DiskFeatures { rows, numbers, name, counts: Cell::default(), refused: RefCell::new(Refusal::No) })
     }
 
-    /// The rows, for the loader.
+    /// The rows, for whoever reads ahead.
     pub(crate) fn rows(&self) -> &Arc<RunFeatures> {
         &self.rows
     }
@@ -83,10 +127,10 @@ impl DiskFeatures {
         self.numbers
     }
 
-    /// Features of a micro-batch on the encoder's device, `f32 [B, N, width]`.
+    /// Features of a batch on the encoder's device, `f32 [B, N, width]`.
     ///
-    /// What was not there before the step is encoded as one batch, so that its bits depend on the stream position alone and not on
-    /// when this run was interrupted.
+    /// What was not there before the step or evaluation is encoded as one batch, so that its bits depend on the stream position alone and not
+    /// on when this run was interrupted.
     ///
     /// # Errors
     /// When the device refuses.
@@ -99,7 +143,7 @@ impl DiskFeatures {
         let stored_then: Option<Vec<Arc<StoredRow>>> = lacking
             .iter()
             .map(|&at| match &found[at] {
-                Found::Lacking(Some(row)) if row.position == host.position => Some(row.clone()),
+                Found::Lacking(Some(row)) if self.is_of(row, host) => Some(row.clone()),
                 _ => None,
             })
             .collect();
@@ -116,6 +160,11 @@ impl DiskFeatures {
             }
         }
         self.numbers.features_of(&bytes, host.size, encoder.device())
+    }
+
+    /// Whether a row was made together with those that this batch lacks.
+    fn is_of(&self, row: &StoredRow, host: &HostBatch) -> bool {
+        row.writer == self.rows.writer() && row.position == position(host)
     }
 
     /// Encodes rows of a batch together, each view of an image once, and stores them.
@@ -140,7 +189,7 @@ impl DiskFeatures {
         let row = |&at: &usize| {
             let image = host.image_id[at];
             let payload = payloads[numbers[&(image, host.features[at].view)] * row_bytes..][..row_bytes].to_vec();
-            Arc::new(StoredRow { image, writer: self.rows.writer(), position: host.position, payload })
+            Arc::new(StoredRow { image, writer: self.rows.writer(), position: position(host), payload })
         };
         let rows: Vec<Arc<StoredRow>> = lacking.iter().map(row).collect();
         let places = lacking.iter().map(|&at| (host.sample_index[at], host.features[at].view));
@@ -160,14 +209,20 @@ impl DiskFeatures {
         };
         if let Err(error) = rows.into_par_iter().try_for_each(write) {
             self.refused.replace(Refusal::Unsaid(format!(
-                "warning: feature cache: {error}; no more features are stored, those that are not there are computed each time"
+                "warning: {}: {error}; no more features are stored, those that are not there are computed each time",
+                self.name
             )));
         }
     }
 
+    /// How many rows since the last call were there before their step or evaluation, and how many were not.
+    pub(crate) fn take_counts(&self) -> (u64, u64) {
+        self.counts.take()
+    }
+
     /// The parts of the last step's rows that were there before it and that were not.
     pub(crate) fn take_metrics(&self) -> StepMetrics {
-        let (there, not_there) = self.counts.take();
+        let (there, not_there) = self.take_counts();
         let all = (there + not_there).max(1) as f64;
         vec![("cache_hits", Tensor::from(there as f64 / all)), ("cache_misses", Tensor::from(not_there as f64 / all))]
     }
@@ -193,7 +248,8 @@ impl DiskFeatures {
         let (rows, stored) = (self.rows.rows(), self.rows.stored_rows());
         let size = |rows: u64| bytes_text(rows as f64 * self.rows.row_bytes() as f64);
         let mut line = format!(
-            "feature cache {}: {} a view of a picture, {} when all {rows} are there",
+            "{} {}: {} a view of a picture, {} when all {rows} are there",
+            self.name,
             self.rows.store().folder().display(),
             size(1),
             size(rows)
@@ -207,12 +263,20 @@ impl DiskFeatures {
     }
 }
 
-/// The row of a sample. What was read ahead holds; what was not there then may have come since.
+/// What the rows bear that are encoded with this batch: its first stream position, or that of the evaluation.
+fn position(host: &HostBatch) -> u64 {
+    host.features.first().map_or(host.position, |row| row.position)
+}
+
+/// The row of a sample. What was there when it was read ahead holds; what was not may have come since.
 fn find(rows: &RunFeatures, host: &HostBatch, at: usize) -> Found {
-    let (ahead, position) = (&host.features[at], host.positions[at]);
-    let now = || rows.read(host.sample_index[at], ahead.view, host.image_id[at]).map(Arc::new);
-    match ahead.stored.clone().or_else(now) {
-        Some(row) if rows.was_there(&row, position) => Found::There(row),
+    let ahead = &host.features[at];
+    let there = |row: &Arc<StoredRow>| rows.was_there(row, ahead.position);
+    if let Some(row) = ahead.stored.clone().filter(there) {
+        return Found::There(row);
+    }
+    match rows.read(host.sample_index[at], ahead.view, host.image_id[at]).map(Arc::new) {
+        Some(row) if there(&row) => Found::There(row),
         other => Found::Lacking(other),
     }
 }
@@ -227,10 +291,9 @@ fn open_store(folder: &Path, description: &Description) -> Result<FeatureStore, 
         .map_err(|source| Error::DataSet { key: "data.feature_cache".into(), source })
 }
 
-/// What the features are of which `config` speaks.
-fn description(config: &Config, encoder: &ImageEncoder) -> Result<Description, Error> {
+/// What the features are of images that are varied so.
+fn description(config: &Config, encoder: &ImageEncoder, augment: Augment) -> Result<Description, Error> {
     let seen = encoder.preprocessing();
-    let augment = crate::data::augment(config.data.image.augment);
     let (tokens, width) = encoder.feature_shape();
     Ok(Description {
         encoder: encoder.stored_identity()?,

@@ -1,5 +1,7 @@
 //! The frozen image encoder with what stands before it: u8 pixels in, features out.
 
+use std::cell::OnceCell;
+
 use blip2_data::feature_store::EncoderIdentity;
 use blip2_model::Frozen;
 use blip2_model::vision::{VisionConfig, VisionTower};
@@ -20,6 +22,8 @@ pub struct ImageEncoder {
     preprocessing: Preprocessing,
     mean: Tensor,
     std: Tensor,
+    /// Once it was asked for: a digest of every weight takes a while.
+    stored_identity: OnceCell<EncoderIdentity>,
 }
 
 impl ImageEncoder {
@@ -35,7 +39,7 @@ impl ImageEncoder {
         let channels =
             |values: [f64; 3]| Tensor::from_slice(&values.map(|v| v as f32)).view([1, 3, 1, 1]).to_device(device);
         let (mean, std) = (channels(preprocessing.mean), channels(preprocessing.std));
-        ImageEncoder { mean, std, tower, config, depth, preprocessing, identity }
+        ImageEncoder { mean, std, tower, config, depth, preprocessing, identity, stored_identity: OnceCell::new() }
     }
 
     /// What is done to a picture before the tower sees it.
@@ -54,6 +58,9 @@ impl ImageEncoder {
     /// # Errors
     /// When the device refuses.
     pub fn stored_identity(&self) -> Result<EncoderIdentity, Error> {
+        if let Some(known) = self.stored_identity.get() {
+            return Ok(known.clone());
+        }
         let mut hasher = blake3::Hasher::new();
         hasher.update(format!("{:?}", self.config.architecture()).as_bytes());
         for (name, tensor, _) in self.tower.params().entries() {
@@ -69,7 +76,8 @@ impl ImageEncoder {
             Kind::Half => "fp16".to_owned(),
             other => format!("{other:?}"),
         };
-        Ok(EncoderIdentity { weights: hasher.finalize().to_hex().to_string(), layer: self.depth, dtype })
+        let found = EncoderIdentity { weights: hasher.finalize().to_hex().to_string(), layer: self.depth, dtype };
+        Ok(self.stored_identity.get_or_init(|| found).clone())
     }
 
     /// Tokens of an image's features, and numbers of a token.

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use blip2_data::Quarantined;
+use blip2_data::feature_store::Writer;
 pub use blip2_metrics::Recall;
 use blip2_metrics::summarize_captions;
 use blip2_torchx::params::LoadPlan;
@@ -13,12 +14,13 @@ use crate::assembly::Assembly;
 use crate::blueprint::Blueprint;
 use crate::checkpoint::{CheckpointStore, Rejected};
 use crate::config::{Change, Config, Difference, Stage};
+use crate::data_sets::open_held_out_set;
 use crate::device;
 use crate::error::Error;
 use crate::evaluation::{Evaluation, HeldOutSet, Tell};
 use crate::index_lines::SetOpening;
 use crate::memory_features::MemoryCaches;
-use crate::ranks::Alone;
+use crate::ranks::{Alone, Pulse};
 use crate::run_folder::RunFolder;
 use crate::task::Pass;
 use crate::vqa::{AnsweredQuestion, Examiner};
@@ -46,8 +48,17 @@ pub struct RunReport {
     pub rejected: Vec<Rejected>,
     /// Keys that `config` sets otherwise than the run, and that what is measured may depend on.
     pub differences: Vec<Difference>,
+    /// What was measured.
+    pub measured: Measured,
+}
+
+/// What a pass over a held-out set gave.
+#[derive(Debug)]
+pub struct Measured {
     /// What the set holds and cannot be used.
     pub left_out: Vec<String>,
+    /// That the feature cache on disk takes no more.
+    pub note: Option<String>,
     /// The figures.
     pub report: Report,
 }
@@ -110,6 +121,9 @@ pub struct CaptionPair {
     pub caption: String,
 }
 
+/// The stream position of a pass that belongs to no run's course.
+const ONCE: u64 = 0;
+
 /// Measures the run that `config` names: its best checkpoint by `checkpoint.best`, else its newest, on `data.val`. `tell` hears how far it is.
 ///
 /// # Errors
@@ -124,41 +138,40 @@ pub fn evaluate_run(config: &Config, task: EvaluationTask, tell: Tell) -> Result
     let assembly = Assembly::build(config, Blueprint::open(config)?, device::select(config.run.device)?)?;
     assembly.task.params().load(&WeightsDir::open(checkpoint.path())?, &LoadPlan::exact())?;
     let pass = Pass { autocast: config.run.precision.autocast(), dropout: 0.0, seed: config.run.seed };
-    let (report, left_out) = match task {
+    let measured = match task {
         EvaluationTask::Vqa => examine(config, &assembly, &pass, tell)?,
         EvaluationTask::Retrieval { .. } | EvaluationTask::Captions => measure(config, &assembly, &pass, task, tell)?,
     };
-    Ok(RunReport { step: checkpoint.step(), rejected, differences, left_out, report })
+    Ok(RunReport { step: checkpoint.step(), rejected, differences, measured })
 }
 
-/// What the stage measures while training, of the whole set; and what of the set is left out.
+/// What the stage measures while training, of the whole set.
 fn measure(
     config: &Config,
     assembly: &Assembly,
     pass: &Pass,
     task: EvaluationTask,
     tell: Tell,
-) -> Result<(Report, Vec<String>), Error> {
-    let Assembly { encoder, text, task: stage, .. } = assembly;
-    let set = HeldOutSet::open(config, encoder, text, &Alone, &mut MemoryCaches::default(), SetOpening::default())?;
-    let mut set = set.ok_or_else(no_set)?;
+) -> Result<Measured, Error> {
+    let corpus = open_held_out_set(config, SetOpening::default(), &Pulse::default())?.ok_or_else(no_set)?;
+    let mut set = HeldOutSet::open(config, &corpus, assembly, &Alone, &mut MemoryCaches::default(), Writer::NoRun)?;
     (set.captions, set.retrieval) = (usize::MAX, true);
     if let EvaluationTask::Retrieval { rerank } = task {
         set.rerank = rerank;
     }
-    let mut held_out = set.pass(encoder, text, stage.target_rule(), &Alone)?.heard_by(tell);
-    let evaluation = stage.evaluate(&mut held_out, pass)?;
+    let mut held_out = set.pass(assembly, &Alone, ONCE)?.heard_by(tell);
+    let evaluation = assembly.task.evaluate(&mut held_out, pass)?;
     let left_out = [set.quarantined(), &held_out.take_quarantined()?].concat();
-    Ok((report(task, evaluation)?, names(&set, &left_out)))
+    Ok(Measured { left_out: names(&set, &left_out), note: set.take_note(), report: report(task, evaluation)? })
 }
 
-/// VQA accuracy; and what of the set is left out.
-fn examine(config: &Config, assembly: &Assembly, pass: &Pass, tell: Tell) -> Result<(Report, Vec<String>), Error> {
+/// VQA accuracy.
+fn examine(config: &Config, assembly: &Assembly, pass: &Pass, tell: Tell) -> Result<Measured, Error> {
     let Assembly { encoder, text, task, .. } = assembly;
     let stage2 = task.as_stage2().ok_or_else(|| Error::Mismatch("task.stage: 1 writes no answers".into()))?;
     let set = HeldOutSet::of_questions(config, encoder)?.ok_or_else(no_set)?;
     let examiner = Examiner::new(stage2, text.prompts()?, &config.eval.vqa.prompt);
-    let mut held_out = set.pass(encoder, text, task.target_rule(), &Alone)?.heard_by(tell);
+    let mut held_out = set.pass(assembly, &Alone, ONCE)?.heard_by(tell);
     let (answers, left_out) = examiner.ask(&mut held_out, pass)?;
     if answers.is_empty() {
         let first = left_out.first().map(ToString::to_string).unwrap_or_default();
@@ -177,7 +190,7 @@ fn examine(config: &Config, assembly: &Assembly, pass: &Pass, tell: Tell) -> Res
         distinct: answers.iter().map(|answered| answered.answer.as_str()).collect::<HashSet<_>>().len(),
         answers,
     };
-    Ok((report, names(&set, &left_out)))
+    Ok(Measured { left_out: names(&set, &left_out), note: set.take_note(), report })
 }
 
 fn no_set() -> Error {

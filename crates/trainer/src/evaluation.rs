@@ -5,23 +5,26 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
+use blip2_data::feature_store::Writer;
 use blip2_data::{
-    Cell, Clean, Corpus, EvalOptions, EvalReader, Filter, HostBatch, Layout, Pick, Problem, Quarantined, encode_png,
+    Cell, Clean, Corpus, EvalFeatures, EvalOptions, EvalReader, Filter, HostBatch, Layout, Pick, Problem, Quarantined,
+    encode_png,
 };
 use blip2_metrics::{Recall, recall_at};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
+use crate::assembly::Assembly;
 use crate::batch::{Batch, Share};
 use crate::config::{Config, FeatureCache};
-use crate::data_sets::{open_held_out_set, open_questions};
+use crate::data_sets::open_questions;
+use crate::disk_features::DiskFeatures;
 use crate::encoder::ImageEncoder;
 use crate::error::Error;
 use crate::features::Features;
-use crate::index_lines::SetOpening;
 use crate::memory_features::{FillOptions, MemoryCaches};
 use crate::preprocessing::Preprocessing;
-use crate::ranks::{self, Claims, Ranks};
+use crate::ranks::{self, Ranks};
 use crate::task::TargetRule;
 use crate::text::TextFrame;
 
@@ -93,23 +96,20 @@ pub struct SampleText {
 }
 
 impl HeldOutSet {
-    /// Opens the set that `config` names and fills its memory cache where the run has one.
+    /// Makes the held-out set of open shards and fills its memory cache where the run has one. `writer` stores its features in a cache on disk.
     ///
     /// # Errors
-    /// When the shards cannot be read or hold no usable sample.
+    /// When the shards cannot be read or hold no usable sample, or the cache on disk cannot be used.
     pub fn open(
         config: &Config,
-        encoder: &ImageEncoder,
-        text: &TextFrame,
+        corpus: &Arc<Corpus>,
+        assembly: &Assembly,
         ranks: &dyn Ranks,
         caches: &mut MemoryCaches,
-        opening: SetOpening,
-    ) -> Result<Option<HeldOutSet>, Error> {
-        let Some(corpus) = open_held_out_set(config, opening, &ranks.pulse())? else { return Ok(None) };
-        let mut claims = Claims::default();
-        claims.claim("data.val's shards", corpus.digest());
-        claims.compare(ranks)?;
-        let mut set = HeldOutSet::of(corpus, config, encoder);
+        writer: Writer,
+    ) -> Result<HeldOutSet, Error> {
+        let Assembly { encoder, text, .. } = assembly;
+        let mut set = HeldOutSet::of(corpus.clone(), config, encoder, writer)?;
         if config.data.feature_cache == FeatureCache::Memory {
             let options = FillOptions { threads: set.threads, clean: set.clean };
             let said = &mut |done, _| ranks.enter(done, "held-out image features");
@@ -117,7 +117,7 @@ impl HeldOutSet {
                 Features::Memory(caches.get_or_fill(&set.corpus, &text.encoder, encoder, &options, ranks, said)?);
         }
         // Now and not at the first evaluation, by when hours may have gone.
-        let mut reader = set.reader(text, 0..set.corpus.len(), true)?;
+        let mut reader = set.reader(text, 0..set.corpus.len(), true, None)?;
         if reader.next().transpose()?.is_none() {
             let first = reader.take_quarantined().first().map(ToString::to_string).unwrap_or_default();
             return Err(Error::Mismatch(format!(
@@ -125,24 +125,30 @@ impl HeldOutSet {
                 set.corpus.len()
             )));
         }
-        Ok(Some(set))
+        Ok(set)
     }
 
     /// Opens the set that `config` names as questions with answers, for one pass: the captions of its batches are the questions, and no features
-    /// are kept.
+    /// are kept in memory.
     ///
     /// # Errors
-    /// When the shards cannot be read or hold no picture.
+    /// When the shards cannot be read or hold no picture, or the cache on disk cannot be used.
     pub fn of_questions(config: &Config, encoder: &ImageEncoder) -> Result<Option<HeldOutSet>, Error> {
-        Ok(open_questions(config)?.map(|corpus| HeldOutSet::of(corpus, config, encoder)))
+        open_questions(config)?.map(|corpus| HeldOutSet::of(corpus, config, encoder, Writer::NoRun)).transpose()
     }
 
-    /// The set, its features computed in every pass.
-    fn of(corpus: Arc<Corpus>, config: &Config, encoder: &ImageEncoder) -> HeldOutSet {
+    /// The set, its features computed in every pass unless they are kept on disk.
+    fn of(corpus: Arc<Corpus>, config: &Config, encoder: &ImageEncoder, writer: Writer) -> Result<HeldOutSet, Error> {
         let Preprocessing { size: image_size, filter, .. } = *encoder.preprocessing();
-        HeldOutSet {
+        let features = match &config.data.feature_cache {
+            FeatureCache::Directory(folder) => {
+                Features::Disk(DiskFeatures::of_held_out(folder, config, encoder, &corpus, writer)?)
+            }
+            FeatureCache::Off | FeatureCache::Memory => Features::Encode,
+        };
+        Ok(HeldOutSet {
             corpus,
-            features: Features::Encode,
+            features,
             batch: config.micro_batch().min(MAX_BATCH),
             threads: crate::data::threads(&config.data.loader.threads),
             image_size,
@@ -153,7 +159,7 @@ impl HeldOutSet {
             captions: config.eval.captions,
             retrieval: config.eval.retrieval,
             rerank: 0,
-        }
+        })
     }
 
     /// Number of samples, those that cannot be used included.
@@ -176,8 +182,36 @@ impl HeldOutSet {
         self.features.quarantined()
     }
 
+    /// One line about the cache on disk.
+    pub(crate) fn cache_introduction(&self) -> Option<String> {
+        self.features.disk().map(DiskFeatures::introduction)
+    }
+
+    /// That the cache on disk takes no more; said once.
+    pub(crate) fn take_note(&self) -> Option<String> {
+        self.features.disk().and_then(DiskFeatures::take_note)
+    }
+
+    /// What part of the last pass's features was on disk before it, on all ranks; nothing without such a cache.
+    ///
+    /// # Errors
+    /// When a rank is lost.
+    pub(crate) fn take_cache_metrics(&self, ranks: &dyn Ranks) -> Result<Vec<(String, f64)>, Error> {
+        let Some(disk) = self.features.disk() else { return Ok(Vec::new()) };
+        let (there, not_there) = disk.take_counts();
+        let counts = ranks.share_numbers(&[there, not_there])?;
+        let [there, not_there] = [0, 1].map(|at| counts.iter().map(|rank| rank[at] as f64).sum::<f64>());
+        Ok(vec![("val_cache_hits".into(), there / (there + not_there).max(1.0))])
+    }
+
     /// Samples in order, those that cannot be used left out.
-    fn reader(&self, text: &TextFrame, range: Range<u64>, pixels: bool) -> Result<EvalReader, Error> {
+    fn reader(
+        &self,
+        text: &TextFrame,
+        range: Range<u64>,
+        pixels: bool,
+        features: Option<EvalFeatures>,
+    ) -> Result<EvalReader, Error> {
         let options = EvalOptions {
             range,
             batch: self.batch,
@@ -186,6 +220,7 @@ impl HeldOutSet {
             image_size: self.image_size,
             filter: self.filter,
             pixels,
+            features,
             clean: self.clean,
             pad_id: text.pad_id,
             pad_to_multiple: 1,
@@ -194,23 +229,25 @@ impl HeldOutSet {
         Ok(EvalReader::new(self.corpus.clone(), text.encoder.clone(), options)?)
     }
 
-    /// Begins a pass, of which each rank takes as many batches.
+    /// Begins a pass, of which each rank takes as many batches. `position` is that of the run's stream.
     ///
     /// # Errors
     /// When threads cannot be started.
     pub fn pass<'a>(
         &'a self,
-        encoder: &'a ImageEncoder,
-        text: &'a TextFrame,
-        rule: TargetRule,
+        assembly: &'a Assembly,
         ranks: &'a dyn Ranks,
+        position: u64,
     ) -> Result<HeldOut<'a>, Error> {
+        let Assembly { encoder, text, task, .. } = assembly;
+        let rule = task.target_rule();
         let batches = self.corpus.len().div_ceil(self.batch as u64);
         let (rank, world) = (ranks.rank() as u64, ranks.world() as u64);
         let begin = |rank: u64| (rank * batches / world * self.batch as u64).min(self.corpus.len());
         let range = begin(rank)..begin(rank + 1);
         let images = range.end - range.start;
-        let reader = self.reader(text, range, self.features.needs_pixels())?;
+        let features = self.features.disk().map(|disk| EvalFeatures { rows: disk.rows().clone(), position });
+        let reader = self.reader(text, range, self.features.needs_pixels(), features)?;
         Ok(HeldOut { reader, encoder, text, rule, set: self, ranks, images, done: 0, tell: &|_, _, _| {} })
     }
 

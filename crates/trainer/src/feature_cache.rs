@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use blip2_data::Quarantined;
-use blip2_data::feature_store::{FillOptions, FillReader, StoredRow};
+use blip2_data::feature_store::{FillOptions, FillReader, StoredRow, Writer};
+use blip2_data::{Augment, Quarantined};
 use serde::Serialize;
 use tch::Device;
 
@@ -13,23 +13,31 @@ pub use blip2_data::feature_store::{BadRow, CacheStats, CacheVerification, Featu
 use crate::blueprint::Blueprint;
 use crate::config::{Config, FeatureCache};
 use crate::data;
-use crate::data_sets::open_training_sets;
+use crate::data_sets::DataSets;
 use crate::disk_features::DiskFeatures;
+use crate::encoder::ImageEncoder;
 use crate::error::Error;
 use crate::features::ENCODE_BATCH;
 use crate::index_lines::SetOpening;
 use crate::model_files::load_image_encoder;
-use crate::ranks::Pulse;
-
-/// The writer of rows that no run has written; a run's is never zero.
-const AHEAD_OF_TIME: u64 = 0;
+use crate::ranks::Alone;
 
 /// What filling a cache has done.
 #[derive(Debug, Clone, Serialize)]
 pub struct BuildReport {
+    /// Of the training sets.
+    #[serde(flatten)]
+    pub training: SetReport,
+    /// Of the held-out set, where there is one.
+    pub held_out: Option<SetReport>,
+}
+
+/// What filling a cache has done for the training sets or the held-out one.
+#[derive(Debug, Clone, Serialize)]
+pub struct SetReport {
     /// The folder of the features of this encoder and transform.
     pub folder: PathBuf,
-    /// Pictures of the training set.
+    /// Pictures of the set.
     pub pictures: u64,
     /// Views of each.
     pub views: u64,
@@ -41,12 +49,12 @@ pub struct BuildReport {
     pub no_place: u64,
     /// Bytes of a row with its record.
     pub row_bytes: u64,
-    /// Views that could not be made, since their picture cannot be read.
+    /// Pictures that cannot be read.
     pub left_out: Vec<Quarantined>,
 }
 
-/// Fills the cache that `config` names with every view of its training set. What is there stays, so that a build that was interrupted goes
-/// on where it was; `progress` hears of `(done, all)` rows.
+/// Fills the cache that `config` names with the held-out set and every view of the training sets. What is there stays, so that a build that
+/// was interrupted goes on where it was; `progress` hears of `(done, all)` rows.
 ///
 /// # Errors
 /// A configuration without a folder, parts that do not fit, shards that cannot be read, a disk that refuses.
@@ -55,45 +63,68 @@ pub fn build(config: &Config, device: Device, progress: &mut dyn FnMut(u64, u64)
         return Err(Error::Mismatch("data.feature_cache: expected a folder to fill, got off or memory".into()));
     };
     let Blueprint { vision_dir, vision, depth, preprocessing, vision_dtype, .. } = Blueprint::open(config)?;
-    let corpus = open_training_sets(config, SetOpening::default(), &Pulse::default())?;
+    let sets = DataSets::open(config, SetOpening::default(), &Alone)?;
     let (encoder, _) = load_image_encoder(&vision_dir, &vision, depth, preprocessing, device, vision_dtype)?;
-    let features = DiskFeatures::open(folder, config, &encoder, &corpus, AHEAD_OF_TIME)?;
-    let rows = features.rows();
+    let training = DiskFeatures::of_training(folder, config, &encoder, &sets, Writer::NoRun)?;
+    let held_out = sets.held_out.as_ref();
+    let held_out = held_out.map(|set| DiskFeatures::of_held_out(folder, config, &encoder, set, Writer::NoRun));
+    let held_out = held_out.transpose()?;
+    let first = held_out.as_ref().map_or(0, |features| features.rows().stored_rows());
+    let all = first + training.rows().stored_rows();
+    let held_out = match &held_out {
+        Some(features) => Some(fill(config, &encoder, features, Augment::None, &mut |done| progress(done, all))?),
+        None => None,
+    };
+    let augment = data::augment(config.data.image.augment);
+    let training = fill(config, &encoder, &training, augment, &mut |done| progress(first + done, all))?;
+    Ok(BuildReport { training, held_out })
+}
+
+/// Encodes and stores what a set lacks; `tell` hears of the rows that are done.
+fn fill(
+    config: &Config,
+    encoder: &ImageEncoder,
+    features: &DiskFeatures,
+    augment: Augment,
+    tell: &mut dyn FnMut(u64),
+) -> Result<SetReport, Error> {
+    let (rows, size) = (features.rows(), encoder.preprocessing().size);
     let mut reader = FillReader::new(
         rows.clone(),
         FillOptions {
             batch: ENCODE_BATCH,
             threads: data::threads(&config.data.loader.threads),
             prefetch: config.data.loader.prefetch,
-            image_size: encoder.preprocessing().size,
+            image_size: size,
             filter: encoder.preprocessing().filter,
-            augment: data::augment(config.data.image.augment),
+            augment,
         },
     )?;
-    let (all, mut stored) = (rows.stored_rows(), 0);
+    let (mut there, mut stored) = (0, 0);
     for batch in reader.by_ref() {
         let batch = batch?;
-        if !batch.rows.is_empty() {
-            let encoded = encoder.features(&batch.pixels, batch.rows.len(), encoder.preprocessing().size)?;
+        // An image may have more views than are encoded at once.
+        let parts = batch.pixels.chunks(ENCODE_BATCH * 3 * size * size);
+        for (lacking, pixels) in batch.rows.chunks(ENCODE_BATCH).zip(parts) {
+            let encoded = encoder.features(pixels, lacking.len(), size)?;
             let payloads = features.numbers().to_rows(&encoded)?;
-            for (row, payload) in batch.rows.iter().zip(payloads.chunks_exact(rows.store().row_bytes())) {
-                let made =
-                    StoredRow { image: row.image, writer: AHEAD_OF_TIME, position: 0, payload: payload.to_vec() };
-                rows.write(row.index, row.view, &made)?;
+            for (row, payload) in lacking.iter().zip(payloads.chunks_exact(rows.store().row_bytes())) {
+                let (image, writer, payload) = (row.image, rows.writer(), payload.to_vec());
+                rows.write(row.index, row.view, &StoredRow { image, writer, position: 0, payload })?;
             }
-            stored += batch.rows.len() as u64;
         }
-        progress(batch.done, all);
+        there += batch.there;
+        stored += batch.rows.len() as u64;
+        tell(batch.done);
     }
-    let left_out = reader.take_quarantined();
-    Ok(BuildReport {
+    Ok(SetReport {
         folder: rows.store().folder().to_owned(),
-        pictures: corpus.len(),
-        views: config.data.feature_views,
-        there: all - stored - left_out.len() as u64,
+        pictures: rows.pictures(),
+        views: rows.views(),
+        there,
         stored,
-        no_place: rows.rows() - all,
+        no_place: rows.rows() - rows.stored_rows(),
         row_bytes: rows.row_bytes(),
-        left_out,
+        left_out: reader.take_quarantined(),
     })
 }

@@ -18,14 +18,6 @@ pub struct SetOpening {
     pub dry_run: bool,
 }
 
-/// How a run's data is opened, and who hears how far that is.
-pub struct OpeningProgress<'a> {
-    /// Hears of `(done, all)` images of a memory cache that is being filled.
-    pub images: &'a mut dyn FnMut(u64, u64),
-    /// The sets themselves.
-    pub sets: SetOpening,
-}
-
 /// Says every few seconds how many shards of the set `key` have been looked at; nothing where that is soon done.
 pub(crate) fn index_lines(key: String, say: impl Fn(&str) + Send + Sync + 'static) -> Progress {
     lines(key, say, LINE_EVERY)

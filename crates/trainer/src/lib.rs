@@ -32,6 +32,7 @@ mod masks;
 pub mod memory_features;
 pub mod meter;
 pub mod model_files;
+mod packing_speed;
 mod precision;
 pub mod prefix;
 pub mod preprocessing;

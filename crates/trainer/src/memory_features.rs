@@ -89,6 +89,7 @@ impl MemoryCache {
                 image_size: encoder.preprocessing().size,
                 filter: encoder.preprocessing().filter,
                 pixels: true,
+                features: None,
                 clean: options.clean,
                 pad_id: 0,
                 pad_to_multiple: 1,

@@ -4,10 +4,13 @@ use std::path::PathBuf;
 use std::thread;
 
 use anyhow::Result;
-use blip2_trainer::bench::{Augment, BenchOptions, StepReport, Throughput, ThroughputOptions, stage1_step, throughput};
+use blip2_trainer::bench::{
+    Augment, BenchOptions, PackingOptions, PackingReport, StepReport, Throughput, ThroughputOptions, packing,
+    stage1_step, throughput,
+};
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::shards::SetArguments;
+use super::shards::{PackedArguments, SetArguments};
 use crate::arguments::{DeviceArgument, Precision};
 use crate::output::{print, print_json};
 
@@ -19,6 +22,14 @@ Examples:
 Batches come from the training loader with BLIP-2's transform, in training's order. The set is read --passes times, the quickest is told.
 Times of the phases are those of all decoding threads together; waiting is that of whoever takes the batches.";
 
+const PACK_EXAMPLES: &str = "\
+Examples:
+  blip2 bench pack --source pictures
+  blip2 bench pack --source pictures --longest-side 384 --threads 2 --scratch /data --json
+
+What is packed is what `blip2 shards pack` takes, by the same flags. The shards are written below --scratch, synced, and removed behind each of the
+--passes, of which the quickest is told. Memory is the most that the process has held, so measure with and without --longest-side in two commands.";
+
 const EXAMPLES: &str = "\
 Examples:
   blip2 bench step --stage 1 --batch 8
@@ -27,16 +38,18 @@ Examples:
 The model is the paper's: a bert-base Q-Former with 32 queries behind ViT-g's features, dropout on; weights and features are random.
 Forward and backward are measured together, the optimizer apart.";
 
-const BOTH_EXAMPLES: &str = "\
+const ALL_EXAMPLES: &str = "\
 Examples:
   blip2 bench loader 'shards/*.tar'
+  blip2 bench pack --source pictures
   blip2 bench step --stage 1 --batch 8";
 
 /// Measure the throughput of the parts on this machine
 #[derive(Subcommand)]
-#[command(after_help = BOTH_EXAMPLES)]
+#[command(after_help = ALL_EXAMPLES)]
 pub(crate) enum BenchCommand {
     Loader(LoaderArguments),
+    Pack(PackArguments),
     Step(StepArguments),
 }
 
@@ -78,6 +91,26 @@ enum AugmentArgument {
     None,
 }
 
+/// Measure packing pictures into shards: time and memory
+#[derive(Args)]
+#[command(after_help = PACK_EXAMPLES)]
+pub(crate) struct PackArguments {
+    #[command(flatten)]
+    packed: PackedArguments,
+    /// Threads; left out, as many as there are cores
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Folder below which the shards lie meanwhile; left out, the system's for temporary files
+    #[arg(long, value_name = "DIR")]
+    scratch: Option<PathBuf>,
+    /// Times that all is packed
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    passes: u32,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
 /// Measure a training step behind the frozen image encoder
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
@@ -108,6 +141,7 @@ impl BenchCommand {
     pub(crate) fn run(self) -> Result<()> {
         match self {
             BenchCommand::Loader(arguments) => arguments.run(),
+            BenchCommand::Pack(arguments) => arguments.run(),
             BenchCommand::Step(arguments) => arguments.run(),
         }
     }
@@ -116,13 +150,17 @@ impl BenchCommand {
 /// Batches decoded ahead, as training's default.
 const PREFETCH: usize = 4;
 
+/// One thread a core where it is not said.
+fn threads(given: Option<u16>) -> usize {
+    given.map_or_else(|| thread::available_parallelism().map_or(1, usize::from), usize::from)
+}
+
 impl LoaderArguments {
     fn run(self) -> Result<()> {
-        let cores = || thread::available_parallelism().map_or(1, usize::from);
         let report = throughput(&ThroughputOptions {
             open: self.set.options(),
             patterns: self.set.patterns,
-            threads: self.threads.map_or_else(cores, usize::from),
+            threads: threads(self.threads),
             batch: self.batch as usize,
             prefetch: PREFETCH,
             image_size: self.size.into(),
@@ -158,6 +196,34 @@ fn loader_lines(report: &Throughput) -> String {
         let share = (spent_s / of_s).clamp(0.0, 1.0);
         let bar = "#".repeat((share * 40.0).round() as usize);
         text += format!("\n{phase:<20} {spent_s:>9.3} s {:>5.1} %  {bar}", share * 100.0).trim_end();
+    }
+    text
+}
+
+impl PackArguments {
+    fn run(self) -> Result<()> {
+        let scratch = self.scratch.unwrap_or_else(std::env::temp_dir);
+        let report = packing(&PackingOptions {
+            pack: self.packed.options(scratch),
+            threads: threads(self.threads),
+            passes: self.passes as usize,
+        })?;
+        if self.json { print_json(&report) } else { print(packing_lines(&report)) }
+    }
+}
+
+fn packing_lines(report: &PackingReport) -> String {
+    let PackingReport { pictures, left_out, seconds, pictures_per_s, mb_per_s, shards_mb, threads, .. } = report;
+    let reencoded = report.longest_side.map_or("as they are".to_owned(), |side| format!("shrunk to {side} pixels"));
+    let mut text = format!(
+        "{pictures} pictures {reencoded} in {seconds:.2} s with {threads} threads: {pictures_per_s:.1} pictures/s, {mb_per_s:.1} MB/s of image files; \
+         {shards_mb:.1} MB of shards"
+    );
+    if *left_out > 0 {
+        text += &format!("\n{left_out} rows left out");
+    }
+    if let Some(mib) = report.peak_memory_mib {
+        text += &format!("\n{mib:.0} MiB of memory at most");
     }
     text
 }

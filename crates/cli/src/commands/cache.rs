@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use blip2_trainer::config::Config;
 use blip2_trainer::device;
-use blip2_trainer::feature_cache::{BuildReport, CacheStats, FeatureFormat, build, bytes_text, stats, verify};
+use blip2_trainer::feature_cache::{CacheStats, FeatureFormat, SetReport, build, bytes_text, stats, verify};
 use clap::{Args, Subcommand};
 
 use crate::hub;
@@ -18,8 +18,9 @@ Examples:
   blip2 cache build --config stage1.yaml
   blip2 cache build --config stage1.yaml --set data.feature_cache=/scratch/features --set data.feature_views=4
 
-The configuration's data.feature_cache names the folder. Training fills it by itself in its first data.feature_views epochs; this does so ahead
-of time, for all runs whose encoder and image transform are the same. What is there stays: an interrupted build goes on where it was.
+The configuration's data.feature_cache names the folder. Training fills it by itself in its first data.feature_views epochs and evaluations; this
+does so ahead of time, for all runs whose encoder and image transform are the same: the held-out set first, then every view of the training sets,
+each picture decoded once. What is there stays: an interrupted build goes on where it was.
 Build before a run or after it, not beside it: which pictures a run encodes together depends on what it finds.";
 
 const STATS_EXAMPLES: &str = "\
@@ -50,7 +51,7 @@ pub(crate) enum CacheCommand {
     Verify(VerifyArguments),
 }
 
-/// Encode every view of a training set ahead of time
+/// Encode every view of the training sets, and the held-out set, ahead of time
 #[derive(Args)]
 #[command(after_help = BUILD_EXAMPLES)]
 pub(crate) struct BuildArguments {
@@ -114,18 +115,23 @@ impl BuildArguments {
         if self.json {
             return print_json(&report);
         }
-        for left_out in &report.left_out {
-            say(&format!("warning: left out: {left_out}"));
+        for (set, report) in
+            report.held_out.iter().map(|set| ("held-out set", set)).chain([("training", &report.training)])
+        {
+            for left_out in &report.left_out {
+                say(&format!("warning: left out: {left_out}"));
+            }
+            print(built(set, report))?;
         }
-        print(built(&report))
+        Ok(())
     }
 }
 
-fn built(report: &BuildReport) -> String {
-    let BuildReport { folder, pictures, views, there, stored, no_place, row_bytes, left_out } = report;
+fn built(set: &str, report: &SetReport) -> String {
+    let SetReport { folder, pictures, views, there, stored, no_place, row_bytes, left_out } = report;
     let size = bytes_text((there + stored) as f64 * *row_bytes as f64);
     let mut text = format!(
-        "{}: {pictures} pictures, {views} views each: {stored} rows stored, {there} were there, {} left out; {size}",
+        "{}: {set}: {pictures} pictures, {views} views each: {stored} rows stored, {there} were there, {} left out; {size}",
         folder.display(),
         left_out.len(),
     );

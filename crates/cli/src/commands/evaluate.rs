@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use blip2_trainer::config::Config;
-use blip2_trainer::evaluate::{EvaluationTask, Recall, Report, evaluate_run};
+use blip2_trainer::evaluate::{EvaluationTask, Measured, Recall, Report, evaluate_run};
 use blip2_trainer::vqa::AnsweredQuestion;
 use clap::{Args, ValueEnum};
 
@@ -86,16 +86,18 @@ impl EvaluateArguments {
             let keys = found.differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
             say(&format!("warning: measured otherwise than the run was trained: {keys}"));
         }
-        if let [first, ..] = found.left_out.as_slice() {
+        let Measured { left_out, note, report } = &found.measured;
+        if let [first, ..] = left_out.as_slice() {
             say(&format!(
                 "warning: data.val: {} samples cannot be used and are left out, the first: {first}",
-                found.left_out.len()
+                left_out.len()
             ));
         }
+        note.iter().for_each(|line| say(line));
         if self.json {
-            return print_json(&found.report);
+            return print_json(report);
         }
-        print(format_args!("{}: step {}\n{}", config.run_folder().display(), found.step, text(&found.report)))
+        print(format_args!("{}: step {}\n{}", config.run_folder().display(), found.step, text(report)))
     }
 }
 

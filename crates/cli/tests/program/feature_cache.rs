@@ -32,6 +32,17 @@ fn hits(run: &Path) -> Vec<f64> {
     steps.iter().map(|step| step["cache_hits"].as_f64().unwrap()).collect()
 }
 
+/// The part of each evaluation's features that was there before it.
+fn held_out_hits(run: &Path) -> Vec<f64> {
+    metrics(run).iter().filter_map(|record| record["val_cache_hits"].as_f64()).collect()
+}
+
+/// What `cache stats` says of each key.
+fn stats(folder: &Path) -> Vec<Value> {
+    let printed = cache("stats", &[folder, Path::new("--json")]).success();
+    printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
 fn cache(command: &str, arguments: &[&Path]) -> Ended {
     blip2::<PathBuf>(["cache".into(), command.into()].into_iter().chain(arguments.iter().map(|a| a.to_path_buf())))
 }
@@ -65,6 +76,7 @@ fn killed_at_random_moments_a_run_with_a_cache_ends_in_the_same_bytes() {
     let pace = pace_of(&whole, &tiny.run("whole"));
     let found = hits(&tiny.run("whole"));
     assert!(found[0] == 0.0 && found[found.len() - 1] == 1.0, "{found:?}");
+    assert_eq!(held_out_hits(&tiny.run("whole")), [0.0, 1.0]);
     fs::rename(tiny.path("cache"), tiny.path("cache of whole")).unwrap();
 
     let kills = std::env::var("BLIP2_KILLS").map_or(6, |kills| kills.parse().unwrap());
@@ -73,7 +85,8 @@ fn killed_at_random_moments_a_run_with_a_cache_ends_in_the_same_bytes() {
 
     // The cache that it left is whole, and the same configuration finds its rows in another run's folder, too.
     let verified = json_of(cache("verify", &[&tiny.path("cache"), Path::new("--json")]));
-    assert_eq!((&verified["good"], &verified["bad"]), (&json!(48), &json!([])));
+    // Eight views of six pictures, and the held-out ones.
+    assert_eq!((&verified["good"], &verified["bad"]), (&json!(48 + 6), &json!([])));
     let again = tiny.stage1("again", &changes);
     train(&again, &[]).success();
     assert_same_end(&tiny.run("again"), &tiny.run("whole"), 24);
@@ -120,6 +133,63 @@ fn later_epochs_stages_and_runs_read_what_the_first_has_stored() {
 }
 
 #[test]
+fn held_out_features_are_stored_by_the_first_evaluation_and_read_by_all_others() {
+    let tiny = TinyRun::new();
+    let cached = |folder: &str| ("/data/feature_cache", json!(tiny.path(folder)));
+    let more = [
+        ("/data/feature_format", json!("int8")),
+        // Training has other views, so that these rows are the evaluations' own.
+        ("/data/image/augment", json!("crop_flip")),
+        ("/eval/every", json!(2)),
+    ];
+    let changes = with(&more, &[cached("cache")]);
+    let ended = train(&tiny.stage1("stage1", &changes), &[]);
+    assert!(ended.stderr.contains("feature cache of the held-out set "), "{}", ended.stderr);
+    ended.success();
+    assert_eq!(held_out_hits(&tiny.run("stage1")), [0.0, 1.0]);
+    let [none] = stats(&tiny.path("cache"))
+        .into_iter()
+        .filter(|key| key["description"]["image"]["augment"] == "none")
+        .collect::<Vec<_>>()
+        .try_into()
+        .unwrap();
+    assert_eq!(["pictures", "views", "rows"].map(|name| none[name].as_u64().unwrap()), [6, 1, 6]);
+    train(&tiny.stage2("stage2", "stage1", &changes), &[]).success();
+    assert_eq!(held_out_hits(&tiny.run("stage2")), [1.0, 1.0]);
+
+    // What is measured is the stored value, whoever stored it.
+    let loss_with = |changes: &[(&str, Value)]| {
+        let arguments = ["evaluate", "--task", "caption", "--json", "--config"].map(PathBuf::from);
+        let config = tiny.stage2("stage2", "stage1", changes);
+        json_of(blip2(arguments.into_iter().chain([config])))["loss"].as_f64().unwrap()
+    };
+    let records = metrics(&tiny.run("stage2"));
+    let measured = records.iter().filter_map(|record| record["val_loss"].as_f64()).next_back().unwrap();
+    assert_eq!(loss_with(&changes), measured);
+    let elsewhere = with(&more, &[cached("elsewhere")]);
+    assert_eq!(loss_with(&elsewhere), measured, "stored now");
+    let [none] = stats(&tiny.path("elsewhere")).try_into().unwrap();
+    assert_eq!((&none["rows"], &none["description"]["image"]["augment"]), (&json!(6), &json!("none")));
+    assert_eq!(loss_with(&elsewhere), measured, "read");
+    assert_ne!(loss_with(&more[1..]), measured, "int8 rounds");
+}
+
+#[test]
+fn held_out_rows_have_their_place_first() {
+    let tiny = TinyRun::new();
+    let changes = with(&whole_epochs(&tiny, 2), &[("/data/image/augment", json!("crop_flip"))]);
+    train(&tiny.stage1("first", &changes), &[]).success();
+    let row = stats(&tiny.path("cache"))[0]["bytes"].as_f64().unwrap() / 6.0;
+    fs::remove_dir_all(tiny.path("cache")).unwrap();
+    // Six held-out pictures, and two of the training set.
+    let limited = with(&changes, &[("/data/feature_max_gib", json!(8.5 * row / f64::from(1 << 30)))]);
+    train(&tiny.stage1("limited", &limited), &[]).success();
+    assert_eq!(hits(&tiny.run("limited")), [0.0, 2.0 / 6.0]);
+    let rows: u64 = stats(&tiny.path("cache")).iter().map(|key| key["rows"].as_u64().unwrap()).sum();
+    assert_eq!(rows, 8);
+}
+
+#[test]
 fn built_ahead_of_time_a_cache_is_full_from_the_first_step() {
     let tiny = TinyRun::new();
     let more = [("/data/feature_views", json!(2)), ("/data/image/augment", json!("crop_flip"))];
@@ -127,15 +197,18 @@ fn built_ahead_of_time_a_cache_is_full_from_the_first_step() {
     let build = || json_of(cache("build", &[Path::new("--config"), &config, Path::new("--json")]));
     let counts =
         |report: Value| ["pictures", "views", "there", "stored", "no_place"].map(|name| report[name].as_u64().unwrap());
-    assert_eq!(counts(build()), [6, 2, 0, 12, 0]);
-    assert_eq!(counts(build()), [6, 2, 12, 0, 0]);
+    for (training, held_out) in [([6, 2, 0, 12, 0], [6, 1, 0, 6, 0]), ([6, 2, 12, 0, 0], [6, 1, 6, 0, 0])] {
+        let report = build();
+        assert_eq!((counts(report["held_out"].clone()), counts(report)), (held_out, training));
+    }
     train(&config, &[]).success();
     assert_eq!(hits(&tiny.run("run")), [1.0, 1.0, 1.0]);
+    assert_eq!(held_out_hits(&tiny.run("run")), [1.0]);
 
-    let stats = json_of(cache("stats", &[&tiny.path("cache"), Path::new("--json")]));
+    let keys = stats(&tiny.path("cache"));
+    let stats = keys.iter().find(|key| key["description"]["image"]["augment"] == "crop_flip").unwrap();
     assert_eq!(["pictures", "views", "rows"].map(|name| stats[name].as_u64().unwrap()), [6, 2, 12]);
-    assert_eq!(stats["description"]["image"]["augment"], "crop_flip");
-    assert!(stats["bytes_per_picture"].as_f64().unwrap() > 0.0);
+    assert!(keys.len() == 2 && stats["bytes_per_picture"].as_f64().unwrap() > 0.0);
     let printed = cache("stats", &[&tiny.path("cache")]).success();
     for part in ["32 pixels, augment crop_flip", "6 pictures of 1 shards, 2 views, 12 rows", "a picture"] {
         assert!(printed.contains(part), "{part} is not in {printed}");
@@ -192,10 +265,10 @@ fn damaged_rows_are_found_cleared_and_computed_again() {
 #[test]
 fn without_place_training_goes_on_and_says_so_once() {
     let tiny = TinyRun::new();
-    let changes = whole_epochs(&tiny, 3);
+    // The held-out set is the training set, whose rows it would take the place of.
+    let changes = with(&whole_epochs(&tiny, 3), &[("/data/val", Value::Null)]);
     train(&tiny.stage1("first", &changes), &[]).success();
-    let stats = json_of(cache("stats", &[&tiny.path("cache"), Path::new("--json")]));
-    let row = stats["bytes"].as_f64().unwrap() / 6.0;
+    let row = stats(&tiny.path("cache"))[0]["bytes"].as_f64().unwrap() / 6.0;
 
     // A limit that half of the rows fit in.
     let [file] = files(&tiny.path("cache")).try_into().unwrap();
@@ -214,4 +287,11 @@ fn without_place_training_goes_on_and_says_so_once() {
     assert_eq!(ended.stderr.matches("no more features are stored").count(), 1, "{}", ended.stderr);
     ended.success();
     assert_eq!(hits(&tiny.run("refused")), [0.0, 0.0, 0.0]);
+
+    // Evaluation goes on without, too, and says so for itself.
+    let held_out = with(&whole_epochs(&tiny, 3), &[("/run/seed", json!(2)), ("/eval/every", json!(1))]);
+    let ended = train(&tiny.stage1("held_out", &held_out), &[]);
+    assert_eq!(ended.stderr.matches("feature cache of the held-out set: ").count(), 1, "{}", ended.stderr);
+    ended.success();
+    assert_eq!(held_out_hits(&tiny.run("held_out")), [0.0, 0.0, 0.0]);
 }

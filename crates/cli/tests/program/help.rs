@@ -2,7 +2,7 @@
 
 use crate::{blip2, run_program};
 
-const COMMANDS: [&[&str]; 19] = [
+const COMMANDS: [&[&str]; 20] = [
     &["train"],
     &["export"],
     &["generate"],
@@ -17,6 +17,7 @@ const COMMANDS: [&[&str]; 19] = [
     &["inspect"],
     &["replay"],
     &["bench", "loader"],
+    &["bench", "pack"],
     &["bench", "step"],
     &["shards"],
     &["cache"],

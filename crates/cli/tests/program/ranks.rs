@@ -215,6 +215,14 @@ fn what_the_cache_on_disk_was_good_for_is_said_of_all_ranks() {
     // Six pictures in batches of four: the last two of the second batch were there, and they are the second rank's.
     assert_eq!(alone, [0.25, 1.0]);
     assert_eq!(hits(2), alone);
+
+    // Each rank stores the held-out features of its share, and all of them are there the next time.
+    let cache = [("/data/feature_cache", json!(tiny.path("held out"))), ("/eval/every", json!(2))];
+    let config = tiny.stage1("held_out", &[&changes()[..], &cache, &[("/schedule/steps", json!(4))]].concat());
+    train_on(&config, 2);
+    let records = json_lines(&tiny.run("held_out").join("metrics.jsonl"));
+    let held_out: Vec<f64> = records.iter().filter_map(|record| record["val_cache_hits"].as_f64()).collect();
+    assert_eq!(held_out, [0.0, 1.0]);
 }
 
 #[test]

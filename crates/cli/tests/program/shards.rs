@@ -251,3 +251,33 @@ fn bench_loader_tells_images_a_second_and_where_the_time_goes() {
     assert_eq!(ended.code, Some(1));
     assert!(ended.stderr.starts_with("error: tokenizer ") && ended.stdout.is_empty(), "{}", ended.stderr);
 }
+
+#[test]
+fn bench_pack_tells_pictures_a_second_and_memory_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let captions = many_pairs(folder.path(), 22);
+    let scratch = folder.path().join("scratch");
+    fs::create_dir(&scratch).unwrap();
+    let bench = |more: &[&str]| {
+        let fixed = ["bench", "pack", "--captions", captions.to_str().unwrap(), "--scratch", scratch.to_str().unwrap()];
+        blip2(fixed.iter().chain(more))
+    };
+    let report = |more: &[&str]| {
+        let more = [&["--json", "--threads", "1", "--shard-samples", "8"][..], more].concat();
+        serde_json::from_str::<Value>(&bench(&more).success()).unwrap()
+    };
+    let [whole, smaller] = [report(&[]), report(&["--longest-side", "40"])];
+    for report in [&whole, &smaller] {
+        assert_eq!((&report["pictures"], &report["left_out"], &report["threads"]), (&20.into(), &2.into(), &1.into()));
+        for name in ["seconds", "pictures_per_s", "mb_per_s", "shards_mb", "peak_memory_mib"] {
+            assert!(report[name].as_f64().unwrap() > 0.0, "{name}: {report}");
+        }
+    }
+    assert_eq!((&whole["longest_side"], &smaller["longest_side"]), (&Value::Null, &40.into()));
+    assert!(smaller["shards_mb"].as_f64() < whole["shards_mb"].as_f64());
+    let printed = bench(&["--longest-side", "40"]).success();
+    for part in ["20 pictures shrunk to 40 pixels in ", " pictures/s, ", "2 rows left out", " MiB of memory at most"] {
+        assert!(printed.contains(part), "{part}: {printed}");
+    }
+    assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0);
+}

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::shard_file::{EXTENSION, RECORD_BYTES, ShardFile, UNFINISHED};
-use super::{DESCRIPTION_FILE, Description};
+use super::{DESCRIPTION_FILE, Description, read_description};
 use crate::DataError;
 
 /// What one key's folder holds.
@@ -200,9 +200,9 @@ fn folders(dir: &Path) -> Result<Vec<Folder>, DataError> {
         if !path.exists() {
             continue;
         }
-        let text = fs::read_to_string(&path).map_err(DataError::io(&path))?;
         let key = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let description = Description::from_file(&text).filter(|description| description.key() == key);
+        let found = Description::from_file(&read_description(&path)?);
+        let description = found.filter(|description| description.key() == key);
         let Some(description) = description else {
             let reason =
                 "it does not describe the features that its folder is named after; delete the folder".to_owned();

@@ -7,6 +7,8 @@ use crate::{Augment, Filter};
 
 const FORMAT: &str = "blip2-feature-cache";
 const VERSION: u32 = 1;
+/// The longest payload that is believed.
+pub(super) const MAX_ROW_BYTES: u64 = 1 << 30;
 /// Hexadecimal digits of a digest in a name.
 pub(super) const NAME_DIGITS: usize = 16;
 
@@ -96,9 +98,14 @@ struct DescriptionFile {
 impl Description {
     /// Length of a row's payload.
     pub fn row_bytes(&self) -> usize {
+        self.counted_row_bytes().unwrap_or(usize::MAX)
+    }
+
+    /// The same, as far as it can be counted.
+    fn counted_row_bytes(&self) -> Option<usize> {
         match self.stored_as {
-            FeatureFormat::Bf16 => 2 * self.tokens * self.width,
-            FeatureFormat::Int8 => self.tokens * (4 + self.width),
+            FeatureFormat::Bf16 => self.tokens.checked_mul(self.width)?.checked_mul(2),
+            FeatureFormat::Int8 => self.tokens.checked_mul(self.width.checked_add(4)?),
         }
     }
 
@@ -114,10 +121,11 @@ impl Description {
         format!("{:#}\n", serde_json::json!(file))
     }
 
-    /// The description in a file's text; `None` where it is none of this format.
-    pub(super) fn from_file(text: &str) -> Option<Description> {
-        let file: DescriptionFile = serde_json::from_str(text).ok()?;
-        (file.format == FORMAT && file.version == VERSION).then_some(file.description)
+    /// The description in a file's bytes; `None` where it is none of this format, or of rows that are too long.
+    pub(super) fn from_file(bytes: &[u8]) -> Option<Description> {
+        let DescriptionFile { format, version, description } = serde_json::from_slice(bytes).ok()?;
+        let row_bytes = description.counted_row_bytes()? as u64;
+        (format == FORMAT && version == VERSION && row_bytes <= MAX_ROW_BYTES).then_some(description)
     }
 }
 
@@ -168,8 +176,18 @@ mod tests {
 
     #[test]
     fn a_description_is_read_back_from_its_file() {
-        assert_eq!(Description::from_file(&example().to_file()), Some(example()));
-        assert_eq!(Description::from_file("{}"), None);
+        assert_eq!(Description::from_file(example().to_file().as_bytes()), Some(example()));
+        assert_eq!(Description::from_file(b"{}"), None);
+    }
+
+    #[test]
+    fn rows_that_no_memory_has_room_for_are_not_believed() {
+        for stored_as in [FeatureFormat::Bf16, FeatureFormat::Int8] {
+            for (tokens, width) in [(1 << 20, 1 << 20), (usize::MAX, 2), (2, usize::MAX), (usize::MAX, usize::MAX)] {
+                let file = Description { tokens, width, stored_as, ..example() }.to_file();
+                assert_eq!(Description::from_file(file.as_bytes()), None, "{tokens} x {width}");
+            }
+        }
     }
 
     #[test]

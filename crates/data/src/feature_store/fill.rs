@@ -1,4 +1,4 @@
-//! Reading what a store lacks of a set, to fill it ahead of time.
+//! Reading what a store lacks of a set, to fill it ahead of time: every picture once, for all of its views.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::{DataError, SampleError};
 /// How images are read.
 #[derive(Debug, Clone, Copy)]
 pub struct FillOptions {
-    /// Images a batch.
+    /// Views a batch; at least those of one image are in it.
     pub batch: usize,
     /// Decoding threads.
     pub threads: usize,
@@ -47,19 +47,26 @@ pub struct ViewBatch {
     pub rows: Vec<LackingRow>,
     /// `[B, 3, S, S]`
     pub pixels: Vec<u8>,
+    /// Rows of the same images that are stored.
+    pub there: u64,
     /// Rows of the set that were looked at, these among them.
     pub done: u64,
 }
 
-/// A row with its pixels where it is lacking.
-type Looked = Result<Option<(LackingRow, Vec<u8>)>, (u64, SampleError)>;
+/// The lacking views of an image with their pixels.
+struct Looked {
+    lacking: Vec<(LackingRow, Vec<u8>)>,
+    there: u64,
+}
 
-/// The rows that a store may hold and does not, view after view, in the set's order. An image that cannot be read is left out.
+/// The rows that a store may hold and does not, in the set's order, all views of an image side by side. An image that cannot be read is left
+/// out.
 pub struct FillReader {
     workers: Workers,
     features: Arc<RunFeatures>,
     options: FillOptions,
-    pending: Queue<Looked>,
+    pending: Queue<Result<Looked, (u64, SampleError)>>,
+    /// The next sample to be looked at.
     ahead: u64,
     quarantined: Vec<Quarantined>,
 }
@@ -87,28 +94,30 @@ impl FillReader {
         Ok(reader)
     }
 
-    /// The samples that were left out since the last call; one that cannot be read is named once a view.
+    /// The samples that were left out since the last call.
     pub fn take_quarantined(&mut self) -> Vec<Quarantined> {
         std::mem::take(&mut self.quarantined)
     }
 
-    /// Rows that are being looked at.
-    fn pending_rows(&self) -> u64 {
-        (self.pending.len() * self.options.batch) as u64
+    /// Images a batch.
+    fn images(&self) -> u64 {
+        (self.options.batch as u64 / self.features.views()).max(1)
     }
 
     fn decode_ahead(&mut self) {
-        let all = self.features.stored_rows();
+        // The limit may leave the last ones without a row.
+        let end = self.features.corpus().len().min(self.features.stored_rows());
+        let images = self.images();
+        let oldest = self.ahead.saturating_sub(self.pending.len() as u64 * images);
         let reach = (self.options.prefetch * self.options.batch) as u64;
-        let (oldest, _) = self.features.ranked(self.ahead.saturating_sub(self.pending_rows()));
         self.features.corpus().prefetch_samples(oldest..oldest.saturating_add(reach));
-        while self.pending.len() < self.options.prefetch && self.ahead < all {
+        while self.pending.len() < self.options.prefetch && self.ahead < end {
             let first = self.ahead;
-            let count = (all - first).min(self.options.batch as u64);
+            let count = (end - first).min(images);
             let (features, options) = (Arc::clone(&self.features), self.options);
             let look = move |at: usize| {
-                let (index, view) = features.ranked(first + at as u64);
-                guarded(|| look(&features, &options, index, view)).map_err(|error| (index, error))
+                let index = first + at as u64;
+                guarded(|| look(&features, &options, index)).map_err(|error| (index, error))
             };
             self.ahead += count;
             self.pending.push_back((self.ahead, self.workers.start(count as usize, look)));
@@ -116,21 +125,21 @@ impl FillReader {
     }
 }
 
-/// Reads an image; decodes it where its row is lacking.
-fn look(
-    features: &RunFeatures,
-    options: &FillOptions,
-    index: u64,
-    view: u64,
-) -> Result<Option<(LackingRow, Vec<u8>)>, SampleError> {
+/// Reads an image; decodes it, once for all views, where one of them is lacking.
+fn look(features: &RunFeatures, options: &FillOptions, index: u64) -> Result<Looked, SampleError> {
     let raw = features.corpus().read(index, Pick::First)?;
     let image = xxh3_64(&raw.image);
-    if features.holds(index, view, image) {
-        return Ok(None);
+    let views = features.stored_views(index);
+    let lacking: Vec<u64> = (0..views).filter(|&view| !features.holds(index, view, image)).collect();
+    let there = views - lacking.len() as u64;
+    if lacking.is_empty() {
+        return Ok(Looked { lacking: Vec::new(), there });
     }
     let FillOptions { image_size, filter, augment, .. } = *options;
-    let pixels = view_pixels(&decode(&raw.image)?, image_size, filter, augment, image, view);
-    Ok(Some((LackingRow { index, view, image }, pixels)))
+    let picture = decode(&raw.image)?;
+    let made =
+        |view| (LackingRow { index, view, image }, view_pixels(&picture, image_size, filter, augment, image, view));
+    Ok(Looked { lacking: lacking.into_iter().map(made).collect(), there })
 }
 
 impl Drop for FillReader {
@@ -144,22 +153,25 @@ impl Iterator for FillReader {
     type Item = Result<ViewBatch, DataError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let (done, pending) = self.pending.pop_front()?;
+        let (end, pending) = self.pending.pop_front()?;
+        let done = self.features.stored_before(end);
         let Some(looked) = pending.wait() else {
-            return Some(Err(DataError::LostThread { position: done }));
+            return Some(Err(DataError::LostThread { position: end }));
         };
         self.decode_ahead();
-        let mut batch = ViewBatch { rows: Vec::new(), pixels: Vec::new(), done };
+        let mut batch = ViewBatch { rows: Vec::new(), pixels: Vec::new(), there: 0, done };
         for result in looked {
             match result {
-                Ok(None) => {}
-                Ok(Some((row, pixels))) => {
-                    batch.rows.push(row);
-                    batch.pixels.extend(pixels);
+                Ok(Looked { lacking, there }) => {
+                    batch.there += there;
+                    for (row, pixels) in lacking {
+                        batch.rows.push(row);
+                        batch.pixels.extend(pixels);
+                    }
                 }
                 Err((_, SampleError::Machine(error))) => {
                     self.pending.clear();
-                    self.ahead = self.features.stored_rows();
+                    self.ahead = self.features.corpus().len();
                     return Some(Err(*error));
                 }
                 Err((index, error)) => self.quarantined.push(quarantine(self.features.corpus(), index, &error)),

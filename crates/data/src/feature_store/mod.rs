@@ -17,14 +17,15 @@ mod view;
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::fs;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use audit::{BadRow, CacheStats, CacheVerification, stats, verify};
 pub use description::{Description, EncoderIdentity, FeatureFormat, ImageSteps};
 pub use fill::{FillOptions, FillReader, LackingRow, ViewBatch};
-pub use run_features::{FeatureRow, RunFeatures, RunFeaturesOptions};
+pub use run_features::{FeatureRow, RunFeatures, RunFeaturesOptions, Writer};
 pub use shard_file::StoredRow;
 
 use crate::{DataError, Shard, atomic};
@@ -33,6 +34,8 @@ pub(crate) use view::view_pixels;
 
 /// Says what the features of a folder are.
 const DESCRIPTION_FILE: &str = "cache.json";
+/// No description of ours is as long.
+const MAX_DESCRIPTION_BYTES: u64 = 1 << 16;
 /// Files that are kept open.
 const KEEP_OPEN: usize = 128;
 
@@ -69,8 +72,7 @@ impl FeatureStore {
             atomic::write(&path, |out| std::io::Write::write_all(out, text.as_bytes()))
                 .map_err(DataError::io(&path))?;
         }
-        let found = fs::read(&path).map_err(DataError::io(&path))?;
-        if found != text.as_bytes() {
+        if read_description(&path)? != text.as_bytes() {
             let reason =
                 "it does not describe the features that its folder is named after; delete the folder".to_owned();
             return Err(DataError::FeatureCache { path, reason });
@@ -139,6 +141,13 @@ impl FeatureStore {
         }
         Ok(Some(file))
     }
+}
+
+/// What a description's file holds, as far as a description reaches.
+fn read_description(path: &Path) -> Result<Vec<u8>, DataError> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_DESCRIPTION_BYTES).read_to_end(&mut bytes));
+    read.map_err(DataError::io(path)).map(|_| bytes)
 }
 
 impl fmt::Debug for FeatureStore {

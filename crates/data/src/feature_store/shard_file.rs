@@ -17,7 +17,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use super::description::NAME_DIGITS;
+use super::description::{MAX_ROW_BYTES, NAME_DIGITS};
 use crate::Shard;
 
 const FORMAT: &str = "blip2-features";
@@ -26,8 +26,8 @@ const HEADER_BYTES: u64 = 4096;
 pub(super) const RECORD_BYTES: u64 = 32;
 /// In front of the digest, so that no name is longer than a file system takes.
 const MAX_NAME_BYTES: usize = 160;
-/// The longest payload that is believed.
-const MAX_ROW_BYTES: u64 = 1 << 30;
+/// The most samples that are believed: the index of a shard with more would not fit in memory either.
+const MAX_SAMPLES: u64 = 1 << 24;
 /// The end of every file's name.
 pub(super) const EXTENSION: &str = "feat";
 /// The beginning of the name of a file that is being made.
@@ -92,7 +92,7 @@ impl ShardHeader {
     }
 
     fn file_bytes(&self) -> Option<u64> {
-        if self.row_bytes > MAX_ROW_BYTES {
+        if self.row_bytes > MAX_ROW_BYTES || self.samples > MAX_SAMPLES {
             return None;
         }
         let bytes = self.payloads()?.checked_add(self.samples.checked_mul(self.row_bytes)?)?;
@@ -113,9 +113,9 @@ fn shard_digest(shard: &Shard) -> String {
 pub struct StoredRow {
     /// Digest of the image file.
     pub image: u64,
-    /// The run that wrote it.
+    /// Who wrote it; see [`super::Writer::id`].
     pub writer: u64,
-    /// First stream position of the micro-batch that it was encoded with.
+    /// First stream position of the micro-batch that it was encoded with, or the one of the evaluation.
     pub position: u64,
     /// The numbers; see [`super::FeatureFormat`].
     pub payload: Vec<u8>,

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::ledger::{Ledger, Line, Shard};
+use super::ledger::{Ledger, Line, Shard, shard_name};
 use super::left_out::{LeftOut, LeftOutRows};
 use super::source::Input;
 use super::{RowProblem, Written};
@@ -140,7 +140,7 @@ impl Folder {
 
     /// Where the next shard goes.
     pub(crate) fn next_shard(&self) -> PathBuf {
-        self.path.join(format!("{:05}.tar", self.ledger.shards.len()))
+        self.path.join(shard_name(self.ledger.shards.len()))
     }
 
     /// The shards that are there.
@@ -243,7 +243,7 @@ mod tests {
     use crate::fixture::{png, tar};
 
     fn inputs() -> Vec<Input> {
-        (0..100).map(|n| Input { name: format!("part-{n}.jsonl"), size: n }).collect()
+        (0..100).map(|n| Input { name: format!("part-{n}.jsonl"), size: n, mtime_ns: Some(n) }).collect()
     }
 
     fn open(path: &Path) -> Folder {
@@ -316,6 +316,28 @@ mod tests {
     }
 
     #[test]
+    fn shards_that_do_not_follow_each_other_are_not_gone_on_from() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join(LEDGER);
+        let mut folder = open(place.path());
+        (0..3).for_each(|_| add_shard(&mut folder));
+        drop(folder);
+        let whole = fs::read_to_string(&path).unwrap();
+        for (was, is) in [
+            ("\"samples\":1", "\"samples\":18446744073709551615"),
+            ("\"rows\":[1,2]", "\"rows\":[2,3]"),
+            ("\"rows\":[1,2]", "\"rows\":[1,1]"),
+            ("00001.tar", "../../1.tar"),
+        ] {
+            let forged = whole.replace(was, is);
+            assert_ne!(forged, whole, "{was}");
+            fs::write(&path, forged).unwrap();
+            let error = Folder::open(place.path(), Map::new(), inputs()).err().unwrap().to_string();
+            assert!(error.contains("does not go on behind row ") && error.contains("pack again"), "{error}");
+        }
+    }
+
+    #[test]
     fn a_ledger_of_one_line_is_gone_on_from() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join(LEDGER);
@@ -323,13 +345,19 @@ mod tests {
         (0..2).for_each(|_| add_shard(&mut folder));
         let mut old = serde_json::json!(folder.ledger);
         old["version"] = 1.into();
+        // Nor does it say when inputs were modified.
+        for input in old["inputs"].as_array_mut().unwrap() {
+            input.as_object_mut().unwrap().remove("mtime_ns").unwrap();
+        }
         old["shards"] = serde_json::json!(folder.ledger.shards);
         drop(folder);
         let lines = fs::read(&path).unwrap();
         fs::write(&path, format!("{old}\n")).unwrap();
         let mut folder = open(place.path());
         assert_eq!(folder.shards().len(), 2);
-        assert!(fs::read(&path).unwrap() == lines);
+        let shards_of =
+            |bytes: &[u8]| bytes.split(|&byte| byte == b'\n').skip(1).map(<[u8]>::to_vec).collect::<Vec<_>>();
+        assert_eq!(shards_of(&fs::read(&path).unwrap()), shards_of(&lines));
         add_shard(&mut folder);
         assert_eq!(folder.shards().len(), 3);
     }

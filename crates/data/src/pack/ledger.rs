@@ -53,6 +53,11 @@ pub(crate) struct Shard {
     pub(crate) left_out: LeftOut,
 }
 
+/// The name of the shard of this number.
+pub(crate) fn shard_name(number: usize) -> String {
+    format!("{number:05}.tar")
+}
+
 impl Ledger {
     /// Of a packing that begins.
     pub(crate) fn new(options: Map<String, Value>, inputs: Vec<Input>) -> Ledger {
@@ -69,6 +74,7 @@ impl Ledger {
         let mut lines = bytes.split_inclusive(|&byte| byte == b'\n').enumerate().peekable();
         let first = lines.next().map_or(&[][..], |(_, line)| line);
         let mut ledger: Ledger = serde_json::from_slice(first).map_err(|error| damaged(error.to_string()))?;
+        let of_first_line = std::mem::take(&mut ledger.shards);
         let mut exact = match (ledger.format.as_str(), ledger.version) {
             (FORMAT, VERSION) => true,
             (FORMAT, ONE_LINE) => false,
@@ -78,16 +84,31 @@ impl Ledger {
         };
         exact &= first.ends_with(b"\n");
         ledger.version = VERSION;
+        for shard in of_first_line {
+            ledger.push(shard).map_err(damaged)?;
+        }
         while let Some((at, line)) = lines.next() {
             let whole = line.ends_with(b"\n") && ledger.complete.is_none();
             match serde_json::from_slice(line) {
-                Ok(Line::Shard(shard)) if whole => ledger.shards.push(shard),
+                Ok(Line::Shard(shard)) if whole => ledger.push(shard).map_err(damaged)?,
                 Ok(Line::Complete { complete }) if whole => ledger.complete = Some(complete),
                 _ if lines.peek().is_none() && ledger.complete.is_none() => exact = false,
                 _ => return Err(damaged(format!("its line {} is none of a packing", at + 1))),
             }
         }
         Ok(Some((ledger, exact)))
+    }
+
+    /// Adds a shard of `pack.json`, which must go on where the one before ended: names and numbers from a file are not trusted.
+    fn push(&mut self, shard: Shard) -> Result<(), String> {
+        let (first, end) = shard.rows;
+        let next = self.shards.last().map_or(0, |last| last.rows.1);
+        let goes_on = first == next && first < end && shard.samples <= end - first;
+        if !goes_on || shard.name != shard_name(self.shards.len()) {
+            return Err(format!("shard {} does not go on behind row {next}", shard.name));
+        }
+        self.shards.push(shard);
+        Ok(())
     }
 
     /// Writes it whole.
@@ -117,13 +138,8 @@ impl Ledger {
         if there.inputs.len() != self.inputs.len() {
             differences.push(format!("inputs: {} there, {} now", there.inputs.len(), self.inputs.len()));
         }
-        let changed = there.inputs.iter().zip(&self.inputs).find(|(was, is)| was != is);
-        if let Some((was, is)) = changed {
-            let shown = |input: &Input| {
-                format!("{} of size {}", if input.name.is_empty() { "." } else { &input.name }, input.size)
-            };
-            differences.push(format!("input: {} there, {} now", shown(was), shown(is)));
-        }
+        let changed = there.inputs.iter().zip(&self.inputs).find_map(|(was, is)| is.difference(was));
+        differences.extend(changed.map(|changed| format!("input: {changed}")));
         differences
     }
 }

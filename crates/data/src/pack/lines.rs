@@ -7,6 +7,9 @@ use std::path::Path;
 /// The longest row that is read: more is no caption but a file of another kind, or a quote that is never closed.
 pub(crate) const MAX_ROW_BYTES: u64 = 16 << 20;
 
+/// Names of columns are told up to here.
+const MAX_LISTED_BYTES: usize = 400;
+
 const BOM: &[u8] = b"\xEF\xBB\xBF";
 
 /// A file's lines that are not blank.
@@ -75,6 +78,17 @@ impl Iterator for Lines {
             }
         }
     }
+}
+
+/// The names of columns for a message of one line, however many a file has.
+pub(crate) fn listed<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    let names = names.into_iter().collect::<Vec<_>>().join(", ");
+    let mut text = names.split_whitespace().collect::<Vec<_>>().join(" ");
+    if text.len() > MAX_LISTED_BYTES {
+        text.truncate(text.floor_char_boundary(MAX_LISTED_BYTES));
+        text += " ...";
+    }
+    text
 }
 
 /// The text of these bytes.

@@ -114,6 +114,8 @@ pub struct PackReport {
     pub samples: u64,
     /// Rows that an earlier start had packed already.
     pub resumed_rows: u64,
+    /// Bytes of the image files that were packed since.
+    pub image_bytes: u64,
     /// Rows that were left out; `left_out.jsonl` beside the shards lists them.
     pub left_out: u64,
     /// The first 1,000 of them.
@@ -144,12 +146,16 @@ pub fn pack(options: &PackOptions) -> Result<PackReport, DataError> {
     options.refuse_out_in_source(format)?;
     let mut folder = Folder::open(&options.out, options.recorded(format), source.inputs()?)?;
     let resumed_rows = if folder.is_complete() { source.rows() } else { folder.next_row() };
+    let mut image_bytes = 0;
     if !folder.is_complete() {
         let mut left_out = folder.left_out_rows();
         // What was packed up to an error stays, to go on from.
-        if let Err(error) = pack_rows(options, source.as_ref(), &mut folder, &mut left_out) {
-            folder.abandon();
-            return Err(error);
+        match pack_rows(options, source.as_ref(), &mut folder, &mut left_out) {
+            Ok(packed) => image_bytes = packed,
+            Err(error) => {
+                folder.abandon();
+                return Err(error);
+            }
         }
         if folder.shards().is_empty() {
             let first = left_out.first().map_or("none".to_owned(), |row| format!("{}: {}", row.place, row.reason));
@@ -162,24 +168,26 @@ pub fn pack(options: &PackOptions) -> Result<PackReport, DataError> {
         shards: folder.shards(),
         samples: folder.samples(),
         resumed_rows,
+        image_bytes,
         left_out: folder.left_out(),
         problems: folder.first_left_out(PROBLEMS_TOLD)?,
     })
 }
 
-/// Packs the rows that no shard has yet.
+/// Packs the rows that no shard has yet; returns the bytes of their image files.
 fn pack_rows(
     options: &PackOptions,
     source: &dyn Source,
     folder: &mut Folder,
     left_out: &mut LeftOutRows,
-) -> Result<(), DataError> {
+) -> Result<u64, DataError> {
     let done = folder.next_row();
     let mut rows = PreparedRows {
         rows: source.read(done),
         reencode: options.reencode,
         ready: VecDeque::new(),
         taken: done,
+        image_bytes: 0,
         prepared: 0,
         to_prepare: source.rows().saturating_sub(done),
         progress: options.progress.as_deref(),
@@ -196,7 +204,7 @@ fn pack_rows(
         let (staged, written) = staged.map_err(DataError::io(&path))?;
         folder.take(staged, written, rows.taken, rows.left_out)?;
     }
-    Ok(())
+    Ok(rows.image_bytes)
 }
 
 /// The rows of a source, prepared some at a time and handed out in their order.
@@ -206,6 +214,8 @@ struct PreparedRows<'a> {
     ready: VecDeque<Prepared>,
     /// Rows that were handed out or left out.
     taken: u64,
+    /// Of the image files of those that were handed out.
+    image_bytes: u64,
     prepared: u64,
     to_prepare: u64,
     progress: Option<&'a (dyn Fn(u64, u64) + Send + Sync)>,
@@ -234,7 +244,10 @@ impl PreparedRows<'_> {
         while let Some(row) = self.ready.pop_front() {
             self.taken += 1;
             match row {
-                Ok(row) => return Ok(Some(row)),
+                Ok(row) => {
+                    self.image_bytes += row.file_bytes;
+                    return Ok(Some(row));
+                }
                 Err(problem) => self.left_out.push(problem)?,
             }
         }

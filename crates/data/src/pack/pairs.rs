@@ -66,8 +66,7 @@ impl Pairs {
 
 impl Source for Pairs {
     fn inputs(&self) -> Result<Vec<Input>, DataError> {
-        let input = |folder: &Folder| Input { name: folder.name.clone(), size: folder.rows };
-        Ok(self.folders.iter().map(input).collect())
+        self.folders.iter().map(|folder| Input::of(&folder.path, folder.name.clone(), folder.rows)).collect()
     }
 
     fn rows(&self) -> u64 {
@@ -141,8 +140,14 @@ fn entries(folder: &Path) -> Result<BTreeMap<String, PathBuf>, DataError> {
     for entry in fs::read_dir(folder).map_err(DataError::io(folder))? {
         let path = entry.map_err(DataError::io(folder))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if !name.starts_with('.') {
-            entries.insert(name, path);
+        if name.starts_with('.') {
+            continue;
+        }
+        // One in the place of the other would be lost.
+        if entries.insert(name, path.clone()).is_some() {
+            let reason =
+                "its name is not UTF-8, and that of another file is shown alike; rename one of them".to_owned();
+            return Err(DataError::Source { path, reason });
         }
     }
     Ok(entries)

@@ -18,7 +18,7 @@ use super::row::{Content, ImageSource, Place, Row, RowData, Unusable};
 use super::source::{Input, RowIter, Source, file_input, file_name};
 use super::{CAPTION_FIELD, IMAGE_FIELD, Keep, Reading};
 use crate::DataError;
-use crate::pack::lines::utf8;
+use crate::pack::lines::{listed, utf8};
 use crate::sample::caught;
 
 /// Rows of a column that are held at once.
@@ -241,10 +241,10 @@ fn unpanicked<T>(path: &Path, job: impl FnOnce() -> Result<T, Lost>) -> Result<T
 /// Image and caption, and what is kept besides, checked for what they are.
 fn columns(schema: &Type, reading: &Reading) -> Result<SchemaDescPtr, String> {
     let fields = schema.get_fields();
-    let listed = || fields.iter().map(|field| field.name()).collect::<Vec<_>>().join(", ");
     let find = |name: &str| {
         let found = fields.iter().find(|field| field.name() == name);
-        found.cloned().ok_or_else(|| format!("it has no column \"{name}\" (it has: {})", listed()))
+        let columns = || listed(fields.iter().map(|field| field.name()));
+        found.cloned().ok_or_else(|| format!("it has no column \"{name}\" (it has: {})", columns()))
     };
     let image_name = reading.image_field.as_deref().unwrap_or(IMAGE_FIELD);
     let image = find(image_name)?;

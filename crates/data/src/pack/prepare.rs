@@ -14,6 +14,8 @@ pub(crate) struct Packable {
     pub(crate) number: u64,
     pub(crate) extension: &'static str,
     pub(crate) image: Vec<u8>,
+    /// Of the image file, which may have been larger.
+    pub(crate) file_bytes: u64,
     pub(crate) caption: String,
     /// All captions of several, and the metadata, as an object in JSON.
     pub(crate) json: Option<Vec<u8>>,
@@ -46,6 +48,7 @@ fn packable(number: u64, data: Result<RowData, String>, reencode: Option<Reencod
         return Err(SampleError::CaptionEmpty.to_string().into());
     };
     let (name, image) = image.read()?;
+    let file_bytes = image.len() as u64;
     let checked = guarded(|| check(image, reencode));
     let (extension, image) = checked.map_err(|error| format!("{name}: {error}"))?;
     if captions.len() > 1 {
@@ -58,7 +61,7 @@ fn packable(number: u64, data: Result<RowData, String>, reencode: Option<Reencod
             return Err(SampleError::MemberTooLarge { extension: kind.name(), bytes, max }.to_string().into());
         }
     }
-    Ok(Packable { number, extension, image, caption, json })
+    Ok(Packable { number, extension, image, file_bytes, caption, json })
 }
 
 /// The image's extension and bytes: its own, or those of a smaller one.

@@ -1,8 +1,8 @@
 //! A row of any source: what it says, or what is wrong with it.
 
 use std::fmt;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -126,9 +126,15 @@ pub(crate) fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>, Unusable> {
     if !metadata.is_file() {
         return Err(refuse("is no regular file".to_owned()));
     }
-    match metadata.len() {
-        bytes if bytes <= max => fs::read(path).map_err(failed),
-        bytes => Err(refuse(format!("{bytes} bytes; at most {max} are packed"))),
+    if metadata.len() > max {
+        return Err(refuse(format!("{} bytes; at most {max} are packed", metadata.len())));
+    }
+    let mut bytes = Vec::with_capacity(metadata.len() as usize);
+    // Not by the length alone: some files of the system say that they are empty, and never end.
+    let read = File::open(path).and_then(|file| file.take(max + 1).read_to_end(&mut bytes));
+    match read.map_err(failed)? as u64 > max {
+        true => Err(refuse(format!("it goes on behind the {max} bytes that are packed at most"))),
+        false => Ok(bytes),
     }
 }
 
@@ -153,6 +159,19 @@ pub(crate) fn captions(value: &Value) -> Option<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_says_it_is_empty_is_not_read_for_ever() {
+        // The memory map of this process: eight bytes for each page that it could have.
+        let endless = Path::new("/proc/self/pagemap");
+        assert_eq!(fs::metadata(endless).unwrap().len(), 0);
+        // It is read by eights.
+        let Err(Unusable::Row(reason)) = read_bounded(endless, 1023) else { panic!("it was read") };
+        assert!(reason.contains("pagemap: it goes on behind the 1023 bytes"), "{reason}");
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("a"), [7u8; 1000]).unwrap();
+        assert!(read_bounded(&folder.path().join("a"), 1000).is_ok_and(|bytes| bytes == [7u8; 1000]));
+    }
 
     #[test]
     fn what_may_have_passed_the_next_time_is_not_the_rows_fault() {

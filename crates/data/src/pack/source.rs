@@ -18,6 +18,7 @@ use super::pairs::{Pairs, holds_pictures};
 use super::parquet::ParquetFiles;
 use super::row::Row;
 use super::visual_genome::VisualGenome;
+use crate::index::Stamp;
 use crate::patterns::expand_files;
 use crate::{DataError, Extension};
 
@@ -53,12 +54,34 @@ impl fmt::Display for SourceFormat {
 }
 
 /// A file or folder that rows come from, as `pack.json` knows it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Input {
     /// Its name; below the source where that is a folder of folders.
     pub(crate) name: String,
     /// Bytes of a file, pictures of a folder.
     pub(crate) size: u64,
+    /// When a file was written last, or a name in a folder changed, since 1970; `None` in a `pack.json` that does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) mtime_ns: Option<u64>,
+}
+
+impl Input {
+    /// The file or folder at `path`, which is called so and has this size.
+    pub(crate) fn of(path: &Path, name: String, size: u64) -> Result<Input, DataError> {
+        let stamp = Stamp::of(path).map_err(DataError::io(path))?;
+        Ok(Input { name, size, mtime_ns: Some(stamp.mtime_ns) })
+    }
+
+    /// Why this is not `other`, which was there when packing began; `None` where nothing says so.
+    pub(crate) fn difference(&self, other: &Input) -> Option<String> {
+        let shown =
+            |input: &Input| format!("{} of size {}", if input.name.is_empty() { "." } else { &input.name }, input.size);
+        if (&self.name, self.size) != (&other.name, other.size) {
+            return Some(format!("{} there, {} now", shown(other), shown(self)));
+        }
+        let (now, then) = self.mtime_ns.zip(other.mtime_ns)?;
+        (now != then).then(|| format!("{} was modified since, at the same size", shown(self)))
+    }
 }
 
 /// The rows in their order; an error ends them.
@@ -76,7 +99,7 @@ pub(crate) trait Source {
 
 pub(crate) fn file_input(path: &Path) -> Result<Input, DataError> {
     let size = fs::metadata(path).map_err(DataError::io(path))?.len();
-    Ok(Input { name: file_name(path).to_string(), size })
+    Input::of(path, file_name(path).to_string(), size)
 }
 
 /// The file's name, for messages.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use csv::{ByteRecord, Position, ReaderBuilder, Terminator};
 use serde_json::{Map, Value};
 
-use super::lines::{MAX_ROW_BYTES, too_long, utf8};
+use super::lines::{MAX_ROW_BYTES, listed, too_long, utf8};
 use super::row::{Content, ImageSource};
 use super::{CAPTION_FIELD, IMAGE_FIELD, Keep, Reading};
 use crate::DataError;
@@ -42,7 +42,7 @@ impl Columns {
             }
             (image, _) => {
                 let missing = if image.is_none() { image_name } else { caption_name };
-                let columns = first.join(", ");
+                let columns = listed(first.iter().map(String::as_str));
                 return Err(refuse(format!("its first line names no column \"{missing}\" (it has: {columns})")));
             }
         };
@@ -55,7 +55,8 @@ impl Columns {
                 .map(|name| column(name).map(|at| (name.clone(), at)).ok_or(name))
                 .collect::<Result<_, _>>()
                 .map_err(|name| {
-                    refuse(format!("it has no column \"{name}\" to keep (it has: {})", first.join(", ")))
+                    let columns = listed(first.iter().map(String::as_str));
+                    refuse(format!("it has no column \"{name}\" to keep (it has: {columns})"))
                 })?,
         };
         Ok((Columns { count: Some(first.len()), image, caption, keep }, true))

@@ -145,19 +145,27 @@ impl Shared {
         DataError::ShardCache { dir: self.cache.dir.clone(), source }
     }
 
-    /// A small object, whole.
-    pub(super) fn read(&self, url: &RemoteUrl) -> Result<Vec<u8>, Fault> {
+    /// A small object, whole; it may have `most` bytes.
+    pub(super) fn read(&self, url: &RemoteUrl, most: u64) -> Result<Vec<u8>, Fault> {
         self.patiently(|| {
             let (mut body, mut bytes) = (self.network.get(url, 0)?, Vec::new());
+            let promised = body.version.bytes;
+            if promised > most {
+                return Err(Fault::new(
+                    Kind::Lasting,
+                    format!("it has {promised} bytes, of which at most {most} are read"),
+                ));
+            }
             while let Some(chunk) = body.next()? {
                 bytes.extend_from_slice(&chunk);
+                if bytes.len() as u64 > promised {
+                    let reason = format!("more than the {promised} bytes that were promised arrived");
+                    return Err(Fault::new(Kind::Passing, reason));
+                }
             }
-            match bytes.len() as u64 == body.version.bytes {
+            match bytes.len() as u64 == promised {
                 true => Ok(bytes),
-                false => Err(Fault::new(
-                    Kind::Passing,
-                    format!("it ended after {} of {} bytes", bytes.len(), body.version.bytes),
-                )),
+                false => Err(Fault::new(Kind::Passing, format!("it ended after {} of {promised} bytes", bytes.len()))),
             }
         })
     }

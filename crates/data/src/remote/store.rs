@@ -14,11 +14,14 @@ use super::network::Network;
 use super::retry::{Fault, Kind};
 use super::shared::{Had, Need, Shared, Wanted, failed, version_of};
 use super::{CacheUse, Object, RemoteOptions, Version};
-use crate::index::{Digest, decode};
+use crate::index::{Digest, decode, longest};
 use crate::location::{Location, RemoteUrl, names_manifest};
 use crate::scan::{Problem, scan_file};
 use crate::shard::{Indices, Shard};
 use crate::{DataError, patterns};
+
+/// No longer manifest is read: it would name millions of shards.
+const MAX_MANIFEST_BYTES: u64 = 1 << 30;
 
 /// Stores, and the cache of what was fetched from them.
 pub(crate) struct Remote {
@@ -99,9 +102,9 @@ impl Remote {
         objects.collect()
     }
 
-    /// A small object, whole.
+    /// A manifest, whole.
     pub(crate) fn read(&self, url: &RemoteUrl) -> Result<Vec<u8>, DataError> {
-        self.shared.read(url).map_err(failed(url))
+        self.shared.read(url, MAX_MANIFEST_BYTES).map_err(failed(url))
     }
 
     /// Writes a small object.
@@ -156,9 +159,9 @@ impl Remote {
         version: &Version,
     ) -> Result<Option<(crate::IndexHeader, crate::Index)>, DataError> {
         let beside = url.with_suffix(".idx");
-        match self.shared.read(&beside) {
+        match self.shared.read(&beside, longest(version.bytes)) {
             Ok(file) => Ok(decode(&file, version.bytes)),
-            // Stores that may not be listed forbid what is not there.
+            // Stores that may not be listed forbid what is not there; and what is too long is none.
             Err(fault) if matches!(fault.kind, Kind::NotFound | Kind::Lasting) => Ok(None),
             Err(fault) => Err(failed(&beside)(fault)),
         }

@@ -42,6 +42,7 @@ pub fn eval_reader(corpus: &Arc<Corpus>) -> EvalReader {
         image_size: 4,
         filter: Filter::Bicubic,
         pixels: true,
+        features: None,
         clean: loader_options().clean,
         pad_id: 0,
         pad_to_multiple: 1,

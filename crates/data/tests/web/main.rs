@@ -10,12 +10,15 @@ mod server;
 mod shared_cache;
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::Path;
+use std::sync::Arc;
 
-use blip2_data::{DataError, Dataset, OpenOptions, Pick, SampleError, reindex, write_manifest};
+use blip2_data::{Corpus, DataError, Dataset, Loader, OpenOptions, Pick, SampleError, Shard, reindex, write_manifest};
 
 use cache::{files, remote_options};
-use fixture::{open, png, shards, tar, write};
+use fixture::{loader_options, open, png, shards, tar, text, write};
 use proxy::{Fate, Proxy, Request};
 use server::WebServer;
 
@@ -129,4 +132,50 @@ fn a_change_that_keeps_the_length_is_noticed_by_its_time() {
     assert!(error.to_string().contains("its tag is last-modified: Wed, 2 Jan 2030"), "{error}");
     reindex(&patterns, &options).unwrap();
     assert_eq!(Dataset::open(&patterns, &options).unwrap().read(0, Pick::First).unwrap().key, "new");
+}
+
+/// A terabyte of zeros where an index should be.
+#[test]
+fn an_index_that_is_longer_than_its_shard_allows_is_not_fetched() {
+    let folder = shards(&[3], |_| false);
+    let bytes = fs::read(folder.path().join("00.tar")).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let mut buffer = [0; 8192];
+            let read = client.read(&mut buffer).unwrap_or(0);
+            let head = String::from_utf8_lossy(&buffer[..read]).into_owned();
+            let is_index = head.split(' ').nth(1).is_some_and(|path| path.ends_with(".idx"));
+            let length = if is_index { 1 << 40 } else { bytes.len() };
+            let head_lines = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+            let mut sent = client.write_all(head_lines.as_bytes());
+            if !head.starts_with("HEAD") && !is_index {
+                sent = sent.and_then(|()| client.write_all(&bytes));
+            }
+            while is_index && sent.is_ok() {
+                sent = client.write_all(&[0; 1 << 16]);
+            }
+        }
+    });
+    let cache = tempfile::tempdir().unwrap();
+    let options = remote_options(address, cache.path(), 1 << 20);
+    let dataset = Dataset::open(&[format!("http://{address}/set/00.tar")], &options).unwrap();
+    same_samples(&dataset, folder.path());
+}
+
+#[test]
+fn lengths_in_a_manifest_that_cannot_be_added_up_are_too_much_for_the_cache() {
+    let folder = shards(&[3, 4], |_| false);
+    let server = WebServer::start(folder.path(), |_| true);
+    let cache = tempfile::tempdir().unwrap();
+    let options = remote_options(server.address, cache.path(), 1 << 20);
+    let dataset = Dataset::open(&[format!("http://{}/set/{{00..01}}.tar", server.address)], &options).unwrap();
+    let endless = |shard: &Shard| Shard { bytes: u64::MAX, ..shard.clone() };
+    let shards: Vec<Shard> = dataset.shards().iter().map(endless).collect();
+    let manifest = cache.path().join("endless.jsonl").to_str().unwrap().to_owned();
+    write_manifest(&shards, &manifest, &options).unwrap();
+    let corpus = Arc::new(Corpus::from(Dataset::open(&[manifest], &options).unwrap()));
+    let error = Loader::new(corpus, text(), loader_options()).err().unwrap();
+    assert!(matches!(error, DataError::ShardCacheTooSmall { needed: u64::MAX, .. }), "{error}");
 }

@@ -168,13 +168,13 @@ section! {
         pub text: TextConfig,
         /// Into how many streams the training data is cut, so that a host reads its own shards only.
         pub lanes: usize = 1 => at_least(1),
-        /// Where the image encoder's output is kept.
+        /// Where the image encoder's output is kept, of training and of held-out pictures.
         pub feature_cache: FeatureCache = FeatureCache::Off,
         /// Augmented views of each image that a folder holds; epoch e trains on view e modulo this.
         pub feature_views: u64 = 1 => at_least(1),
-        /// How a folder stores features; training sees the stored values.
+        /// How a folder stores features; training and evaluation see the stored values.
         pub feature_format: FeatureFormat = FeatureFormat::Bf16,
-        /// What the features of the training set may take in a folder, in GiB; null: no limit.
+        /// What features may take in a folder, in GiB, those of the held-out set before those of the training sets; null: no limit.
         pub feature_max_gib: Option<f64> => rule("null or a number above 0", |gib: &Option<f64>| gib.is_none_or(|gib| gib > 0.0)),
         /// Where shards are kept that lie in object stores or on web servers.
         pub shard_cache: ShardCacheConfig,

@@ -142,7 +142,9 @@ impl Run {
     fn log(&mut self, meter: &mut Meter, lr: f64) -> Result<(), Error> {
         let step = self.state.step;
         self.ranks.enter(step, "logging");
-        self.tell_notes()?;
+        for line in self.notes_of_ranks(self.data.take_note())? {
+            self.note(&line);
+        }
         let mut scalars = meter.read(&*self.ranks)?;
         scalars.push(("lr".into(), lr));
         scalars.extend(self.data.progress(&self.loader, self.state.stream_position));
@@ -159,15 +161,12 @@ impl Run {
         }
     }
 
-    /// Says what ranks have to say of the feature cache.
-    fn tell_notes(&mut self) -> Result<(), Error> {
-        if !matches!(self.config.data.feature_cache, FeatureCache::Directory(_)) {
-            return Ok(());
+    /// What ranks have to say of a feature cache on disk.
+    fn notes_of_ranks(&self, own: Option<String>) -> Result<Vec<String>, Error> {
+        match self.config.data.feature_cache {
+            FeatureCache::Directory(_) => Ok(lines_of_ranks(&share(&*self.ranks, &own)?)),
+            FeatureCache::Off | FeatureCache::Memory => Ok(Vec::new()),
         }
-        for line in lines_of_ranks(&share(&*self.ranks, &self.data.take_note())?) {
-            self.note(&line);
-        }
-        Ok(())
     }
 
     /// Adds to the list what any rank has found unreadable since the last call.
@@ -189,12 +188,14 @@ impl Run {
         let Some(set) = &self.held_out else { return Ok(None) };
         let step = self.state.step;
         self.ranks.enter(step, "evaluation");
-        let task = &self.assembly.task;
-        let mut pass = set.pass(&self.assembly.encoder, &self.assembly.text, task.target_rule(), &*self.ranks)?;
-        let evaluation: Evaluation = task.evaluate(&mut pass, &self.pass)?;
+        let mut pass = set.pass(&self.assembly, &*self.ranks, self.state.stream_position)?;
+        let mut evaluation: Evaluation = self.assembly.task.evaluate(&mut pass, &self.pass)?;
         let unreadable = pass.take_quarantined()?;
+        evaluation.scalars.extend(set.take_cache_metrics(&*self.ranks)?);
+        let notes = self.notes_of_ranks(set.take_note())?;
         let Some(books) = &mut self.books else { return Ok(None) };
         books.quarantine(&unreadable)?;
+        notes.iter().for_each(|line| books.telemetry.note(line));
         books.telemetry.record(&Record::new(step, evaluation.scalars.clone()))?;
         if !evaluation.texts.is_empty() {
             books.telemetry.text(step, "val/samples", &evaluation.markdown())?;

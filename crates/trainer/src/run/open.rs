@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use blip2_data::BadSamples;
+use blip2_data::feature_store::Writer;
 use blip2_torchx::adamw::{AdamW, AdamWConfig};
 use blip2_torchx::grad_scaler::GradScaler;
 use blip2_torchx::params::ParamStore;
@@ -17,10 +18,11 @@ use crate::assembly::Assembly;
 use crate::blueprint::Blueprint;
 use crate::checkpoint::{Checkpoint, CheckpointStore, CheckpointWriter, RngState, TrainState};
 use crate::config::{Config, FeatureCache, NegativeSamples, Precision, Stage};
-use crate::data::TrainData;
+use crate::data::{TrainData, check_shares, run_number};
+use crate::data_sets::DataSets;
 use crate::error::Error;
 use crate::evaluation::HeldOutSet;
-use crate::index_lines::{OpeningProgress, SetOpening};
+use crate::index_lines::SetOpening;
 use crate::memory_features::MemoryCaches;
 use crate::quarantine::Quarantine;
 use crate::ranks::{Claims, Ranks, SHOWN_WITHIN, check_shared, checksum};
@@ -70,17 +72,19 @@ impl Run {
         ranks.enter(0, "loading models");
         let assembly = Assembly::build(config, blueprint, device)?;
         assembly.loaded.iter().for_each(|part| say(&format!("{name}: {part}")));
-        let rule = assembly.task.target_rule();
+        check_shares(config, ranks.world())?;
         let mut fill = FillLines::new(&name, &say);
         let mut tell = |done, all| {
             ranks.enter(done, "image features");
             fill.tell(done, all);
         };
         let heard = ranks.is_first().then_some(request.say);
-        let sets = SetOpening { say: heard, dry_run: false };
-        let progress = OpeningProgress { images: &mut tell, sets };
-        let data = TrainData::open(config, &assembly.encoder, &assembly.text, rule, &*ranks, caches, progress)?;
-        let held_out = HeldOutSet::open(config, &assembly.encoder, &assembly.text, &*ranks, caches, sets)?;
+        let sets = DataSets::open(config, SetOpening { say: heard, dry_run: false }, &*ranks)?;
+        let data = TrainData::open(config, &sets, &assembly, &*ranks, caches, &mut tell)?;
+        let writer = Writer::Evaluations(run_number(config, &sets.train));
+        let held_out = sets.held_out.as_ref();
+        let held_out = held_out.map(|set| HeldOutSet::open(config, set, &assembly, &*ranks, caches, writer));
+        let held_out = held_out.transpose()?;
 
         let mut stepper = new_stepper(config, &assembly, &*ranks)?;
         let mut state = TrainState::new(config.digest(), data.digest());
@@ -158,15 +162,16 @@ impl Run {
         let assembly = Assembly::build(config, blueprint, device)?;
         let mut one = config.clone();
         one.data.feature_cache = FeatureCache::Off;
-        let rule = assembly.task.target_rule();
-        let (encoder, text) = (&assembly.encoder, &assembly.text);
-        let sets = SetOpening { say: None, dry_run: true };
-        let progress = OpeningProgress { images: &mut |_, _| {}, sets };
-        let data = TrainData::open(&one, encoder, text, rule, ranks, &mut MemoryCaches::default(), progress)?;
-        HeldOutSet::open(&one, encoder, text, ranks, &mut MemoryCaches::default(), sets)?;
+        check_shares(config, ranks.world())?;
+        let sets = DataSets::open(&one, SetOpening { say: None, dry_run: true }, ranks)?;
+        let mut caches = MemoryCaches::default();
+        let data = TrainData::open(&one, &sets, &assembly, ranks, &mut caches, &mut |_, _| {})?;
+        if let Some(held_out) = &sets.held_out {
+            HeldOutSet::open(&one, held_out, &assembly, ranks, &mut caches, Writer::NoRun)?;
+        }
         let host = data.loader(0, &BadSamples::default())?.next_batch()?;
         let mut stepper = new_stepper(config, &assembly, ranks)?;
-        let micro_batches = data.micro_batches(host, encoder, ranks)?;
+        let micro_batches = data.micro_batches(host, &assembly.encoder, ranks)?;
         let metrics = stepper.step(&*assembly.task, micro_batches, &pass(config), 0, 0.0, ranks)?;
         let values: Vec<String> = metrics.iter().map(|(n, t)| format!("{n} {:.4}", t.double_value(&[]))).collect();
         let trained = assembly.task.params().num_elements();
@@ -188,6 +193,8 @@ impl Run {
         }
         self.data.filters().iter().for_each(|line| books.telemetry.note(line));
         self.data.cache_introduction().iter().for_each(|line| books.telemetry.note(line));
+        let held_out = self.held_out.as_ref().and_then(HeldOutSet::cache_introduction);
+        held_out.iter().for_each(|line| books.telemetry.note(line));
         let ranks = match self.ranks.world() {
             1 => String::new(),
             world => format!(", {world} ranks"),

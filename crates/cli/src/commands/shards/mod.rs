@@ -5,6 +5,8 @@ mod pack;
 mod stats;
 mod verify;
 
+pub(super) use pack::PackedArguments;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;

@@ -35,6 +35,19 @@ fields go too. Killed at any moment, the same command goes on behind the last wh
 #[derive(Args)]
 #[command(after_help = PACK_EXAMPLES)]
 pub(crate) struct PackArguments {
+    #[command(flatten)]
+    packed: PackedArguments,
+    /// Folder that gets the shards
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+// What a command packs, and how.
+#[derive(Args)]
+pub(crate) struct PackedArguments {
     /// What is packed: a file, a folder, or a pattern of files
     #[arg(long, value_name = "PATH", required_unless_present = "captions", conflicts_with = "captions")]
     source: Option<PathBuf>,
@@ -47,9 +60,6 @@ pub(crate) struct PackArguments {
     /// Folder where the image paths start; left out, that of the file that names them
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
-    /// Folder that gets the shards
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
     /// Samples a shard
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     shard_samples: u32,
@@ -71,9 +81,6 @@ pub(crate) struct PackArguments {
     /// Quality of these JPEGs
     #[arg(long, value_name = "Q", default_value_t = 95, requires = "longest_side", value_parser = clap::value_parser!(u8).range(1..=100))]
     quality: u8,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -101,9 +108,10 @@ impl From<FormatArgument> for SourceFormat {
 
 impl PackArguments {
     pub(super) fn run(self) -> Result<()> {
-        let json = self.json;
-        let report = pack(&self.options())?;
-        if json {
+        let progress = Progress::new("rows packed");
+        let tell = move |done, all| progress.tell(done, all);
+        let report = pack(&PackOptions { progress: Some(Arc::new(tell)), ..self.packed.options(self.out) })?;
+        if self.json {
             return print_json(&report);
         }
         for problem in &report.problems {
@@ -125,8 +133,11 @@ impl PackArguments {
         let (samples, shards, left_out) = (report.samples, report.shards.len(), report.left_out);
         print(format_args!("{samples} samples in {shards} shards, {left_out} rows left out"))
     }
+}
 
-    fn options(self) -> PackOptions {
+impl PackedArguments {
+    /// To be packed into `out`.
+    pub(crate) fn options(self, out: PathBuf) -> PackOptions {
         let (source, format) = match (self.captions, self.source) {
             (Some(captions), _) => (captions, SourceFormat::Captions),
             (None, source) => (source.unwrap_or_default(), self.format.into()),
@@ -136,7 +147,6 @@ impl PackArguments {
             (false, false) => Keep::Fields(self.keep_field),
             (false, true) => Keep::Nothing,
         };
-        let progress = Progress::new("rows packed");
         PackOptions {
             source,
             format,
@@ -146,10 +156,10 @@ impl PackArguments {
                 caption_field: self.caption_field,
                 keep,
             },
-            out: self.out,
+            out,
             shard_samples: self.shard_samples as usize,
             reencode: self.longest_side.map(|longest_side| Reencode { longest_side, quality: self.quality }),
-            progress: Some(Arc::new(move |done, all| progress.tell(done, all))),
+            progress: None,
         }
     }
 }
