@@ -1,21 +1,20 @@
 //! From a configuration to a run that is ready for its next step.
 
-use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Instant;
 
 use blip2_data::BadSamples;
 use blip2_torchx::adamw::{AdamW, AdamWConfig};
+use blip2_torchx::device;
 use blip2_torchx::grad_scaler::GradScaler;
 use blip2_torchx::params::ParamStore;
-use blip2_torchx::{device, rng};
 use tch::{Device, Tensor};
 
 use super::Run;
 use super::books::Books;
 use crate::assembly::Assembly;
 use crate::blueprint::Blueprint;
-use crate::checkpoint::{Checkpoint, CheckpointStore, CheckpointWriter, RngState, TrainState};
+use crate::checkpoint::{Checkpoint, CheckpointStore, CheckpointWriter, TrainState};
 use crate::config::{Config, FeatureCache, NegativeSamples, Precision, Stage};
 use crate::data::TrainData;
 use crate::error::Error;
@@ -87,7 +86,6 @@ impl Run {
         if let Some(checkpoint) = &checkpoint {
             let Stepper { adamw, scaler, .. } = &mut stepper;
             state = restore(checkpoint, assembly.task.params(), adamw, scaler)?;
-            set_generators(&state)?;
             // Without a digest: a checkpoint of before there was one, or of a run without a held-out set.
             let held_out = held_out.as_ref().map(HeldOutSet::digest).or_else(|| state.held_out_digest.clone());
             for (key, same) in [
@@ -109,12 +107,7 @@ impl Run {
         }
         compare(&assembly, &state, &*ranks)?;
         state.held_out_digest = held_out.as_ref().map(HeldOutSet::digest);
-        let bad = match &state.bad_samples {
-            serde_json::Value::Null => BadSamples::default(),
-            list => serde_json::from_value(list.clone())
-                .map_err(|e| Error::Mismatch(format!("state.json: bad_samples: {e}")))?,
-        };
-        let loader = data.loader(state.stream_position, &bad)?;
+        let loader = data.loader(state.stream_position, &state.bad_samples)?;
         let mut books = None;
         if let Some((store, folder)) = kept {
             // Also where none is whole: a damaged one of a later step would be kept in the place of those to come.
@@ -138,7 +131,6 @@ impl Run {
             stepper,
             state,
             loader,
-            bad,
         };
         run.introduce()?;
         Ok(run)
@@ -336,20 +328,6 @@ fn new_stepper(config: &Config, assembly: &Assembly, ranks: &dyn Ranks) -> Resul
 
 fn pass(config: &Config) -> Pass {
     Pass { autocast: config.run.precision.autocast(), dropout: config.model.qformer.dropout, seed: config.run.seed }
-}
-
-/// The generator whose state a checkpoint keeps. A GPU's is begun anew at each step, so it has none to keep.
-const GENERATOR: &str = "cpu";
-
-pub(super) fn generators() -> Result<BTreeMap<String, RngState>, Error> {
-    Ok(BTreeMap::from([(GENERATOR.to_string(), RngState(rng::state(Device::Cpu)?))]))
-}
-
-fn set_generators(state: &TrainState) -> Result<(), Error> {
-    match state.rng.get(GENERATOR) {
-        Some(RngState(bytes)) => Ok(rng::set_state(Device::Cpu, bytes)?),
-        None => Ok(()),
-    }
 }
 
 /// What the progress line shows, with chance and floor.
