@@ -110,10 +110,6 @@ int torchx_memory_reset_peak(int cuda_index) {
   return guarded([&] { at::accelerator::resetPeakStats(static_cast<c10::DeviceIndex>(cuda_index)); });
 }
 
-int torchx_memory_empty_cache() {
-  return guarded([] { at::accelerator::emptyCache(); });
-}
-
 // Page-locked host memory of the dtype of `like`.
 int torchx_empty_pinned(const int64_t* shape, size_t dims, const at::Tensor* like, at::Tensor** out) {
   return guarded([&] {

@@ -53,7 +53,7 @@ impl ImageEncoder {
     ///
     /// # Errors
     /// When the device refuses.
-    pub fn stored_identity(&self) -> Result<EncoderIdentity, Error> {
+    pub(crate) fn stored_identity(&self) -> Result<EncoderIdentity, Error> {
         let mut hasher = blake3::Hasher::new();
         hasher.update(format!("{:?}", self.config.architecture()).as_bytes());
         for (name, tensor, _) in self.tower.params().entries() {
@@ -73,7 +73,7 @@ impl ImageEncoder {
     }
 
     /// Tokens of an image's features, and numbers of a token.
-    pub fn feature_shape(&self) -> (i64, i64) {
+    pub(crate) fn feature_shape(&self) -> (i64, i64) {
         (self.config.tokens(self.preprocessing.size as i64), self.config.hidden_size())
     }
 

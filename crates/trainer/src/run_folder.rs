@@ -207,11 +207,6 @@ impl RunFolder {
         self.path.join("quarantine.jsonl")
     }
 
-    /// Folder of the Hugging Face export.
-    pub fn export(&self) -> PathBuf {
-        self.path.join("export")
-    }
-
     /// Where the tokenizer's files are kept, so that a checkpoint of this run can be exported.
     pub fn tokenizer(&self) -> PathBuf {
         self.path.join("tokenizer")

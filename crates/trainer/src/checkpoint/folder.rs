@@ -26,7 +26,7 @@ impl CheckpointFolder {
     }
 
     /// Where a file of this name will lie for now; for messages.
-    pub fn path_of(&self, name: &str) -> PathBuf {
+    pub(crate) fn path_of(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 

@@ -18,7 +18,7 @@ const WRITING: &str = ".writing-";
 const REMOVING: &str = ".removing-";
 const REPLACED: &str = ".replaced-";
 
-/// A run's checkpoints; one process at a time (see [`RunFolder`](crate::run_folder::RunFolder)).
+/// A run's checkpoints; one process at a time (the run folder's lock sees to that).
 #[derive(Debug)]
 pub struct CheckpointStore {
     folder: PathBuf,
@@ -49,7 +49,7 @@ impl Newest {
     ///
     /// # Errors
     /// There is none, or each is damaged; `run` is the folder that was asked for.
-    pub fn or_none_of(self, run: &Path) -> Result<(Checkpoint, Vec<Rejected>), CheckpointError> {
+    pub(crate) fn or_none_of(self, run: &Path) -> Result<(Checkpoint, Vec<Rejected>), CheckpointError> {
         let run = run.to_path_buf();
         match (self.checkpoint, self.rejected.into_iter()) {
             (Some(checkpoint), rejected) => Ok((checkpoint, rejected.collect())),
@@ -130,7 +130,7 @@ impl CheckpointStore {
     ///
     /// # Errors
     /// The folder cannot be read.
-    pub fn preferred(&self) -> Result<Newest, CheckpointError> {
+    pub(crate) fn preferred(&self) -> Result<Newest, CheckpointError> {
         let Some(best) = self.best_of(&self.steps()?) else { return self.newest() };
         let path = self.path(best);
         match Checkpoint::open(&path) {
@@ -151,7 +151,7 @@ impl CheckpointStore {
     ///
     /// # Errors
     /// The folder cannot be changed.
-    pub fn set_aside_after(&self, step: u64) -> Result<Vec<PathBuf>, CheckpointError> {
+    pub(crate) fn set_aside_after(&self, step: u64) -> Result<Vec<PathBuf>, CheckpointError> {
         let mut paths = Vec::new();
         for newer in self.steps()?.into_iter().filter(|&newer| newer > step) {
             let aside = self.folder.join(format!("{}.superseded", step_name(newer)));

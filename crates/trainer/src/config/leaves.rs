@@ -136,12 +136,12 @@ choice! {
 
 impl BestMetric {
     /// Whether it is computed by retrieval, which only stage 1 has.
-    pub fn is_retrieval(self) -> bool {
+    pub(crate) fn is_retrieval(self) -> bool {
         self != Self::ValLoss
     }
 
     /// Whether `value` is better than `other`.
-    pub fn prefers(self, value: f64, other: f64) -> bool {
+    pub(crate) fn prefers(self, value: f64, other: f64) -> bool {
         if self.is_retrieval() { value > other } else { value < other }
     }
 }
