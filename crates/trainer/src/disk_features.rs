@@ -6,9 +6,7 @@ use std::num::NonZero;
 use std::path::Path;
 use std::sync::Arc;
 
-use blip2_data::feature_store::{
-    Description, FeatureFormat, FeatureStore, ImageSteps, RunFeatures, RunFeaturesOptions, StoredRow,
-};
+use blip2_data::feature_store::{Description, FeatureStore, ImageSteps, RunFeatures, RunFeaturesOptions, StoredRow};
 use blip2_data::{Corpus, HostBatch};
 use rayon::prelude::*;
 use tch::Tensor;
@@ -230,17 +228,14 @@ fn open_store(folder: &Path, description: &Description) -> Result<FeatureStore, 
 /// What the features are of which `config` speaks.
 fn description(config: &Config, encoder: &ImageEncoder) -> Result<Description, Error> {
     let seen = encoder.preprocessing();
-    let augment = crate::data::augment(config.data.image.augment);
+    let augment = config.data.image.augment;
     let (tokens, width) = encoder.feature_shape();
     Ok(Description {
         encoder: encoder.stored_identity()?,
         image: ImageSteps::new(seen.size, seen.filter, seen.rescale_factor, seen.mean, seen.std, augment),
         tokens: tokens as usize,
         width: width as usize,
-        stored_as: match config.data.feature_format {
-            crate::config::FeatureFormat::Bf16 => FeatureFormat::Bf16,
-            crate::config::FeatureFormat::Int8 => FeatureFormat::Int8,
-        },
+        stored_as: config.data.feature_format,
     })
 }
 

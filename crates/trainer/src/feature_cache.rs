@@ -8,7 +8,7 @@ use serde::Serialize;
 use tch::Device;
 
 pub use crate::disk_features::bytes_text;
-pub use blip2_data::feature_store::{BadRow, CacheStats, CacheVerification, FeatureFormat, stats, verify};
+pub use blip2_data::feature_store::{BadRow, CacheStats, CacheVerification, stats, verify};
 
 use crate::blueprint::Blueprint;
 use crate::config::{Config, FeatureCache};
@@ -67,7 +67,7 @@ pub fn build(config: &Config, device: Device, progress: &mut dyn FnMut(u64, u64)
             prefetch: config.data.loader.prefetch,
             image_size: encoder.preprocessing().size,
             filter: encoder.preprocessing().filter,
-            augment: data::augment(config.data.image.augment),
+            augment: config.data.image.augment,
         },
     )?;
     let (all, mut stored) = (rows.stored_rows(), 0);

@@ -3,10 +3,12 @@
 use std::fmt;
 use std::path::PathBuf;
 
+pub use blip2_data::feature_store::FeatureFormat;
+pub use blip2_data::{Augment, Clean};
 pub use blip2_torchx::device::DeviceChoice;
 
 use super::node::Node;
-use super::value::{Leaf, choice};
+use super::value::{Leaf, choice, words};
 
 choice! {
     /// Number format of activations (`run.precision`) or of a frozen tower's weights (`dtype`).
@@ -62,35 +64,8 @@ choice! {
     }
 }
 
-choice! {
-    /// How training images are varied.
-    pub enum Augment {
-        /// Random resized crop and horizontal flip (BLIP-2, section 3.4).
-        CropFlip = "crop_flip",
-        /// The evaluation transform.
-        None = "none",
-    }
-}
-
-choice! {
-    /// How features on disk are stored.
-    pub enum FeatureFormat {
-        /// bfloat16.
-        Bf16 = "bf16",
-        /// Eight bits a number with a scale a token: half the size.
-        Int8 = "int8",
-    }
-}
-
-choice! {
-    /// How captions are cleaned before tokenisation.
-    pub enum Clean {
-        /// BLIP's cleaning: lower case, punctuation to spaces.
-        Blip = "blip",
-        /// Case and marks are kept.
-        None = "none",
-    }
-}
+// What the data crate names itself.
+words!(Augment, FeatureFormat, Clean);
 
 choice! {
     /// What part of a caption stage 2 gives to the language model.
