@@ -2,6 +2,7 @@
 
 mod books;
 mod open;
+mod opening;
 
 use std::rc::Rc;
 
