@@ -1,7 +1,6 @@
 //! Configuration, training loop, checkpoints, telemetry and evaluation.
 
 mod assembly;
-mod atomic_file;
 mod bad_step;
 pub mod batch;
 pub mod bench;

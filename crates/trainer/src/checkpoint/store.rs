@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use super::error::CheckpointError;
 use super::folder::{CheckpointFolder, write_error};
 use super::manifest::{Checkpoint, Manifest, Metric};
-use crate::atomic_file;
 use crate::config::BestMetric;
 
 const WRITING: &str = ".writing-";
@@ -207,7 +206,7 @@ impl CheckpointStore {
             fs::rename(path, &replaced).map_err(write_error(path))?;
         }
         fs::rename(writing, path).map_err(write_error(path))?;
-        atomic_file::sync_folder(&self.folder).map_err(write_error(&self.folder))?;
+        sync(&self.folder).map_err(write_error(&self.folder))?;
         if replaces {
             fs::remove_dir_all(&replaced).map_err(CheckpointError::io(replaced))?;
         }
@@ -258,6 +257,11 @@ fn names(folder: &Path) -> Result<Vec<String>, CheckpointError> {
         fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
     };
     read().map_err(CheckpointError::io(folder))
+}
+
+/// Makes the names in a folder last through a power failure.
+fn sync(folder: &Path) -> io::Result<()> {
+    fs::File::open(folder)?.sync_all()
 }
 
 fn rename(from: &Path, to: &Path) -> Result<(), CheckpointError> {

@@ -77,7 +77,7 @@ impl RepoCache {
         // One writer at a time, whatever the branch: the new file has one name until it takes the old one's place.
         let lock = fs::File::create(self.locks().join("refs.lock"))?;
         lock.lock()?;
-        crate::atomic_file::write(&path, commit.as_bytes())
+        blip2_data::write_file(&path, commit.as_bytes())
     }
 
     /// Puts a blob into a snapshot under its name.
