@@ -1,65 +1,90 @@
-//! Which crate may know which: ARCHITECTURE.md's arrows, read from `cargo metadata`.
+//! Which crate knows which: the arrows that ARCHITECTURE.md draws, compared with `cargo metadata`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::process::Command;
 
 use serde_json::Value;
 
-/// Each crate with those it may depend on, for building or for tests.
-const MAY_KNOW: [(&str, &[&str]); 8] = [
-    ("torchx", &[]),
-    ("model", &["torchx"]),
-    ("losses", &["torchx"]),
-    ("weights", &["torchx", "model"]),
-    ("data", &[]),
-    ("metrics", &[]),
-    ("trainer", &["torchx", "model", "losses", "weights", "data", "metrics"]),
-    ("cli", &["trainer"]),
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+
+/// Dependencies with the crates that alone may have them.
+const BELONG: [(&str, &[&str]); 4] = [
+    ("tch", &["torchx", "model", "losses", "weights", "trainer"]),
+    ("torch-sys", &["torchx"]),
+    ("cc", &["torchx"]),
+    ("anyhow", &["cli"]),
 ];
 
-fn metadata() -> Value {
+/// Crates with those that they depend on, for building or for tests.
+type Arrows = BTreeMap<String, BTreeSet<String>>;
+
+/// `torchx <- model, weights`: the ones on the right know the ones on the left.
+fn drawn() -> Arrows {
+    let text = fs::read_to_string(format!("{ROOT}/ARCHITECTURE.md")).unwrap();
+    let mut arrows = Arrows::new();
+    for (known, knowing) in text.lines().filter_map(|line| line.split_once(" <- ")) {
+        let names = |list: &str| list.split(',').map(|name| name.trim().to_owned()).collect::<BTreeSet<_>>();
+        for name in names(knowing) {
+            arrows.entry(name).or_default().extend(names(known));
+        }
+        for name in names(known) {
+            arrows.entry(name).or_default();
+        }
+    }
+    arrows
+}
+
+/// The workspace's crates without their common prefix, with all that they depend on.
+fn dependencies() -> Arrows {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--no-deps", "--format-version", "1", "--manifest-path"])
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml"))
+        .arg(format!("{ROOT}/Cargo.toml"))
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let of = |package: &Value| {
+        let names = package["dependencies"].as_array().unwrap().iter().map(|dependency| text(&dependency["name"]));
+        (own(&text(&package["name"])).unwrap(), names.collect::<BTreeSet<_>>())
+    };
+    metadata["packages"].as_array().unwrap().iter().map(of).collect()
 }
 
-/// The workspace's crates without their common prefix, with all crates that they depend on.
-fn crates() -> BTreeMap<String, BTreeSet<String>> {
-    let metadata = metadata();
-    let packages = metadata["packages"].as_array().unwrap().iter();
-    let known = packages.map(|package| {
-        let names = package["dependencies"].as_array().unwrap().iter().map(|d| d["name"].as_str().unwrap().to_string());
-        let name = package["name"].as_str().unwrap();
-        (name.strip_prefix("blip2-").unwrap_or(name).to_string(), names.collect())
-    });
-    known.collect()
+/// A crate of the workspace without its prefix.
+fn own(name: &str) -> Option<String> {
+    name.strip_prefix("blip2-").map(str::to_owned)
 }
 
 #[test]
-fn no_crate_knows_another_than_it_may() {
-    let crates = crates();
-    let expected: BTreeSet<&str> = MAY_KNOW.iter().map(|(name, _)| *name).collect();
-    assert_eq!(
-        crates.keys().map(String::as_str).collect::<BTreeSet<_>>(),
-        expected,
-        "a new crate needs its arrows here"
-    );
-    for (name, may) in MAY_KNOW {
-        let knows: Vec<&str> = crates[name].iter().filter_map(|dependency| dependency.strip_prefix("blip2-")).collect();
-        let wrong: Vec<&&str> = knows.iter().filter(|known| !may.contains(known)).collect();
-        assert!(wrong.is_empty(), "{name} may know {may:?}, and knows {wrong:?} too");
+fn the_arrows_are_those_of_the_document() {
+    let known = |names: BTreeSet<String>| names.iter().filter_map(|name| own(name)).collect::<BTreeSet<_>>();
+    let found: Arrows = dependencies().into_iter().map(|(name, all)| (name, known(all))).collect();
+    assert_eq!(found, drawn(), "crates on the left, what they know on the right; first as they are, then as drawn");
+}
+
+#[test]
+fn what_belongs_to_some_crates_is_known_to_no_other() {
+    let crates = dependencies();
+    for (dependency, may) in BELONG {
+        let knowing = crates.iter().filter(|(_, all)| all.contains(dependency)).map(|(name, _)| name.as_str());
+        let wrong: Vec<&str> = knowing.filter(|name| !may.contains(name)).collect();
+        assert!(wrong.is_empty(), "{wrong:?} depend on {dependency}, which belongs to {may:?}");
     }
 }
 
 #[test]
-fn data_and_metrics_know_no_libtorch() {
-    let crates = crates();
-    for name in ["data", "metrics"] {
-        let torch: Vec<&String> = crates[name].iter().filter(|d| d.contains("tch") || d.contains("torch")).collect();
-        assert!(torch.is_empty(), "{name} depends on {torch:?}");
+fn losses_are_functions_of_tensors_alone() {
+    let losses = &dependencies()["losses"];
+    assert_eq!(losses.iter().map(String::as_str).collect::<Vec<_>>(), ["proptest", "tch"]);
+}
+
+#[test]
+fn only_torchx_may_hold_unsafe_code() {
+    for name in dependencies().keys() {
+        let manifest = fs::read_to_string(format!("{ROOT}/crates/{name}/Cargo.toml")).unwrap();
+        let forbids = manifest.contains("[lints]\nworkspace = true");
+        assert_eq!(forbids, name != "torchx", "{name}: the workspace's lints forbid unsafe code");
     }
 }

@@ -6,8 +6,6 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-use crate::error::DataError;
-
 /// How the names of files begin that are being written; what a killed program leaves of them can be removed.
 pub(crate) const UNFINISHED: &str = ".writing-";
 
@@ -18,12 +16,12 @@ pub(crate) fn write<T>(path: &Path, fill: impl FnOnce(&mut BufWriter<&File>) -> 
     Ok(result)
 }
 
-/// Writes a file that is there whole or not at all, over one that has its name.
+/// Writes a file that is there whole or not at all, in the place of one that has its name.
 ///
 /// # Errors
 /// Whatever the system says, a full disk among it; what was there before stays.
-pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
-    write(path, |out| out.write_all(bytes)).map_err(DataError::io(path))
+pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write(path, |out| out.write_all(bytes))
 }
 
 /// Writes what `path` is to hold beside it, synced, and leaves the renaming to the caller.

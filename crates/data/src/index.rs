@@ -50,7 +50,7 @@ impl Extension {
     const ALL: [Extension; 6] = [Self::Jpg, Self::Jpeg, Self::Png, Self::Webp, Self::Txt, Self::Json];
 
     /// The extension of that name.
-    pub fn from_lower_case(name: &str) -> Option<Extension> {
+    pub(crate) fn from_lower_case(name: &str) -> Option<Extension> {
         Self::ALL.into_iter().find(|extension| extension.name() == name)
     }
 
@@ -72,7 +72,7 @@ impl Extension {
     }
 
     /// Whether it says that the member is an image; otherwise it is a caption.
-    pub fn is_image(self) -> bool {
+    pub(crate) fn is_image(self) -> bool {
         !matches!(self, Self::Txt | Self::Json)
     }
 

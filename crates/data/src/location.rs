@@ -100,7 +100,7 @@ impl RemoteUrl {
     }
 
     /// Whether its store can list what it holds; web servers cannot.
-    pub fn can_list(&self) -> bool {
+    pub(crate) fn can_list(&self) -> bool {
         SCHEMES.contains(&(self.scheme(), true))
     }
 

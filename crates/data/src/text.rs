@@ -53,6 +53,19 @@ pub enum Clean {
     None,
 }
 
+impl Clean {
+    /// Every choice.
+    pub const ALL: [Clean; 2] = [Clean::Blip, Clean::None];
+
+    /// The word for it in files.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Clean::Blip => "blip",
+            Clean::None => "none",
+        }
+    }
+}
+
 /// Whether anything is left of a caption when it is cleaned.
 pub(crate) fn says_something(caption: &str, clean: Clean) -> bool {
     !clean_caption(caption, clean).is_empty()

@@ -79,17 +79,17 @@ impl Dropout {
     }
 
     /// Whether [`Dropout::attend`] drops anything.
-    pub fn drops_attention(&self) -> bool {
+    pub(crate) fn drops_attention(&self) -> bool {
         self.0.as_ref().is_some_and(|keyed| keyed.rates.attention > 0.0)
     }
 
     /// Whether nothing is dropped.
-    pub fn is_off(&self) -> bool {
+    pub(crate) fn is_off(&self) -> bool {
         self.0.is_none()
     }
 
     /// The dropout of the three kinds of ITM pairs made from this batch, in their order: the same stream positions, other keys.
-    pub fn for_pairs(&self) -> Dropout {
+    pub(crate) fn for_pairs(&self) -> Dropout {
         Dropout(self.0.as_ref().map(|keyed| {
             let kinds: Vec<Tensor> = (0..3).map(|kind| &keyed.positions + kind * POSITIONS_PER_PAIR_KIND).collect();
             Keyed { positions: Tensor::cat(&kinds, 0), site: Cell::new(FIRST_PAIR_SITE), ..*keyed }
@@ -97,7 +97,7 @@ impl Dropout {
     }
 
     /// Keys of `rows` consecutive token rows of every sample, sample by sample: `[B * rows]`.
-    pub fn token_keys(&self, segment: i64, rows: i64) -> RowKeys {
+    pub(crate) fn token_keys(&self, segment: i64, rows: i64) -> RowKeys {
         RowKeys(self.0.as_ref().map(|keyed| {
             let first = segment * ROWS_PER_SEGMENT;
             let tokens = Tensor::arange_start(first, first + rows, (Kind::Int64, keyed.positions.device()));
@@ -106,7 +106,7 @@ impl Dropout {
     }
 
     /// Keys of `count` samples from `first` on in a segment: `[count]`, for attention maps.
-    pub fn sample_keys(&self, segment: i64, first: i64, count: i64) -> RowKeys {
+    pub(crate) fn sample_keys(&self, segment: i64, first: i64, count: i64) -> RowKeys {
         let offset = segment * ROWS_PER_SEGMENT;
         RowKeys(self.0.as_ref().map(|k| k.positions.narrow(0, first, count) * ROWS_PER_SAMPLE + offset))
     }
@@ -117,12 +117,12 @@ impl Dropout {
     }
 
     /// [`Dropout::apply`] at the rate of embeddings.
-    pub fn apply_embedding(&self, x: &Tensor, keys: &RowKeys) -> Tensor {
+    pub(crate) fn apply_embedding(&self, x: &Tensor, keys: &RowKeys) -> Tensor {
         self.dropped(x, keys, |rates| rates.embedding)
     }
 
     /// [`Dropout::apply`] at the rate of attention, for probabilities `[B, H, N, M]` that were computed outside [`Dropout::attend`].
-    pub fn apply_attention(&self, x: &Tensor, keys: &RowKeys) -> Tensor {
+    pub(crate) fn apply_attention(&self, x: &Tensor, keys: &RowKeys) -> Tensor {
         self.dropped(x, keys, |rates| rates.attention)
     }
 
@@ -134,7 +134,7 @@ impl Dropout {
     }
 
     /// `dropout(x)` of token rows `x [B, rows, ..]`; `keys` are those of [`Dropout::token_keys`].
-    pub fn apply_tokens(&self, x: &Tensor, keys: &RowKeys) -> Tensor {
+    pub(crate) fn apply_tokens(&self, x: &Tensor, keys: &RowKeys) -> Tensor {
         match self.next(keys, |rates| rates.residual) {
             Some((p, key)) => dropout(&x.flatten(0, 1).contiguous(), p, key).view_as(x),
             None => x.shallow_clone(),
@@ -142,7 +142,7 @@ impl Dropout {
     }
 
     /// `LayerNorm(dropout(x) + residual)`, the end of every BERT sub-layer.
-    pub fn add_norm(&self, x: &Tensor, residual: &Tensor, norm: &LayerNorm, keys: &RowKeys) -> Tensor {
+    pub(crate) fn add_norm(&self, x: &Tensor, residual: &Tensor, norm: &LayerNorm, keys: &RowKeys) -> Tensor {
         let (p, key) = self.next(keys, |rates| rates.residual).map_or((0.0, None), |(p, key)| (p, Some(key)));
         dropout_add_layer_norm(x, residual, &norm.weight, &norm.bias, norm.eps, p, key)
     }

@@ -164,11 +164,6 @@ impl Stage1 {
         unit(&self.text_projection.forward(&cls))
     }
 
-    /// The id that generation text begins with.
-    pub fn decoder_start(&self) -> i64 {
-        self.decoder_start
-    }
-
     /// The mean over the queries of their logits (LAVIS).
     fn match_logits(&self, queries: &Tensor) -> Tensor {
         self.itm_head.forward(queries).to_kind(Kind::Float).mean_dim([1i64].as_slice(), false, Kind::Float)

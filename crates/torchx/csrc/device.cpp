@@ -11,7 +11,6 @@
 
 #include <cstdint>
 #include <cstdlib>
-#include <cstring>
 #include <mutex>
 
 using torchx::guarded;
@@ -80,25 +79,7 @@ int torchx_cuda_uuid(int cuda_index, unsigned char* uuid) {
   return get != nullptr && get(uuid, device) == 0;
 }
 
-// Generators are read and written under their mutex. A negative index means the CPU.
-int torchx_rng_get(int cuda_index, at::Tensor** state) {
-  return guarded([&] {
-    auto generator = generator_of(cuda_index);
-    std::lock_guard<std::mutex> lock(generator.mutex());
-    *state = new at::Tensor(generator.get_state());
-  });
-}
-
-int torchx_rng_set(int cuda_index, const uint8_t* bytes, size_t length) {
-  return guarded([&] {
-    auto state = at::empty({static_cast<int64_t>(length)}, at::kByte);
-    std::memcpy(state.mutable_data_ptr<uint8_t>(), bytes, length);
-    auto generator = generator_of(cuda_index);
-    std::lock_guard<std::mutex> lock(generator.mutex());
-    generator.set_state(state);
-  });
-}
-
+// Generators are used under their mutex. A negative index means the CPU.
 int torchx_rng_seed(int cuda_index, uint64_t seed) {
   return guarded([&] {
     auto generator = generator_of(cuda_index);
@@ -127,10 +108,6 @@ int torchx_memory_stats(int cuda_index, int64_t* allocated, int64_t* reserved, i
 
 int torchx_memory_reset_peak(int cuda_index) {
   return guarded([&] { at::accelerator::resetPeakStats(static_cast<c10::DeviceIndex>(cuda_index)); });
-}
-
-int torchx_memory_empty_cache() {
-  return guarded([] { at::accelerator::emptyCache(); });
 }
 
 // Page-locked host memory of the dtype of `like`.

@@ -20,8 +20,6 @@ unsafe extern "C" {
     pub fn torchx_device_synchronize(cuda_index: c_int) -> c_int;
     pub fn torchx_cuda_name(cuda_index: c_int, name: *mut c_char, capacity: c_int) -> c_int;
     pub fn torchx_cuda_uuid(cuda_index: c_int, uuid: *mut u8) -> c_int;
-    pub fn torchx_rng_get(cuda_index: c_int, state: *mut *mut C_tensor) -> c_int;
-    pub fn torchx_rng_set(cuda_index: c_int, bytes: *const u8, length: usize) -> c_int;
     pub fn torchx_rng_seed(cuda_index: c_int, seed: u64) -> c_int;
     pub fn torchx_rng_seed_get(cuda_index: c_int, seed: *mut u64) -> c_int;
     pub fn torchx_memory_stats(
@@ -31,7 +29,6 @@ unsafe extern "C" {
         peak_allocated: *mut i64,
     ) -> c_int;
     pub fn torchx_memory_reset_peak(cuda_index: c_int) -> c_int;
-    pub fn torchx_memory_empty_cache() -> c_int;
     pub fn torchx_empty_pinned(shape: *const i64, dims: usize, like: *const C_tensor, out: *mut *mut C_tensor)
     -> c_int;
     pub fn torchx_sdpa_get() -> c_int;

@@ -1,4 +1,4 @@
-//! How much memory the device and the process use.
+//! How much memory a device's tensors take.
 
 use tch::Device;
 
@@ -36,20 +36,4 @@ pub fn reset_peak(device: Device) {
         // SAFETY: plain call by value; exceptions come back as a code.
         ffi::expect(ffi::check("reset peak memory", unsafe { ffi::torchx_memory_reset_peak(index) }));
     }
-}
-
-/// Gives cached, unused memory back to the driver; nothing on the CPU.
-pub fn empty_cache(device: Device) {
-    if cuda_index(device).is_some() {
-        // SAFETY: plain call; exceptions come back as a code.
-        ffi::expect(ffi::check("empty cache", unsafe { ffi::torchx_memory_empty_cache() }));
-    }
-}
-
-/// The most resident memory this process has had, where the system says.
-pub fn peak_rss_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
 }

@@ -106,11 +106,6 @@ impl ParamStore {
         self.kind
     }
 
-    /// Whether its parameters require gradients.
-    pub fn is_trainable(&self) -> bool {
-        self.values == Values::Trained
-    }
-
     /// All names, sorted.
     pub fn names(&self) -> Vec<String> {
         self.params.borrow().keys().cloned().collect()

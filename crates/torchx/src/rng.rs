@@ -1,6 +1,6 @@
-//! libtorch's own generators: their state, so that a checkpoint can carry it, and seeds; and what keyed numbers are made with.
+//! libtorch's own generators, which are begun anew where their numbers must repeat; and what keyed numbers are made with.
 
-use tch::{Device, Kind, Tensor};
+use tch::Device;
 
 use crate::device::cuda_index;
 use crate::error::Error;
@@ -11,32 +11,6 @@ pub fn finalise(z: u64) -> u64 {
     let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     z ^ (z >> 31)
-}
-
-/// The bytes of a device's default generator.
-///
-/// # Errors
-/// [`Error::Torch`] where the device is not there.
-pub fn state(device: Device) -> Result<Vec<u8>, Error> {
-    let index = cuda_index(device).unwrap_or(-1);
-    // SAFETY: the out pointer is live for the call.
-    let state = ffi::new_tensor("read generator state", |out| unsafe { ffi::torchx_rng_get(index, out) })?;
-    debug_assert_eq!(state.kind(), Kind::Uint8);
-    bytes(&state)
-}
-
-fn bytes(state: &Tensor) -> Result<Vec<u8>, Error> {
-    Vec::<u8>::try_from(state).map_err(|error| Error::Torch { op: "read generator state", message: error.to_string() })
-}
-
-/// Sets a device's default generator to what [`state`] gave.
-///
-/// # Errors
-/// [`Error::Torch`] where the bytes are no state of that device's generator.
-pub fn set_state(device: Device, state: &[u8]) -> Result<(), Error> {
-    let index = cuda_index(device).unwrap_or(-1);
-    // SAFETY: the shim copies `state.len()` bytes out of the slice.
-    ffi::check("set generator state", unsafe { ffi::torchx_rng_set(index, state.as_ptr(), state.len()) })
 }
 
 /// Begins a device's default generator anew.

@@ -138,7 +138,7 @@ impl Batch {
     }
 
     /// The dropout inside the frozen language model.
-    pub fn language_dropout(&self, rates: DropoutRates, seed: u64) -> Dropout {
+    pub(crate) fn language_dropout(&self, rates: DropoutRates, seed: u64) -> Dropout {
         Dropout::keyed_in_language_model(rates, seed, self.positions.shallow_clone())
     }
 }

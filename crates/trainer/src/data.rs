@@ -3,13 +3,11 @@
 use std::sync::Arc;
 
 use blip2_data::feature_store::Writer;
-use blip2_data::{
-    Augment, BAD_WINDOW, BadSamples, Clean, Corpus, HostBatch, ImageViews, Loader, LoaderOptions, Problem, Quarantined,
-};
+use blip2_data::{BAD_WINDOW, BadSamples, Corpus, HostBatch, ImageViews, Loader, LoaderOptions, Problem, Quarantined};
 
 use crate::assembly::Assembly;
 use crate::batch::{Batch, Share};
-use crate::config::{self, AutoOr, Config, Contrastive, FeatureCache, NegativeSamples, Stage, TokenMean};
+use crate::config::{AutoOr, Config, Contrastive, FeatureCache, NegativeSamples, Stage, TokenMean};
 use crate::data_sets::DataSets;
 use crate::disk_features::{self, DiskFeatures};
 use crate::encoder::ImageEncoder;
@@ -55,7 +53,7 @@ impl TrainData {
         let (Assembly { encoder, text, .. }, corpus) = (assembly, Arc::clone(&sets.train));
         let loader = &config.data.loader;
         let threads = threads(&loader.threads);
-        let clean = clean(config.data.text.clean);
+        let clean = config.data.text.clean;
         let features = match &config.data.feature_cache {
             FeatureCache::Off => Features::Encode,
             FeatureCache::Memory => {
@@ -92,7 +90,7 @@ impl TrainData {
             end: None,
             threads,
             prefetch: loader.prefetch,
-            augment: augment(config.data.image.augment),
+            augment: config.data.image.augment,
             image_size: encoder.preprocessing().size,
             filter: encoder.preprocessing().filter,
             pixels: features.needs_pixels(),
@@ -279,19 +277,5 @@ pub(crate) fn threads(threads: &AutoOr<usize>) -> usize {
     match threads {
         AutoOr::Given(threads) => *threads,
         AutoOr::Auto => std::thread::available_parallelism().map_or(1, usize::from),
-    }
-}
-
-pub(crate) fn clean(clean: config::Clean) -> Clean {
-    match clean {
-        config::Clean::Blip => Clean::Blip,
-        config::Clean::None => Clean::None,
-    }
-}
-
-pub(crate) fn augment(augment: config::Augment) -> Augment {
-    match augment {
-        config::Augment::CropFlip => Augment::CropFlip,
-        config::Augment::None => Augment::None,
     }
 }

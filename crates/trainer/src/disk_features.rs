@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use blip2_data::feature_store::{
-    Description, FeatureFormat, FeatureStore, ImageSteps, RunFeatures, RunFeaturesOptions, StoredRow, Writer,
+    Description, FeatureStore, ImageSteps, RunFeatures, RunFeaturesOptions, StoredRow, Writer,
 };
 use blip2_data::{Augment, Corpus, HostBatch};
 use rayon::prelude::*;
@@ -74,7 +74,7 @@ impl DiskFeatures {
         let rows = Rows {
             name: "feature cache",
             corpus: &sets.train,
-            augment: crate::data::augment(config.data.image.augment),
+            augment: config.data.image.augment,
             views: views(config),
             writer,
             before: sets.held_out.as_ref().map_or(0, |set| set.len()),
@@ -300,10 +300,7 @@ fn description(config: &Config, encoder: &ImageEncoder, augment: Augment) -> Res
         image: ImageSteps::new(seen.size, seen.filter, seen.rescale_factor, seen.mean, seen.std, augment),
         tokens: tokens as usize,
         width: width as usize,
-        stored_as: match config.data.feature_format {
-            crate::config::FeatureFormat::Bf16 => FeatureFormat::Bf16,
-            crate::config::FeatureFormat::Int8 => FeatureFormat::Int8,
-        },
+        stored_as: config.data.feature_format,
     })
 }
 

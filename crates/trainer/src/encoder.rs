@@ -57,7 +57,7 @@ impl ImageEncoder {
     ///
     /// # Errors
     /// When the device refuses.
-    pub fn stored_identity(&self) -> Result<EncoderIdentity, Error> {
+    pub(crate) fn stored_identity(&self) -> Result<EncoderIdentity, Error> {
         if let Some(known) = self.stored_identity.get() {
             return Ok(known.clone());
         }
@@ -81,7 +81,7 @@ impl ImageEncoder {
     }
 
     /// Tokens of an image's features, and numbers of a token.
-    pub fn feature_shape(&self) -> (i64, i64) {
+    pub(crate) fn feature_shape(&self) -> (i64, i64) {
         (self.config.tokens(self.preprocessing.size as i64), self.config.hidden_size())
     }
 

@@ -153,7 +153,7 @@ impl HeldOutSet {
             threads: crate::data::threads(&config.data.loader.threads),
             image_size,
             filter,
-            clean: crate::data::clean(config.data.text.clean),
+            clean: config.data.text.clean,
             seed: config.run.seed,
             named: RefCell::default(),
             captions: config.eval.captions,

@@ -148,7 +148,7 @@ fn weights_digest(dir: &ModelDir) -> Result<String, Error> {
 ///
 /// # Errors
 /// A tower that is gone or has other weights.
-pub fn verify_towers(dir: &ModelDir) -> Result<(), Error> {
+pub(crate) fn verify_towers(dir: &ModelDir) -> Result<(), Error> {
     for part in [Part::Vision, Part::Language] {
         let (Some(named), Some(tower)) = (dir.frozen_elsewhere(part), dir.open_elsewhere(part)?) else { continue };
         let digest = weights_digest(tower)?;
@@ -187,7 +187,7 @@ fn find_run(source: &Path) -> Result<(PathBuf, Option<PathBuf>), Error> {
 ///
 /// # Errors
 /// Trained tensors that are not those of the stage, towers that are gone, an `out` that is no export.
-pub fn export_model(
+pub(crate) fn export_model(
     config: &Config,
     model_json: &Value,
     tokenizer: &Path,

@@ -8,7 +8,7 @@ use serde::Serialize;
 use tch::Device;
 
 pub use crate::disk_features::bytes_text;
-pub use blip2_data::feature_store::{BadRow, CacheStats, CacheVerification, FeatureFormat, stats, verify};
+pub use blip2_data::feature_store::{BadRow, CacheStats, CacheVerification, stats, verify};
 
 use crate::blueprint::Blueprint;
 use crate::config::{Config, FeatureCache};
@@ -75,7 +75,7 @@ pub fn build(config: &Config, device: Device, progress: &mut dyn FnMut(u64, u64)
         Some(features) => Some(fill(config, &encoder, features, Augment::None, &mut |done| progress(done, all))?),
         None => None,
     };
-    let augment = data::augment(config.data.image.augment);
+    let augment = config.data.image.augment;
     let training = fill(config, &encoder, &training, augment, &mut |done| progress(first + done, all))?;
     Ok(BuildReport { training, held_out })
 }

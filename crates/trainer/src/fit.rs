@@ -20,7 +20,7 @@ use crate::loading::{IMAGE_ENCODER, LANGUAGE_MODEL, QFORMER};
 /// Counts of one part's tensors.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct PartFit {
-    /// [`IMAGE_ENCODER`], [`QFORMER`] or [`LANGUAGE_MODEL`].
+    /// `image encoder`, `Q-Former` or `language model`.
     pub part: String,
     /// Would be loaded.
     pub loaded: usize,

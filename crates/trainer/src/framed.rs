@@ -31,7 +31,7 @@ impl IdRows {
     ///
     /// # Panics
     /// When `multiple` is zero.
-    pub fn padded(rows: &[Vec<i64>], pad_id: i64, multiple: usize) -> IdRows {
+    pub(crate) fn padded(rows: &[Vec<i64>], pad_id: i64, multiple: usize) -> IdRows {
         let width = rows.iter().map(Vec::len).max().unwrap_or(0).next_multiple_of(multiple);
         let mut ids = Vec::with_capacity(rows.len() * width);
         for row in rows {
@@ -83,7 +83,7 @@ impl FramedBatch {
     }
 
     /// The text that holds the targets: ids `[B, width]`, lengths, width.
-    pub fn target_text(&self) -> (&[i64], &[usize], usize) {
+    pub(crate) fn target_text(&self) -> (&[i64], &[usize], usize) {
         match &self.written {
             Some(written) => (&written.ids, &written.lengths, written.width),
             None => (&self.host.input_ids, &self.host.lengths, self.host.text_len),
@@ -91,7 +91,7 @@ impl FramedBatch {
     }
 
     /// How many targets the texts have.
-    pub fn target_count(&self, rule: TargetRule) -> usize {
+    pub(crate) fn target_count(&self, rule: TargetRule) -> usize {
         rule.count(self.target_text().1)
     }
 

@@ -116,11 +116,6 @@ impl MemoryCache {
         let rows = rows.ok_or_else(|| Error::Mismatch("a sample without cached features".into()))?;
         Ok(self.features.index_select(0, &Tensor::from_slice(&rows)).to_kind(Kind::Float))
     }
-
-    /// Bytes it takes.
-    pub fn bytes(&self) -> u64 {
-        self.features.numel() as u64 * 2
-    }
 }
 
 /// A rank's samples: whole encoding batches, so that each image is encoded among the same ones on any number of ranks.

@@ -12,10 +12,10 @@ use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use blip2_data::write_file;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::atomic_file;
 use crate::config::{Change, Config, ConfigErrors, Difference};
 use crate::loading::LoadedPart;
 
@@ -174,7 +174,7 @@ impl RunFolder {
         self.record_start(start)?;
         let path = config_path(&self.path);
         let kept = config.without_credentials().to_yaml();
-        atomic_file::write(&path, kept.as_bytes()).map_err(io_error(&path))?;
+        write_file(&path, kept.as_bytes()).map_err(io_error(&path))?;
         let marker = finished_path(&self.path);
         match fs::remove_file(&marker) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(&marker)(error)),
@@ -207,11 +207,6 @@ impl RunFolder {
         self.path.join("quarantine.jsonl")
     }
 
-    /// Folder of the Hugging Face export.
-    pub fn export(&self) -> PathBuf {
-        self.path.join("export")
-    }
-
     /// Where the tokenizer's files are kept, so that a checkpoint of this run can be exported.
     pub fn tokenizer(&self) -> PathBuf {
         self.path.join("tokenizer")
@@ -227,13 +222,13 @@ impl RunFolder {
         fs::create_dir_all(&to).map_err(io_error(&to))?;
         let converted = blip2_data::converted_tokenizer(from).map_err(io::Error::other).map_err(io_error(from))?;
         if let Some(json) = converted.filter(|_| !to.join("tokenizer.json").exists()) {
-            atomic_file::write(&to.join("tokenizer.json"), &json).map_err(io_error(&to))?;
+            write_file(&to.join("tokenizer.json"), &json).map_err(io_error(&to))?;
         }
         for name in blip2_weights::TOKENIZER_FILES {
             let source = from.join(name);
             if source.exists() && !to.join(name).exists() {
                 let bytes = fs::read(&source).map_err(io_error(&source))?;
-                atomic_file::write(&to.join(name), &bytes).map_err(io_error(&to))?;
+                write_file(&to.join(name), &bytes).map_err(io_error(&to))?;
             }
         }
         Ok(())
@@ -245,7 +240,7 @@ impl RunFolder {
     /// The file cannot be written.
     pub fn mark_finished(&self, steps: u64) -> Result<(), RunFolderError> {
         let path = finished_path(&self.path);
-        atomic_file::write(&path, format!("{steps}\n").as_bytes()).map_err(io_error(&path))
+        write_file(&path, format!("{steps}\n").as_bytes()).map_err(io_error(&path))
     }
 
     /// Whether the run that `config` names is done; with more `schedule.steps` than it has, it is not.
@@ -273,7 +268,7 @@ impl RunFolder {
         let changed = self.changed.clone();
         record.starts.push(StartRecord { started_unix_s, host: host_name(), pid, start, changed });
         let json = serde_json::to_vec_pretty(&record).map_err(io::Error::other).map_err(io_error(&path))?;
-        atomic_file::write(&path, &json).map_err(io_error(&path))
+        write_file(&path, &json).map_err(io_error(&path))
     }
 }
 

@@ -103,7 +103,7 @@ impl TextFrame {
 
     /// `prompt, prefix, EOS` to be read and `suffix, EOS` to be written, each of at most `max_tokens`.
     ///
-    /// With `split_seed` captions are split at [`split_point`], else all of the caption is the suffix.
+    /// With `split_seed` captions are split at their `split_point`, else all of the caption is the suffix.
     ///
     /// # Errors
     /// A tokenizer file that is missing or does not suit the model, a prompt that leaves no room for a caption.
@@ -264,7 +264,7 @@ fn with_prompt(
 }
 
 /// A prompt without the space that separates it from what follows, which many tokenizers make a part of the next word.
-pub fn trimmed(prompt: &str) -> &str {
+pub(crate) fn trimmed(prompt: &str) -> &str {
     prompt.trim_end_matches(' ')
 }
 

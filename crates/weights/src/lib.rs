@@ -45,5 +45,5 @@ pub use part_view::PartView;
 pub use safetensors_file::SafetensorsFile;
 pub use save::{save_safetensors, write_safetensors};
 pub use torch_file::{TorchFile, TorchFileProblem};
-pub use weights_dir::{WEIGHT_FILES, WeightsDir};
+pub use weights_dir::{WEIGHT_FILES, WeightsDir, read_shard_index};
 pub use weights_file::WeightsFile;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
 use blip2_torchx::params::{TensorInfo, TensorSource};
+use serde_json::Value;
 use tch::Tensor;
 
 use crate::error::WeightsError;
@@ -113,38 +114,49 @@ impl TensorSource for WeightsDir {
     }
 }
 
-fn open_shards(directory: &Path, index: &Path) -> Result<Vec<WeightsFile>, WeightsError> {
-    let mut shards: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+/// The shards that an index names, each with the tensors that it places there.
+///
+/// # Errors
+/// A file that is no index; one that names no shard, or something that cannot lie beside it.
+pub fn read_shard_index(index: &Path) -> Result<BTreeMap<String, BTreeSet<String>>, WeightsError> {
     let value = read_object(index)?;
-    let key = |key: String, expected: &str, got| WeightsError::Key {
+    let wrong = |key: String, expected: &str, got: String| WeightsError::Key {
         path: index.to_path_buf(),
         key,
         expected: expected.into(),
-        got: describe(got),
+        got,
     };
-    let map = value.get("weight_map").and_then(|m| m.as_object());
-    let map = map.ok_or_else(|| key("weight_map".into(), "an object", value.get("weight_map")))?;
-    for (name, shard) in map {
-        let shard = shard.as_str().ok_or_else(|| key(format!("weight_map.{name}"), "a file name", Some(shard)))?;
-        shards.entry(shard).or_default().insert(name);
-    }
-    let mut files = Vec::new();
-    for (shard, names) in shards {
+    let map = value.get("weight_map").and_then(Value::as_object);
+    let map = map.ok_or_else(|| wrong("weight_map".into(), "an object", describe(value.get("weight_map"))))?;
+    let mut shards: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (name, place) in map {
+        let wrong = || wrong(format!("weight_map.{name}"), "a file name", describe(Some(place)));
+        let shard = place.as_str().ok_or_else(wrong)?;
         // A name with separators could read any file of the machine.
         let mut components = Path::new(shard).components();
         if !matches!((components.next(), components.next()), (Some(Component::Normal(_)), None)) {
             return Err(WeightsError::ShardName { index: index.to_path_buf(), shard: shard.into() });
         }
-        let path = directory.join(shard);
+        shards.entry(shard.to_owned()).or_default().insert(name.clone());
+    }
+    if shards.is_empty() {
+        return Err(wrong("weight_map".into(), "shards", "none".into()));
+    }
+    Ok(shards)
+}
+
+fn open_shards(directory: &Path, index: &Path) -> Result<Vec<WeightsFile>, WeightsError> {
+    let mut files = Vec::new();
+    for (shard, names) in read_shard_index(index)? {
+        let path = directory.join(&shard);
         if !path.exists() {
-            return Err(WeightsError::ShardMissing { index: index.to_path_buf(), shard: shard.into() });
+            return Err(WeightsError::ShardMissing { index: index.to_path_buf(), shard });
         }
         let file = WeightsFile::open(&path)?;
         let held: BTreeSet<&str> = file.names().into_iter().collect();
         // An index may list more: tied tensors that a later conversion has dropped from the shards. What a model needs of it, its audit misses.
-        if let Some(name) = held.difference(&names).next() {
-            let (index, shard) = (index.to_path_buf(), shard.to_string());
-            return Err(WeightsError::IndexLacks { index, name: name.to_string(), shard });
+        if let Some(name) = held.iter().find(|name| !names.contains(**name)) {
+            return Err(WeightsError::IndexLacks { index: index.to_path_buf(), name: name.to_string(), shard });
         }
         files.push(file);
     }

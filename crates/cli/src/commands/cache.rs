@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use blip2_trainer::config::Config;
 use blip2_trainer::device;
-use blip2_trainer::feature_cache::{CacheStats, FeatureFormat, SetReport, build, bytes_text, stats, verify};
+use blip2_trainer::feature_cache::{CacheStats, SetReport, build, bytes_text, stats, verify};
 use clap::{Args, Subcommand};
 
 use crate::hub;
@@ -153,10 +153,7 @@ impl StatsArguments {
 fn described(stats: &CacheStats) -> String {
     let CacheStats { key, description, shards, pictures, views, rows, bytes, disk_bytes, .. } = stats;
     let (encoder, image) = (&description.encoder, &description.image);
-    let format = match description.stored_as {
-        FeatureFormat::Bf16 => "bf16",
-        FeatureFormat::Int8 => "int8",
-    };
+    let format = description.stored_as.as_str();
     let weights: String = encoder.weights.chars().take(16).collect();
     let mut text = format!(
         "{key}\n  encoder      weights {weights}, hidden state {}, {}; {} tokens of {} numbers in {format}\n",

@@ -18,8 +18,21 @@ pub(super) const NAME_DIGITS: usize = 16;
 pub enum FeatureFormat {
     /// bfloat16, `[tokens, width]`.
     Bf16,
-    /// Whole numbers from -127 to 127, `[tokens, width]`, behind an f32 scale a token, `[tokens]`.
+    /// Whole numbers from -127 to 127, `[tokens, width]`, behind an f32 scale a token, `[tokens]`: half the size.
     Int8,
+}
+
+impl FeatureFormat {
+    /// Every format.
+    pub const ALL: [FeatureFormat; 2] = [FeatureFormat::Bf16, FeatureFormat::Int8];
+
+    /// The word for it in files.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FeatureFormat::Bf16 => "bf16",
+            FeatureFormat::Int8 => "int8",
+        }
+    }
 }
 
 /// The frozen image encoder.
@@ -46,7 +59,7 @@ pub struct ImageSteps {
     pub mean: [f64; 3],
     /// Then divided by.
     pub std: [f64; 3],
-    /// How the views of an image are varied: `none` or `crop_flip`.
+    /// How the views of an image are varied, as [`Augment::as_str`] says it.
     pub augment: String,
     /// Version of the code that makes pixels.
     pub pixels_version: u32,
@@ -62,11 +75,7 @@ impl ImageSteps {
         std: [f64; 3],
         augment: Augment,
     ) -> ImageSteps {
-        let augment = match augment {
-            Augment::None => "none",
-            Augment::CropFlip => "crop_flip",
-        };
-        let (resample, augment) = (filter.pillow(), augment.to_owned());
+        let (resample, augment) = (filter.pillow(), augment.as_str().to_owned());
         ImageSteps { size, resample, rescale_factor, mean, std, augment, pixels_version: PIXELS_VERSION }
     }
 }

@@ -9,7 +9,7 @@ pub use encode::{EncodeError, encode_jpeg, encode_png};
 pub use transform::{Augment, Filter, evaluate_transform, fit, train_transform};
 
 /// Raised whenever decoding or a transform gives other pixels for the same image: features made from the old ones are not used any more.
-pub const PIXELS_VERSION: u32 = 1;
+pub(crate) const PIXELS_VERSION: u32 = 1;
 
 /// An image in memory. `data` holds three bytes for each of the `width` times `height` pixels, at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]

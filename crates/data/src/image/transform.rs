@@ -66,8 +66,21 @@ impl Filter {
 pub enum Augment {
     /// The evaluation transform.
     None,
-    /// Random resized crop and horizontal flip.
+    /// Random resized crop and horizontal flip (BLIP-2, section 3.4).
     CropFlip,
+}
+
+impl Augment {
+    /// Every choice.
+    pub const ALL: [Augment; 2] = [Augment::CropFlip, Augment::None];
+
+    /// The word for it in files.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Augment::CropFlip => "crop_flip",
+            Augment::None => "none",
+        }
+    }
 }
 
 /// A part of an image, in pixels.

@@ -161,7 +161,7 @@ impl QFormer {
     }
 
     /// Queries alone: stage 2, image embeddings. `-> [B, queries, hidden]`
-    pub fn encode_images(&self, keys: &ImageKeys, dropout: &Dropout) -> Tensor {
+    pub(crate) fn encode_images(&self, keys: &ImageKeys, dropout: &Dropout) -> Tensor {
         let batch = keys.batch();
         let pass = Pass::queries(batch, self.num_queries(), dropout);
         let x = self.embed(vec![self.query_rows(batch)], &pass);
@@ -170,7 +170,7 @@ impl QFormer {
     }
 
     /// Text alone, bidirectional: text embeddings. `-> [CLS]` rows `[B, hidden]`
-    pub fn encode_texts(&self, embeddings: &Tensor, text: &TextBatch, dropout: &Dropout) -> Tensor {
+    pub(crate) fn encode_texts(&self, embeddings: &Tensor, text: &TextBatch, dropout: &Dropout) -> Tensor {
         let (batch, tokens) = (text.batch(), text.tokens());
         let pass = Pass::text(text, dropout);
         let x = self.embed(vec![embeddings.flatten(0, 1)], &pass);
@@ -182,7 +182,7 @@ impl QFormer {
     ///
     /// # Shapes
     /// `cls_text, dec_text [B, T, hidden]`: embeddings before the shared LayerNorm.
-    pub fn encode_packed(
+    pub(crate) fn encode_packed(
         &self,
         keys: &ImageKeys,
         cls_text: &Tensor,
@@ -206,7 +206,7 @@ impl QFormer {
     ///
     /// # Shapes
     /// `text_embeddings [P, T, hidden]` before the shared LayerNorm; `pairs` covers the same P pairs.
-    pub fn encode_pairs(
+    pub(crate) fn encode_pairs(
         &self,
         pairs: &PairKeys,
         text_embeddings: &Tensor,

@@ -41,13 +41,13 @@ use block::Block;
 use embeddings::Embeddings;
 
 /// CLIP's channel means, which BLIP-2's towers expect.
-pub const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 /// CLIP's channel standard deviations.
-pub const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 /// ImageNet's channel means.
-pub const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
+const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
 /// ImageNet's channel standard deviations.
-pub const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
+const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
 /// Means and standard deviations that bring pixels to [-1, 1].
 pub const HALF: [f64; 3] = [0.5; 3];
 

@@ -6,11 +6,10 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use blip2_data::DigestWriter;
+use blip2_data::{DigestWriter, write_file};
 
 use super::error::CheckpointError;
 use super::manifest::{FileEntry, MANIFEST, Manifest, Metric};
-use crate::atomic_file;
 
 /// A folder that becomes a checkpoint when it is complete.
 #[derive(Debug)]
@@ -26,7 +25,7 @@ impl CheckpointFolder {
     }
 
     /// Where a file of this name will lie for now; for messages.
-    pub fn path_of(&self, name: &str) -> PathBuf {
+    pub(crate) fn path_of(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
@@ -58,7 +57,7 @@ impl CheckpointFolder {
         let path = self.path.join(MANIFEST);
         let json = serde_json::to_vec_pretty(&Manifest::new(step, metric, self.files));
         let json = json.map_err(io::Error::from).map_err(write_error(&path))?;
-        atomic_file::write(&path, &json).map_err(write_error(&path))
+        write_file(&path, &json).map_err(write_error(&path))
     }
 }
 

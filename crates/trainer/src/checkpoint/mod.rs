@@ -12,6 +12,6 @@ mod writer;
 pub use error::CheckpointError;
 pub use folder::CheckpointFolder;
 pub use manifest::{Checkpoint, Metric};
-pub use state::{Best, RngState, TrainState};
+pub use state::{Best, TrainState};
 pub use store::{CheckpointStore, Newest, Rejected};
 pub use writer::{CheckpointWriter, Snapshot};

@@ -1,10 +1,10 @@
 //! `state.json`: everything a run needs to go on that is not a tensor.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use blip2_data::BadSamples;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::error::CheckpointError;
@@ -14,6 +14,8 @@ use crate::meter::Unrecorded;
 
 const STATE: &str = "state.json";
 const FORMAT: u32 = 1;
+/// A key of older checkpoints that nothing reads: all numbers of chance are keyed, or a step begins their generator anew.
+const GENERATORS: &str = "rng";
 
 /// The state of training after `step` optimizer steps. Tensors, those of the gradient scaler included, lie beside it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,10 +26,8 @@ pub struct TrainState {
     pub step: u64,
     /// First position of the training data that has not been trained on.
     pub stream_position: u64,
-    /// Samples that were found unreadable and are not tried again, as the data crate writes them.
-    pub bad_samples: Value,
-    /// States of the random number generators, by device.
-    pub rng: BTreeMap<String, RngState>,
+    /// Samples that were found unreadable and are not tried again.
+    pub bad_samples: BadSamples,
     /// Digest of every configuration key that may not change.
     pub config_digest: String,
     /// Digest of the training data's manifests.
@@ -55,10 +55,6 @@ pub struct Best {
     pub step: u64,
 }
 
-/// Bytes of a random number generator's state; in the file as hexadecimal digits.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RngState(pub Vec<u8>);
-
 impl TrainState {
     /// The state of a run before its first step.
     pub fn new(config_digest: String, dataset_digest: String) -> Self {
@@ -66,8 +62,7 @@ impl TrainState {
             format: FORMAT,
             step: 0,
             stream_position: 0,
-            bad_samples: Value::Null,
-            rng: BTreeMap::new(),
+            bad_samples: BadSamples::default(),
             config_digest,
             dataset_digest,
             held_out_digest: None,
@@ -93,31 +88,14 @@ impl TrainState {
         let path = checkpoint.file(STATE);
         let bytes = fs::read(&path).map_err(CheckpointError::io(&path))?;
         let bad = |reason: String| CheckpointError::State { path: path.clone(), reason };
-        let value: Value = serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;
+        let mut value: Value = serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;
         // Before the other keys: those of another format may well differ.
         if value["format"] != FORMAT {
             return Err(bad(format!("expected format {FORMAT}, got {}", value["format"])));
         }
-        serde_json::from_value(value).map_err(|error| bad(error.to_string()))
-    }
-}
-
-impl Serialize for RngState {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let digits = self.0.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        serializer.serialize_str(&digits)
-    }
-}
-
-impl<'de> Deserialize<'de> for RngState {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let digits = text.chars().map(|digit| digit.to_digit(16).map(|value| value as u8)).collect::<Option<Vec<u8>>>();
-        match digits {
-            Some(digits) if digits.len() % 2 == 0 => {
-                Ok(Self(digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect()))
-            }
-            _ => Err(D::Error::custom("expected pairs of hexadecimal digits")),
+        if let Some(state) = value.as_object_mut() {
+            state.remove(GENERATORS);
         }
+        serde_json::from_value(value).map_err(|error| bad(error.to_string()))
     }
 }

@@ -11,14 +11,13 @@ use std::path::{Path, PathBuf};
 use super::error::CheckpointError;
 use super::folder::{CheckpointFolder, write_error};
 use super::manifest::{Checkpoint, Manifest, Metric};
-use crate::atomic_file;
 use crate::config::BestMetric;
 
 const WRITING: &str = ".writing-";
 const REMOVING: &str = ".removing-";
 const REPLACED: &str = ".replaced-";
 
-/// A run's checkpoints; one process at a time (see [`RunFolder`](crate::run_folder::RunFolder)).
+/// A run's checkpoints; one process at a time (the run folder's lock sees to that).
 #[derive(Debug)]
 pub struct CheckpointStore {
     folder: PathBuf,
@@ -49,7 +48,7 @@ impl Newest {
     ///
     /// # Errors
     /// There is none, or each is damaged; `run` is the folder that was asked for.
-    pub fn or_none_of(self, run: &Path) -> Result<(Checkpoint, Vec<Rejected>), CheckpointError> {
+    pub(crate) fn or_none_of(self, run: &Path) -> Result<(Checkpoint, Vec<Rejected>), CheckpointError> {
         let run = run.to_path_buf();
         match (self.checkpoint, self.rejected.into_iter()) {
             (Some(checkpoint), rejected) => Ok((checkpoint, rejected.collect())),
@@ -130,7 +129,7 @@ impl CheckpointStore {
     ///
     /// # Errors
     /// The folder cannot be read.
-    pub fn preferred(&self) -> Result<Newest, CheckpointError> {
+    pub(crate) fn preferred(&self) -> Result<Newest, CheckpointError> {
         let Some(best) = self.best_of(&self.steps()?) else { return self.newest() };
         let path = self.path(best);
         match Checkpoint::open(&path) {
@@ -151,7 +150,7 @@ impl CheckpointStore {
     ///
     /// # Errors
     /// The folder cannot be changed.
-    pub fn set_aside_after(&self, step: u64) -> Result<Vec<PathBuf>, CheckpointError> {
+    pub(crate) fn set_aside_after(&self, step: u64) -> Result<Vec<PathBuf>, CheckpointError> {
         let mut paths = Vec::new();
         for newer in self.steps()?.into_iter().filter(|&newer| newer > step) {
             let aside = self.folder.join(format!("{}.superseded", step_name(newer)));
@@ -207,7 +206,7 @@ impl CheckpointStore {
             fs::rename(path, &replaced).map_err(write_error(path))?;
         }
         fs::rename(writing, path).map_err(write_error(path))?;
-        atomic_file::sync_folder(&self.folder).map_err(write_error(&self.folder))?;
+        sync(&self.folder).map_err(write_error(&self.folder))?;
         if replaces {
             fs::remove_dir_all(&replaced).map_err(CheckpointError::io(replaced))?;
         }
@@ -258,6 +257,11 @@ fn names(folder: &Path) -> Result<Vec<String>, CheckpointError> {
         fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
     };
     read().map_err(CheckpointError::io(folder))
+}
+
+/// Makes the names in a folder last through a power failure.
+fn sync(folder: &Path) -> io::Result<()> {
+    fs::File::open(folder)?.sync_all()
 }
 
 fn rename(from: &Path, to: &Path) -> Result<(), CheckpointError> {

@@ -42,7 +42,7 @@ impl CheckpointWriter {
     ///
     /// # Errors
     /// The checkpoint before could not be written; the new one is begun all the same.
-    pub fn submit(
+    pub(crate) fn submit(
         &mut self,
         step: u64,
         metric: Option<Metric>,
@@ -59,7 +59,7 @@ impl CheckpointWriter {
     }
 
     /// What became of the checkpoint in flight, where it is done; never waits.
-    pub fn poll(&mut self) -> Option<Result<PathBuf, CheckpointError>> {
+    pub(crate) fn poll(&mut self) -> Option<Result<PathBuf, CheckpointError>> {
         if self.in_flight.as_ref().is_some_and(|one| one.thread.is_finished()) { self.wait().transpose() } else { None }
     }
 

@@ -3,10 +3,12 @@
 use std::fmt;
 use std::path::PathBuf;
 
+pub use blip2_data::feature_store::FeatureFormat;
+pub use blip2_data::{Augment, Clean};
 pub use blip2_torchx::device::DeviceChoice;
 
 use super::node::Node;
-use super::value::{Leaf, choice};
+use super::value::{Leaf, choice, words};
 
 choice! {
     /// Number format of activations (`run.precision`) or of a frozen tower's weights (`dtype`).
@@ -62,35 +64,8 @@ choice! {
     }
 }
 
-choice! {
-    /// How training images are varied.
-    pub enum Augment {
-        /// Random resized crop and horizontal flip (BLIP-2, section 3.4).
-        CropFlip = "crop_flip",
-        /// The evaluation transform.
-        None = "none",
-    }
-}
-
-choice! {
-    /// How features on disk are stored.
-    pub enum FeatureFormat {
-        /// bfloat16.
-        Bf16 = "bf16",
-        /// Eight bits a number with a scale a token: half the size.
-        Int8 = "int8",
-    }
-}
-
-choice! {
-    /// How captions are cleaned before tokenisation.
-    pub enum Clean {
-        /// BLIP's cleaning: lower case, punctuation to spaces.
-        Blip = "blip",
-        /// Case and marks are kept.
-        None = "none",
-    }
-}
+// What the data crate names itself.
+words!(Augment, FeatureFormat, Clean);
 
 choice! {
     /// What part of a caption stage 2 gives to the language model.
@@ -136,12 +111,12 @@ choice! {
 
 impl BestMetric {
     /// Whether it is computed by retrieval, which only stage 1 has.
-    pub fn is_retrieval(self) -> bool {
+    pub(crate) fn is_retrieval(self) -> bool {
         self != Self::ValLoss
     }
 
     /// Whether `value` is better than `other`.
-    pub fn prefers(self, value: f64, other: f64) -> bool {
+    pub(crate) fn prefers(self, value: f64, other: f64) -> bool {
         if self.is_retrieval() { value > other } else { value < other }
     }
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::contradictions;
 use super::error::{ConfigError, ConfigErrors, Problem};
 use super::node::Node;
 use super::overrides;
@@ -82,7 +83,7 @@ fn load_one(path: &Path, sets: &[String], promised: &mut Vec<validate::Promised>
 
     let mut reader = Reader::new(file, &applied, Config::keys());
     let config = decode(&document, &mut reader);
-    validate::check_keys(&config, &mut reader);
+    contradictions::check_keys(&config, &mut reader);
     validate::check_files(&config, promised, &mut reader);
     validate::check_shards(&config, &mut reader);
     let folder = validate::place(&config.run_folder());

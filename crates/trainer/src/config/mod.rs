@@ -3,6 +3,7 @@
 //! `types.rs` lists every key with its type, default and range. A file is read along that list and every mistake is
 //! collected ([`ConfigErrors`]), before a device is touched. Relative paths are relative to the current directory.
 
+mod contradictions;
 mod diff;
 mod error;
 mod leaves;

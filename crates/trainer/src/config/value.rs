@@ -411,9 +411,16 @@ macro_rules! choice {
             }
         }
 
+        words!($name);
+    };
+}
+
+/// Makes enums whose variants are words, with `ALL` and `as_str`, values of a key.
+macro_rules! words {
+    ($($name:ident),*) => { $(
         impl Leaf for $name {
             fn expected() -> String {
-                [$( $word ),*].join(" | ")
+                Self::ALL.iter().map(|choice| choice.as_str()).collect::<Vec<_>>().join(" | ")
             }
 
             fn read(node: &Node) -> Option<Self> {
@@ -431,7 +438,7 @@ macro_rules! choice {
                 Self::ALL[0]
             }
         }
-    };
+    )* };
 }
 
-pub(super) use {choice, section};
+pub(super) use {choice, section, words};

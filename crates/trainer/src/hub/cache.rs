@@ -13,7 +13,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use blip2_weights::{TOKENIZER_FILES, WEIGHT_FILES};
+use blip2_weights::{TOKENIZER_FILES, WEIGHT_FILES, read_shard_index};
 
 use super::id::{HubId, is_commit};
 
@@ -77,7 +77,7 @@ impl RepoCache {
         // One writer at a time, whatever the branch: the new file has one name until it takes the old one's place.
         let lock = fs::File::create(self.locks().join("refs.lock"))?;
         lock.lock()?;
-        crate::atomic_file::write(&path, commit.as_bytes())
+        blip2_data::write_file(&path, commit.as_bytes())
     }
 
     /// Puts a blob into a snapshot under its name.
@@ -116,25 +116,9 @@ impl RepoCache {
         let snapshot = self.snapshot(commit);
         let has = |name: &str| snapshot.join(name).is_file();
         let weights = WEIGHT_FILES.iter().any(|(single, index)| {
-            let shards = || fs::read(snapshot.join(index)).ok().and_then(|bytes| shards_of(&bytes).ok());
-            has(single) || shards().is_some_and(|shards| shards.iter().all(|shard| has(shard)))
+            let shards = || read_shard_index(&snapshot.join(index)).ok();
+            has(single) || shards().is_some_and(|shards| shards.keys().all(|shard| has(shard)))
         });
         (weights && has("config.json")).then_some(snapshot)
     }
-}
-
-/// The files that an index of shards names.
-pub(super) fn shards_of(index: &[u8]) -> Result<Vec<String>, String> {
-    let json: serde_json::Value = serde_json::from_slice(index).map_err(|error| format!("invalid JSON: {error}"))?;
-    let places = json["weight_map"].as_object().ok_or("weight_map: expected an object")?;
-    let mut shards = Vec::new();
-    for place in places.values() {
-        let name = place.as_str().filter(|name| !name.contains(['/', '\\']) && !name.starts_with('.'));
-        shards.push(
-            name.ok_or_else(|| format!("weight_map: expected names of files beside it, got {place}"))?.to_string(),
-        );
-    }
-    shards.sort();
-    shards.dedup();
-    if shards.is_empty() { Err("weight_map: expected shards, got none".into()) } else { Ok(shards) }
 }

@@ -8,12 +8,12 @@ use std::sync::PoisonError;
 use std::thread;
 use std::time::Duration;
 
-use blip2_weights::WEIGHT_FILES;
+use blip2_weights::{WEIGHT_FILES, read_shard_index};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use ureq::http::StatusCode;
 
-use super::cache::{PREPROCESSING, RepoCache, shards_of};
+use super::cache::{PREPROCESSING, RepoCache};
 use super::error::HubError;
 use super::http::Client;
 use super::id::{HubId, is_commit};
@@ -122,9 +122,8 @@ impl Fetch<'_> {
         if weights.name == index {
             self.bring(std::slice::from_ref(&weights))?;
             let path = self.cache.snapshot(self.commit).join(index);
-            let bytes = fs::read(&path).map_err(self.io(&path))?;
-            let shards = shards_of(&bytes).map_err(|message| self.answer(index, message))?;
-            for shard in &shards {
+            let shards = read_shard_index(&path).map_err(|error| self.answer(index, error.to_string()))?;
+            for shard in shards.keys() {
                 if !named(shard) {
                     return Err(self.answer(index, format!("names the shard {shard}, which this model does not have")));
                 }

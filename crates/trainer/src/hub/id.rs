@@ -24,7 +24,7 @@ impl HubId {
     }
 
     /// The commit where it is known: written behind `#`, or the revision itself.
-    pub fn known_commit(&self) -> Option<&str> {
+    pub(crate) fn known_commit(&self) -> Option<&str> {
         self.commit.as_deref().or(self.revision.as_deref().filter(|revision| is_commit(revision)))
     }
 

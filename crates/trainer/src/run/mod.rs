@@ -2,10 +2,11 @@
 
 mod books;
 mod open;
+mod opening;
 
 use std::rc::Rc;
 
-use blip2_data::{BAD_WINDOW, BadSamples, Loader, Quarantined};
+use blip2_data::{BAD_WINDOW, Loader, Quarantined};
 use blip2_torchx::memory;
 use tch::Device;
 
@@ -43,8 +44,6 @@ pub struct Run {
     pass: Pass,
     state: TrainState,
     loader: Loader,
-    /// The samples that all ranks had found unreadable when this was last brought up to date.
-    bad: BadSamples,
     bad_in_a_row: u64,
     /// The step behind the last bad one.
     good_since: u64,
@@ -149,8 +148,8 @@ impl Run {
         scalars.push(("lr".into(), lr));
         scalars.extend(self.data.progress(&self.loader, self.state.stream_position));
         self.share_found()?;
-        scalars.push(("quarantined".into(), (self.bad.len() + self.data.quarantined().len()) as f64));
-        scalars.push(("quarantine_rate".into(), self.bad.rate(self.state.stream_position, BAD_WINDOW)));
+        scalars.push(("quarantined".into(), (self.state.bad_samples.len() + self.data.quarantined().len()) as f64));
+        scalars.push(("quarantine_rate".into(), self.state.bad_samples.rate(self.state.stream_position, BAD_WINDOW)));
         if let Some(stats) = memory::stats(self.assembly.encoder.device()) {
             scalars.push(("peak_memory_mib".into(), stats.peak_allocated_bytes as f64 / (1 << 20) as f64));
         }
@@ -172,7 +171,7 @@ impl Run {
     /// Adds to the list what any rank has found unreadable since the last call.
     fn share_found(&mut self) -> Result<(), Error> {
         for found in share(&*self.ranks, &self.loader.take_found())? {
-            self.bad.merge(&found);
+            self.state.bad_samples.merge(&found);
         }
         Ok(())
     }
@@ -226,9 +225,7 @@ impl Run {
         drop(waiting);
         self.state.unrecorded = unrecorded.of_all(&*self.ranks)?;
         self.share_found()?;
-        self.state.bad_samples = serde_json::to_value(&self.bad).map_err(|e| Error::Mismatch(e.to_string()))?;
         let Some(books) = &mut self.books else { return Ok(()) };
-        self.state.rng = open::generators()?;
         let Stepper { adamw, scaler, .. } = &self.stepper;
         let shot = snapshot(self.assembly.task.params(), adamw, scaler, &self.state, &self.assembly.model_json);
         books.writer.submit(self.state.step, metric, shot)?;

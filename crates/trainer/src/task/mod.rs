@@ -1,9 +1,9 @@
 //! What a stage learns: a micro-batch in, named losses out. The loop knows no more of a stage than this.
 
-pub mod cached_contrast;
+mod cached_contrast;
 pub mod rerank;
 pub mod stage1;
-pub mod stage2;
+mod stage2;
 
 use blip2_torchx::params::ParamStore;
 use tch::{Kind, Tensor};

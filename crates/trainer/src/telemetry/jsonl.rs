@@ -4,10 +4,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use blip2_data::write_file;
 use serde_json::{Map, Value};
 
 use super::TelemetryError;
-use crate::atomic_file;
 
 /// Named scalars measured after a number of steps.
 #[derive(Debug, Clone, PartialEq)]
@@ -95,7 +95,7 @@ pub fn cut_back(path: &Path, keeps: impl Fn(&Record) -> bool) -> Result<Vec<Reco
         }
     }
     if kept != bytes {
-        atomic_file::write(path, &kept).map_err(TelemetryError::at(path))?;
+        write_file(path, &kept).map_err(TelemetryError::at(path))?;
     }
     Ok(records)
 }

@@ -110,6 +110,7 @@ fn an_index_that_is_not_one() {
         ("{", "invalid JSON"),
         ("[]", "expected an object"),
         ("{}", "weight_map: expected an object, got nothing"),
+        (r#"{"weight_map": {}}"#, "weight_map: expected shards, got none"),
         (r#"{"weight_map": {"a": 3}}"#, "weight_map.a: expected a file name, got 3"),
         ("version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     ] {

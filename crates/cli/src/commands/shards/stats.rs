@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use blip2_trainer::shards::{
-    Dataset, Layout, Stats, Summary, contact_sheet, encode_png, keyed_samples, stats, write_file,
+    DataError, Dataset, Layout, Stats, Summary, contact_sheet, encode_png, keyed_samples, stats, write_file,
 };
 use clap::Args;
 
@@ -59,7 +59,7 @@ impl StatsArguments {
     fn draw(&self, set: &Dataset, path: &Path) -> Result<()> {
         let cells = keyed_samples(set, self.samples as usize, self.seed)?;
         let png = encode_png(&contact_sheet(&cells, SHEET))?;
-        write_file(path, &png)?;
+        write_file(path, &png).map_err(|source| DataError::Io { path: path.to_owned(), source })?;
         say(&format!("contact sheet of {} samples: {}", cells.len(), path.display()));
         Ok(())
     }
