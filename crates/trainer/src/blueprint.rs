@@ -121,7 +121,7 @@ impl Blueprint {
         match wrong.len() {
             0 => Ok(()),
             1 => Err(Error::Load(wrong.remove(0))),
-            _ => Err(Error::Mismatch(wrong.iter().map(LoadError::to_string).collect::<Vec<_>>().join("\n"))),
+            _ => Err(Error::Loads(wrong)),
         }
     }
 }

@@ -248,24 +248,22 @@ impl TrainData {
 fn check_shares(config: &Config, world: usize) -> Result<(), Error> {
     let global = config.schedule.global_batch;
     if !global.is_multiple_of(world) {
-        return Err(Error::Mismatch(format!(
-            "schedule.global_batch: expected a multiple of the number of ranks, {world}, got {global}"
-        )));
+        let expected = format!("a multiple of the number of ranks, {world}");
+        return Err(Error::key("schedule.global_batch", expected, global, ""));
     }
     let micro = config.micro_batch();
     if config.schedule.micro_batch.is_some() && !(global / world).is_multiple_of(micro) {
-        return Err(Error::Mismatch(format!(
-            "schedule.micro_batch: expected a divisor of a rank's share of the global batch, {global} / {world} = {}, got {micro}",
-            global / world
-        )));
+        let share = global / world;
+        let expected = format!("a divisor of a rank's share of the global batch, {global} / {world} = {share}");
+        return Err(Error::key("schedule.micro_batch", expected, micro, ""));
     }
     let losses = &config.task.losses;
     let alone = micro.min(global / world) < 2;
     let matched = config.task.stage == Stage::One && losses.itm > 0.0;
     if config.task.negatives == NegativeSamples::Local && matched && alone {
-        return Err(Error::Mismatch(format!(
-            "task.negatives: local: expected at least 2 samples in a forward pass of a rank, got 1 (schedule.global_batch {global} over {world} ranks); set global, or a larger batch"
-        )));
+        let expected = "at least 2 samples in a forward pass of a rank";
+        let got = format!("1 (schedule.global_batch {global} over {world} ranks)");
+        return Err(Error::key("task.negatives: local", expected, got, "set global, or a larger batch"));
     }
     Ok(())
 }

@@ -123,7 +123,7 @@ impl DiskFeatures {
         lacking: &[usize],
         encoder: &ImageEncoder,
     ) -> Result<Vec<Arc<StoredRow>>, Error> {
-        let pixels = host.pixels.as_deref().ok_or_else(|| Error::Mismatch("a batch without pixels".into()))?;
+        let pixels = host.pixels.as_deref().ok_or(Error::NoPixels)?;
         let image_bytes = 3 * host.image_size * host.image_size;
         let (mut numbers, mut batch) = (HashMap::new(), Vec::new());
         for &at in lacking {

@@ -163,13 +163,15 @@ fn examine(config: &Config, assembly: &Assembly, pass: &Pass, tell: Tell) -> Res
     if answers.is_empty() {
         let first = left_out.first().map(ToString::to_string).unwrap_or_default();
         let vqa = &config.eval.vqa;
-        return Err(Error::Mismatch(format!(
-            "data.val: expected questions with answers, got none in {} samples; the first: {first}; name the fields of the .json members in \
-             eval.vqa.question ({}) and eval.vqa.answers ({})",
-            set.samples(),
-            vqa.question,
-            vqa.answers
-        )));
+        return Err(Error::key(
+            "data.val",
+            "questions with answers",
+            format!("none in {} samples; the first: {first}", set.samples()),
+            &format!(
+                "name the fields of the .json members in eval.vqa.question ({}) and eval.vqa.answers ({})",
+                vqa.question, vqa.answers
+            ),
+        ));
     }
     let report = Report::Answers {
         questions: answers.len(),
@@ -181,7 +183,7 @@ fn examine(config: &Config, assembly: &Assembly, pass: &Pass, tell: Tell) -> Res
 }
 
 fn no_set() -> Error {
-    Error::Mismatch("data.val: expected shards to evaluate on, got nothing; set data.val.shards".into())
+    Error::key("data.val", "shards to evaluate on", "nothing", "set data.val.shards")
 }
 
 /// All that cannot be used, what the indices say first.
@@ -206,13 +208,12 @@ fn check_stage(config: &Config, task: EvaluationTask) -> Result<(), Error> {
     };
     let got = config.task.stage;
     if got != stage {
-        return Err(Error::Mismatch(format!(
-            "task.stage: expected {stage} to evaluate {name}, got {got}; give the config of a stage-{stage} run"
-        )));
+        let advice = format!("give the config of a stage-{stage} run");
+        return Err(Error::key("task.stage", format!("{stage} to evaluate {name}"), got, &advice));
     }
     if matches!(task, EvaluationTask::Retrieval { rerank: 1.. }) && config.task.losses.itm == 0.0 {
-        let message = "expected above 0 to re-rank by ITM, got 0: its head was not trained; evaluate without --rerank";
-        return Err(Error::Mismatch(format!("task.losses.itm: {message}")));
+        let (expected, got) = ("above 0 to re-rank by ITM", "0: its head was not trained");
+        return Err(Error::key("task.losses.itm", expected, got, "evaluate without --rerank"));
     }
     Ok(())
 }
@@ -226,7 +227,7 @@ fn report(task: EvaluationTask, evaluation: Evaluation) -> Result<Report, Error>
     let loss = evaluation.get("val_loss").unwrap_or(f64::NAN);
     let (said, truth): (Vec<&str>, Vec<&str>) =
         evaluation.texts.iter().map(|t| (t.said.as_str(), t.truth.as_str())).unzip();
-    let summary = summarize_captions(&said, &truth).map_err(|error| Error::Mismatch(error.to_string()))?;
+    let summary = summarize_captions(&said, &truth)?;
     let captions =
         evaluation.texts.into_iter().map(|t| CaptionPair { index: t.index, truth: t.truth, caption: t.said });
     Ok(Report::Captions {

@@ -52,7 +52,7 @@ pub struct BuildReport {
 /// A configuration without a folder, parts that do not fit, shards that cannot be read, a disk that refuses.
 pub fn build(config: &Config, device: Device, progress: &mut dyn FnMut(u64, u64)) -> Result<BuildReport, Error> {
     let FeatureCache::Directory(folder) = &config.data.feature_cache else {
-        return Err(Error::Mismatch("data.feature_cache: expected a folder to fill, got off or memory".into()));
+        return Err(Error::key("data.feature_cache", "a folder to fill", "off or memory", ""));
     };
     let Blueprint { vision_dir, vision, depth, preprocessing, vision_dtype, .. } = Blueprint::open(config)?;
     let corpus = open_training_sets(config, SetOpening::default(), &Pulse::default())?;

@@ -76,6 +76,6 @@ impl Features {
 
 /// Features of a batch that has its pixels, `[B, N, width]`.
 pub(crate) fn encode(batch: &HostBatch, encoder: &ImageEncoder) -> Result<Tensor, Error> {
-    let pixels = batch.pixels.as_deref().ok_or_else(|| Error::Mismatch("a batch without pixels".into()))?;
+    let pixels = batch.pixels.as_deref().ok_or(Error::NoPixels)?;
     encoder.features(pixels, batch.size, batch.image_size)
 }

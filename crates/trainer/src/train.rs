@@ -208,9 +208,8 @@ fn checked(
     let device = device_of(config, request.launch.as_ref(), ranks)?;
     slow_formats(config, device).into_iter().chain(never_warm(config)).for_each(|line| say(&line));
     if config.run.precision == Precision::Fp16 && device == tch::Device::Cpu {
-        return Err(Error::Mismatch(
-            "run.precision: expected fp32 | bf16 on the processor, which run.device: auto came to, got fp16; name a GPU in run.device, or set bf16".into(),
-        ));
+        let expected = "fp32 | bf16 on the processor, which run.device: auto came to";
+        return Err(Error::key("run.precision", expected, "fp16", "name a GPU in run.device, or set bf16"));
     }
     Ok((blueprint, device))
 }
@@ -261,10 +260,8 @@ fn one_gpu_each(device: tch::Device, ranks: &dyn Ranks) -> Result<(), Error> {
     if twice.is_empty() {
         return Ok(());
     }
-    Err(Error::Mismatch(format!(
-        "run.device: expected a GPU of its own for each rank, got {}; start no more ranks on a host than it has GPUs, and set run.device=cuda without a number",
-        twice.join("; ")
-    )))
+    let advice = "start no more ranks on a host than it has GPUs, and set run.device=cuda without a number";
+    Err(Error::key("run.device", "a GPU of its own for each rank", twice.join("; "), advice))
 }
 
 /// The ranks that share a GPU with others, by each such GPU.

@@ -158,17 +158,11 @@ impl<'a> Opening<'a> {
             ("data.val", state.held_out_digest.is_none() || state.held_out_digest == held_out),
         ] {
             if !same {
-                return Err(Error::Mismatch(format!(
-                    "{key}: other shards than the run began with, or other samples of them that pass the filter; give the same, or begin a new run under another run.name ({})",
-                    self.name
-                )));
+                return Err(Error::OtherData { key, run: self.name.clone() });
             }
         }
         if matches!(self.request.resume, Resume::Path(_)) && state.config_digest != self.config.digest() {
-            return Err(Error::Mismatch(format!(
-                "{}: expected a checkpoint of this configuration, got one of another; name its weights in model.qformer.init of a new run to begin from them",
-                checkpoint.path().display()
-            )));
+            return Err(Error::OtherRun { checkpoint: checkpoint.path().to_path_buf() });
         }
         Ok(())
     }

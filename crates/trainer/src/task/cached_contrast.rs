@@ -96,8 +96,7 @@ impl Stage1Task {
         let [images, texts] = [images, texts].map(|rows| rows.detach().set_requires_grad(true));
         let rows = Rows { images: &images, texts: &texts, ids: &batch.image_ids };
         let contrast = self.contrast(&rows, at, all, &batch.negatives);
-        let gradients = Tensor::f_run_backward(&[&contrast.loss], &[&images, &texts, &self.model.temp], false, false)
-            .map_err(|error| Error::Mismatch(error.to_string()))?;
+        let gradients = Tensor::f_run_backward(&[&contrast.loss], &[&images, &texts, &self.model.temp], false, false)?;
         let contrast = Contrast { loss: contrast.loss.detach(), ..contrast };
         Ok(Part { contrast, gradients: gradients.try_into().expect("as many as were asked for") })
     }

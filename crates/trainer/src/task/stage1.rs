@@ -351,5 +351,5 @@ fn first_of_each(ids: &[u64]) -> Vec<i64> {
 /// A matrix, row after row.
 fn to_host(matrix: &Tensor) -> Result<Vec<f32>, Error> {
     let flat = matrix.to_kind(Kind::Float).to_device(Device::Cpu).flatten(0, 1);
-    Vec::try_from(flat).map_err(|error: tch::TchError| Error::Mismatch(error.to_string()))
+    Ok(Vec::<f32>::try_from(flat)?)
 }
