@@ -75,7 +75,7 @@ pub struct StepReport {
 /// # Errors
 /// When the device refuses.
 pub fn stage1_step(options: &BenchOptions) -> Result<StepReport, Error> {
-    options.precision.settle();
+    options.precision.set_tf32();
     tch::manual_seed(SEED as i64);
     let device = options.device;
     let params = ParamStore::trainable(device);

@@ -77,7 +77,7 @@ impl Captioner {
         check_image_size(&files.config.vision, files.preprocessing.size)?;
         let kind = match precision {
             Some(precision) => {
-                precision.settle();
+                precision.set_tf32();
                 precision.kind()
             }
             None => soonest(stored_kind(&dir.join("config.json"))?, device),

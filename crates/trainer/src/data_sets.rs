@@ -122,8 +122,8 @@ fn sample_filter(filter: &FilterConfig) -> SampleFilter {
 }
 
 impl ShardCacheConfig {
-    /// Says where `dir: auto` is.
-    pub fn settle(&mut self, auto: Option<&Path>) {
+    /// Puts the folder into the place of `dir: auto`.
+    pub fn resolve_dir(&mut self, auto: Option<&Path>) {
         if let (AutoOr::Auto, Some(auto)) = (&self.dir, auto) {
             self.dir = AutoOr::Given(auto.to_owned());
         }

@@ -120,7 +120,7 @@ pub fn evaluate_run(config: &Config, task: EvaluationTask, tell: Tell) -> Result
     let found = CheckpointStore::read_only(&folder.join("checkpoints"), config.checkpoint.best).preferred()?;
     let (checkpoint, rejected) = found.or_none_of(&folder)?;
     let differences = measured_otherwise(config)?;
-    config.run.precision.settle();
+    config.run.precision.set_tf32();
     let assembly = Assembly::build(config, Blueprint::open(config)?, device::select(config.run.device)?)?;
     assembly.task.params().load(&WeightsDir::open(checkpoint.path())?, &LoadPlan::exact())?;
     let pass = Pass { autocast: config.run.precision.autocast(), dropout: 0.0, seed: config.run.seed };

@@ -40,7 +40,7 @@ pub struct ReplayOptions {
 /// # Errors
 /// A model or batch file that does not fit, tensors that are missing.
 pub fn replay(options: &ReplayOptions, ranks: &dyn Ranks) -> Result<Vec<(String, f64)>, Error> {
-    options.precision.settle();
+    options.precision.set_tf32();
     ranks.exchange_on(options.device)?;
     let kind = options.precision.kind();
     let files = ModelFiles::open(&options.model)?;

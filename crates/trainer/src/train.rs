@@ -177,7 +177,7 @@ fn check_towers(config: &Config) -> Result<(), Error> {
 /// Whether a stage need not be run, once its configuration names what this machine has of it.
 fn is_finished(config: &mut Config, request: &TrainRequest) -> Result<bool, Error> {
     request.hub.keep_commits(config);
-    config.data.shard_cache.settle(request.shard_cache.as_deref());
+    config.data.shard_cache.resolve_dir(request.shard_cache.as_deref());
     Ok(request.resume == Resume::Auto && RunFolder::is_finished(config)?)
 }
 
@@ -230,7 +230,7 @@ fn same_start(config: &Config, request: &TrainRequest, ranks: &dyn Ranks) -> Res
 
 /// The device that `run.device` names, of one kind on all ranks, through which they exchange from now on.
 fn device_of(config: &Config, launch: Option<&Launch>, ranks: &dyn Ranks) -> Result<tch::Device, Error> {
-    config.run.precision.settle();
+    config.run.precision.set_tf32();
     let local_rank = launch.map_or(0, |launch| launch.local_rank);
     let device = device::select_for(config.run.device, local_rank);
     let kind = match &device {

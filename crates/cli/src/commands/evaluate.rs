@@ -70,7 +70,7 @@ impl EvaluateArguments {
         }
         let mut config = Config::load(&self.config, &[])?;
         hub::from_environment()?.resolve(&mut config)?;
-        config.data.shard_cache.settle(shard_cache::folder().as_deref());
+        config.data.shard_cache.resolve_dir(shard_cache::folder().as_deref());
         let task = match self.task {
             TaskArgument::Retrieval => EvaluationTask::Retrieval { rerank: self.rerank },
             TaskArgument::Caption => EvaluationTask::Captions,
