@@ -20,7 +20,7 @@ use crate::index_lines::SetOpening;
 use crate::memory_features::MemoryCaches;
 use crate::ranks::Alone;
 use crate::run_folder::RunFolder;
-use crate::task::Pass;
+use crate::task::ForwardOptions;
 use crate::vqa::{AnsweredQuestion, Examiner};
 
 /// What is measured.
@@ -123,7 +123,7 @@ pub fn evaluate_run(config: &Config, task: EvaluationTask, tell: Tell) -> Result
     config.run.precision.set_tf32();
     let assembly = Assembly::build(config, Blueprint::open(config)?, device::select(config.run.device)?)?;
     assembly.task.params().load(&WeightsDir::open(checkpoint.path())?, &LoadPlan::exact())?;
-    let pass = Pass { autocast: config.run.precision.autocast(), dropout: 0.0, seed: config.run.seed };
+    let pass = ForwardOptions { autocast: config.run.precision.autocast(), dropout: 0.0, seed: config.run.seed };
     let (report, left_out) = match task {
         EvaluationTask::Vqa => examine(config, &assembly, &pass, tell)?,
         EvaluationTask::Retrieval { .. } | EvaluationTask::Captions => measure(config, &assembly, &pass, task, tell)?,
@@ -135,7 +135,7 @@ pub fn evaluate_run(config: &Config, task: EvaluationTask, tell: Tell) -> Result
 fn measure(
     config: &Config,
     assembly: &Assembly,
-    pass: &Pass,
+    pass: &ForwardOptions,
     task: EvaluationTask,
     tell: Tell,
 ) -> Result<(Report, Vec<String>), Error> {
@@ -153,7 +153,12 @@ fn measure(
 }
 
 /// VQA accuracy; and what of the set is left out.
-fn examine(config: &Config, assembly: &Assembly, pass: &Pass, tell: Tell) -> Result<(Report, Vec<String>), Error> {
+fn examine(
+    config: &Config,
+    assembly: &Assembly,
+    pass: &ForwardOptions,
+    tell: Tell,
+) -> Result<(Report, Vec<String>), Error> {
     let Assembly { encoder, text, task, .. } = assembly;
     let stage2 = task.as_stage2().ok_or_else(|| Error::Mismatch("task.stage: 1 writes no answers".into()))?;
     let set = HeldOutSet::of_questions(config, encoder)?.ok_or_else(no_set)?;

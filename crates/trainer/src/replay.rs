@@ -15,7 +15,7 @@ use crate::config::{GradientExchange, Precision, Stage, WeightsSource};
 use crate::error::Error;
 use crate::model_files::ModelFiles;
 use crate::ranks::Ranks;
-use crate::task::{Pass, Stage2Task, Task};
+use crate::task::{ForwardOptions, Stage2Task, Task};
 
 /// What `blip2 replay` is asked for.
 #[derive(Debug, Clone)]
@@ -52,7 +52,7 @@ pub fn replay(options: &ReplayOptions, ranks: &dyn Ranks) -> Result<Vec<(String,
         |expected| Error::file(&options.batch, format!("pixel_values: expected a side of {expected}, got {side}"));
     files.config.vision.check_size(side).map_err(wrong)?;
     let features = encoder.features_of_normalised(&pixels);
-    let pass = Pass { autocast: options.precision.autocast(), dropout: 0.0, seed: 0 };
+    let pass = ForwardOptions { autocast: options.precision.autocast(), dropout: 0.0, seed: 0 };
     let mut out: BTreeMap<String, Tensor> = BTreeMap::new();
     let params = match options.stage {
         Stage::One => {

@@ -23,7 +23,7 @@ use crate::schedule::LearningRate;
 use crate::signals::StopSignal;
 use crate::snapshot::snapshot;
 use crate::step::Stepper;
-use crate::task::Pass;
+use crate::task::ForwardOptions;
 use crate::telemetry::Record;
 use books::Books;
 
@@ -41,7 +41,7 @@ pub struct Run {
     held_out: Option<HeldOutSet>,
     stepper: Stepper,
     schedule: LearningRate,
-    pass: Pass,
+    forward: ForwardOptions,
     state: TrainState,
     loader: Loader,
     bad_in_a_row: u64,
@@ -71,7 +71,8 @@ impl Run {
             self.state.stream_position += self.config.schedule.global_batch as u64;
             ranks.enter(step, STEPPING);
             let micro_batches = self.data.micro_batches(host, &self.assembly.encoder, &*ranks)?;
-            let mut metrics = self.stepper.step(&*self.assembly.task, micro_batches, &self.pass, step, lr, &*ranks)?;
+            let mut metrics =
+                self.stepper.step(&*self.assembly.task, micro_batches, &self.forward, step, lr, &*ranks)?;
             metrics.extend(self.data.take_cache_metrics());
             self.state.step = step + 1;
             meter.step(metrics);
@@ -190,7 +191,7 @@ impl Run {
         self.ranks.enter(step, "evaluation");
         let task = &self.assembly.task;
         let mut pass = set.pass(&self.assembly.encoder, &self.assembly.text, task.target_rule(), &*self.ranks)?;
-        let evaluation: Evaluation = task.evaluate(&mut pass, &self.pass)?;
+        let evaluation: Evaluation = task.evaluate(&mut pass, &self.forward)?;
         let unreadable = pass.take_quarantined()?;
         let Some(books) = &mut self.books else { return Ok(None) };
         books.quarantine(&unreadable)?;

@@ -20,7 +20,7 @@ use crate::memory_features::MemoryCaches;
 use crate::ranks::Ranks;
 use crate::schedule::LearningRate;
 use crate::step::Stepper;
-use crate::task::Pass;
+use crate::task::ForwardOptions;
 use crate::train::TrainRequest;
 
 impl Run {
@@ -48,7 +48,7 @@ impl Run {
         let books = kept.map(begin).transpose()?;
         let mut run = Run {
             schedule: LearningRate::new(&config.optimizer, &config.schedule),
-            pass: pass(config),
+            forward: forward_options(config),
             bad_in_a_row: 0,
             good_since: u64::MAX,
             config: config.clone(),
@@ -88,7 +88,7 @@ impl Run {
         let host = data.loader(0, &BadSamples::default())?.next_batch()?;
         let mut stepper = new_stepper(config, &assembly, ranks)?;
         let micro_batches = data.micro_batches(host, encoder, ranks)?;
-        let metrics = stepper.step(&*assembly.task, micro_batches, &pass(config), 0, 0.0, ranks)?;
+        let metrics = stepper.step(&*assembly.task, micro_batches, &forward_options(config), 0, 0.0, ranks)?;
         let values: Vec<String> = metrics.iter().map(|(n, t)| format!("{n} {:.4}", t.double_value(&[]))).collect();
         let trained = assembly.task.params().num_elements();
         Ok(format!(
@@ -132,6 +132,10 @@ fn new_stepper(config: &Config, assembly: &Assembly, ranks: &dyn Ranks) -> Resul
     Ok(Stepper::new(AdamW::new(params.entries(), adamw), scaler, gradients, params, o.clip_norm))
 }
 
-fn pass(config: &Config) -> Pass {
-    Pass { autocast: config.run.precision.autocast(), dropout: config.model.qformer.dropout, seed: config.run.seed }
+fn forward_options(config: &Config) -> ForwardOptions {
+    ForwardOptions {
+        autocast: config.run.precision.autocast(),
+        dropout: config.model.qformer.dropout,
+        seed: config.run.seed,
+    }
 }

@@ -15,7 +15,7 @@ use blip2_torchx::autocast::autocast;
 use tch::{Kind, Tensor, no_grad};
 
 use super::stage1::{Columns, Contrast, Rows, Stage1Output, Stage1Task};
-use super::{Losses, Pass};
+use super::{ForwardOptions, Losses};
 use crate::batch::Batch;
 use crate::error::Error;
 use crate::masks::StepMasks;
@@ -41,7 +41,7 @@ impl Stage1Task {
     pub(super) fn cached_step(
         &self,
         mut batches: Vec<Batch>,
-        pass: &Pass,
+        pass: &ForwardOptions,
         ranks: &dyn Ranks,
         each: &mut dyn FnMut(Losses, bool) -> Result<(), Error>,
     ) -> Result<(), Error> {
@@ -60,7 +60,13 @@ impl Stage1Task {
         Ok(())
     }
 
-    fn survey(&self, batches: &[Batch], pass: &Pass, masks: &StepMasks, ranks: &dyn Ranks) -> Result<Vec<Part>, Error> {
+    fn survey(
+        &self,
+        batches: &[Batch],
+        pass: &ForwardOptions,
+        masks: &StepMasks,
+        ranks: &dyn Ranks,
+    ) -> Result<Vec<Part>, Error> {
         let forward = |(number, batch): (usize, &Batch)| {
             masks.begin(number)?;
             Ok(autocast(batch.features.device(), pass.autocast, || {
@@ -107,7 +113,7 @@ impl Stage1Task {
         batch: &Batch,
         Part { contrast, gradients: [of_images, of_texts, of_temp] }: Part,
         samples: &Samples,
-        pass: &Pass,
+        pass: &ForwardOptions,
         ranks: &dyn Ranks,
     ) -> Result<Losses, Error> {
         let device = batch.features.device();

@@ -36,7 +36,7 @@ pub struct Reference {
 
 /// How a forward pass computes.
 #[derive(Debug, Clone, Copy)]
-pub struct Pass {
+pub struct ForwardOptions {
     /// Autocast to this dtype; `None`: fp32.
     pub autocast: Option<Kind>,
     /// Dropout of the Q-Former; 0 in evaluation.
@@ -76,7 +76,7 @@ pub trait Task {
     ///
     /// # Errors
     /// When a rank is lost.
-    fn forward(&self, batch: &Batch, pass: &Pass, ranks: &dyn Ranks) -> Result<Losses, Error>;
+    fn forward(&self, batch: &Batch, pass: &ForwardOptions, ranks: &dyn Ranks) -> Result<Losses, Error>;
 
     /// The losses of a step's micro-batches in turn; `each` hears of one and whether it is the last before the next is computed.
     ///
@@ -85,7 +85,7 @@ pub trait Task {
     fn step(
         &self,
         micro_batches: &mut dyn ExactSizeIterator<Item = Result<Batch, Error>>,
-        pass: &Pass,
+        pass: &ForwardOptions,
         ranks: &dyn Ranks,
         each: &mut dyn FnMut(Losses, bool) -> Result<(), Error>,
     ) -> Result<(), Error> {
@@ -102,5 +102,5 @@ pub trait Task {
     ///
     /// # Errors
     /// When held-out samples cannot be read, or a rank is lost.
-    fn evaluate(&self, held_out: &mut HeldOut, pass: &Pass) -> Result<Evaluation, Error>;
+    fn evaluate(&self, held_out: &mut HeldOut, pass: &ForwardOptions) -> Result<Evaluation, Error>;
 }
