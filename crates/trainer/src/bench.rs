@@ -15,8 +15,8 @@ use serde::Serialize;
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
-use crate::batch::{Batch, Share};
 use crate::config::Precision;
+use crate::data::batch::{Batch, Share};
 use crate::error::Error;
 use crate::ranks::Alone;
 use crate::task::{ForwardOptions, Stage1Task, Task};

@@ -32,7 +32,7 @@ pub enum Error {
     #[error(transparent)]
     Tensor(#[from] tch::TchError),
     #[error(transparent)]
-    RunFolder(#[from] crate::run_folder::RunFolderError),
+    RunFolder(#[from] crate::run::folder::RunFolderError),
     #[error(transparent)]
     Checkpoint(#[from] crate::checkpoint::CheckpointError),
     #[error(transparent)]

@@ -10,10 +10,10 @@ use blip2_torchx::params::TensorSource;
 use blip2_weights::{SafetensorsFile, save_safetensors};
 use tch::{Device, Kind, Tensor};
 
-use crate::batch::{Batch, Negatives, Share, TargetRule, Targets};
+use crate::assembly::model_files::ModelFiles;
 use crate::config::{GradientExchange, Precision, Stage, WeightsSource};
+use crate::data::batch::{Batch, Negatives, Share, TargetRule, Targets};
 use crate::error::Error;
-use crate::model_files::ModelFiles;
 use crate::ranks::Ranks;
 use crate::task::{ForwardOptions, Stage2Task, Task};
 

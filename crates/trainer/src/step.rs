@@ -6,7 +6,7 @@ use blip2_torchx::grad_scaler::GradScaler;
 use blip2_torchx::params::ParamStore;
 use tch::{Kind, Tensor, no_grad};
 
-use crate::batch::Batch;
+use crate::data::batch::Batch;
 use crate::error::Error;
 use crate::masks;
 use crate::ranks::{Gradients, Ranks};
@@ -162,7 +162,7 @@ impl FiniteGuard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::{Negatives, Share, TargetRule, Targets};
+    use crate::data::batch::{Negatives, Share, TargetRule, Targets};
     use crate::ranks::Alone;
     use crate::task::{Evaluation, HeldOut, Losses, Reference};
     use blip2_model::qformer::TextBatch;

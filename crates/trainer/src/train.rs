@@ -6,21 +6,21 @@ use std::rc::Rc;
 
 use blip2_torchx::device;
 
-use crate::blueprint::Blueprint;
+use crate::assembly::blueprint::Blueprint;
+use crate::assembly::language::LanguagePlan;
 use crate::checkpoint::Checkpoint;
 use crate::config::{Config, Precision, Stage};
-use crate::data_sets::{open_held_out_set, open_training_sets};
+use crate::data::index_lines::SetOpening;
+use crate::data::sets::{open_held_out_set, open_training_sets};
 use crate::error::Error;
+use crate::features::memory::MemoryCaches;
 use crate::hub::Hub;
-use crate::index_lines::SetOpening;
-use crate::language::LanguagePlan;
-use crate::memory_features::MemoryCaches;
 use crate::precision::slow_formats;
 use crate::ranks::{Claims, Launch, Ranks, share, together};
 use crate::run::Run;
-use crate::run_folder::{Existing, RunFolder, host_name};
-use crate::schedule::never_warm;
-use crate::signals::StopSignal;
+use crate::run::folder::{Existing, RunFolder, host_name};
+use crate::run::schedule::never_warm;
+use crate::run::signals::StopSignal;
 use crate::telemetry::Output;
 
 /// What a run does about checkpoints that are there.

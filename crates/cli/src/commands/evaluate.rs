@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use blip2_trainer::config::Config;
-use blip2_trainer::evaluate::{EvaluationTask, Recall, Report, evaluate_run};
-use blip2_trainer::vqa::AnsweredQuestion;
+use blip2_trainer::evaluation::{AnsweredQuestion, EvaluationTask, Recall, Report, evaluate_run};
 use clap::{Args, ValueEnum};
 
 use crate::hub;

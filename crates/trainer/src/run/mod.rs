@@ -1,8 +1,14 @@
 //! The training loop: one function that reads from top to bottom, and what it stands on.
 
+mod bad_step;
 mod books;
+pub(crate) mod folder;
+pub(crate) mod meter;
 mod open;
 mod opening;
+mod quarantine;
+pub(crate) mod schedule;
+pub(crate) mod signals;
 
 use std::rc::Rc;
 
@@ -11,17 +17,16 @@ use blip2_torchx::memory;
 use tch::Device;
 
 use crate::assembly::Assembly;
+use crate::checkpoint::snapshot::snapshot;
 use crate::checkpoint::{Best, Metric, TrainState};
 use crate::config::{BestMetric, Config, FeatureCache};
 use crate::data::TrainData;
 use crate::error::Error;
 use crate::evaluation::{Evaluation, HeldOutSet};
-use crate::meter::Meter;
 use crate::ranks::{Ranks, STEPPING, share};
-use crate::run_folder;
-use crate::schedule::LearningRate;
-use crate::signals::StopSignal;
-use crate::snapshot::snapshot;
+use crate::run::meter::Meter;
+use crate::run::schedule::LearningRate;
+use crate::run::signals::StopSignal;
 use crate::step::Stepper;
 use crate::task::ForwardOptions;
 use crate::telemetry::Record;
@@ -245,11 +250,11 @@ impl Run {
         self.state.stream_position -= behind * global_batch;
         let bad = self.loader.bad();
         let position = self.state.stream_position - global_batch;
-        let all = run_folder::bad_steps(&self.config);
+        let all = folder::bad_steps(&self.config);
         let folder = all.join(format!("step_{step:08}"));
         self.ranks.enter(step, "recording a bad step");
         let batch = self.data.batch_with_pixels(position, &bad)?;
-        crate::bad_step::record(&folder, &self.config, &self.assembly, &batch, &*self.ranks)?;
+        bad_step::record(&folder, &self.config, &self.assembly, &batch, &*self.ranks)?;
         if behind > 0 {
             self.share_found()?;
             self.loader = self.data.loader(self.state.stream_position, &bad)?;

@@ -16,7 +16,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use super::stage1::{Columns, Contrast, Rows, Stage1Output, Stage1Task};
 use super::{ForwardOptions, Losses};
-use crate::batch::Batch;
+use crate::data::batch::Batch;
 use crate::error::Error;
 use crate::masks::StepMasks;
 use crate::ranks::Ranks;

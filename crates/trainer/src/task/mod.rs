@@ -1,15 +1,14 @@
 //! What a stage learns: a micro-batch in, named losses out. The loop knows no more of a stage than this.
 
 mod cached_contrast;
-pub mod rerank;
 pub mod stage1;
 mod stage2;
 
 use blip2_torchx::params::ParamStore;
 use tch::{Kind, Tensor};
 
-use crate::batch::Batch;
-pub use crate::batch::TargetRule;
+use crate::data::batch::Batch;
+pub use crate::data::batch::TargetRule;
 use crate::error::Error;
 pub use crate::evaluation::{Evaluation, HeldOut};
 use crate::ranks::Ranks;

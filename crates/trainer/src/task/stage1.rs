@@ -11,11 +11,10 @@ use blip2_torchx::autocast::autocast;
 use blip2_torchx::params::ParamStore;
 use tch::{Device, Kind, Tensor};
 
-use super::rerank::Gallery;
 use super::{Evaluation, ForwardOptions, HeldOut, Losses, Reference, TargetRule, Task, one_by_one};
-use crate::batch::{Batch, Negatives, Share};
+use crate::data::batch::{Batch, Negatives, Share};
 use crate::error::Error;
-use crate::evaluation::{Means, RECALL_RANKS, SampleText};
+use crate::evaluation::{Gallery, Means, RECALL_RANKS, SampleText};
 use crate::ranks::{Alone, Ranks, gather_uneven, share};
 use crate::step::StepMetrics;
 

@@ -9,11 +9,11 @@ use blip2_torchx::params::ParamStore;
 use tch::{Kind, Tensor};
 
 use super::{Evaluation, ForwardOptions, HeldOut, Losses, Reference, TargetRule, Task};
-use crate::batch::Batch;
+use crate::data::batch::Batch;
+use crate::data::text::written;
 use crate::error::Error;
 use crate::evaluation::{Means, SampleText};
 use crate::ranks::{Ranks, share};
-use crate::text::written;
 
 /// Sample captions of an evaluation are no longer.
 const MAX_SAMPLE_TOKENS: usize = 30;

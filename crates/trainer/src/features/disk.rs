@@ -12,10 +12,10 @@ use rayon::prelude::*;
 use tch::Tensor;
 
 use crate::config::Config;
-use crate::encoder::ImageEncoder;
 use crate::error::Error;
+use crate::features::encoder::ImageEncoder;
+use crate::features::stored_numbers::StoredNumbers;
 use crate::step::StepMetrics;
-use crate::stored_numbers::StoredNumbers;
 
 const GIB: f64 = (1u64 << 30) as f64;
 

@@ -7,10 +7,10 @@ use serde::Serialize;
 use tch::Tensor;
 
 use crate::config::AutoOr;
+use crate::data::text::{Prompts, written};
 use crate::error::Error;
 use crate::evaluation::HeldOut;
 use crate::task::{ForwardOptions, Stage2Task};
-use crate::text::{Prompts, written};
 
 /// The paper's: answers of a word or two.
 const MAX_ANSWER_TOKENS: usize = 10;

@@ -12,18 +12,18 @@ use blip2_metrics::{Recall, recall_at};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::batch::{Batch, Share};
+use crate::assembly::preprocessing::Preprocessing;
 use crate::config::{Config, FeatureCache};
-use crate::data_sets::{open_held_out_set, open_questions};
-use crate::encoder::ImageEncoder;
+use crate::data::batch::{Batch, Share};
+use crate::data::index_lines::SetOpening;
+use crate::data::sets::{open_held_out_set, open_questions};
+use crate::data::text::TextFrame;
 use crate::error::Error;
 use crate::features::Features;
-use crate::index_lines::SetOpening;
-use crate::memory_features::{FillOptions, MemoryCaches};
-use crate::preprocessing::Preprocessing;
+use crate::features::encoder::ImageEncoder;
+use crate::features::memory::{FillOptions, MemoryCaches};
 use crate::ranks::{self, Claims, Ranks};
 use crate::task::TargetRule;
-use crate::text::TextFrame;
 
 /// Recall is measured at these ranks.
 pub const RECALL_RANKS: [usize; 3] = [1, 5, 10];

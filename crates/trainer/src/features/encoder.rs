@@ -8,8 +8,8 @@ use blip2_torchx::params::ParamStore;
 use blip2_torchx::pinned::to_device;
 use tch::{Device, Kind, Tensor};
 
+use crate::assembly::preprocessing::Preprocessing;
 use crate::error::Error;
-use crate::preprocessing::Preprocessing;
 
 /// A tower with what is done to its pixels.
 pub struct ImageEncoder {

@@ -10,18 +10,18 @@ use blip2_weights::WeightsDir;
 use serde::Serialize;
 
 use crate::assembly::Assembly;
-use crate::blueprint::Blueprint;
+use crate::assembly::blueprint::Blueprint;
 use crate::checkpoint::{CheckpointStore, Rejected};
 use crate::config::{Change, Config, Difference, Stage};
+use crate::data::index_lines::SetOpening;
 use crate::device;
 use crate::error::Error;
+use crate::evaluation::vqa::{AnsweredQuestion, Examiner};
 use crate::evaluation::{Evaluation, HeldOutSet, Tell};
-use crate::index_lines::SetOpening;
-use crate::memory_features::MemoryCaches;
+use crate::features::memory::MemoryCaches;
 use crate::ranks::Alone;
-use crate::run_folder::RunFolder;
+use crate::run::folder::RunFolder;
 use crate::task::ForwardOptions;
-use crate::vqa::{AnsweredQuestion, Examiner};
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,9 +9,9 @@ use tch::Tensor;
 
 use crate::assembly::Assembly;
 use crate::config::Config;
+use crate::data::framed::FramedBatch;
 use crate::error::Error;
 use crate::export::{FrozenTowers, export_model};
-use crate::framed::FramedBatch;
 use crate::ranks::Ranks;
 
 /// Writes `batch.safetensors` below `folder`, that of each of several ranks in its `rank_N/`; and `model/`, which the first rank does.

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use tch::Kind;
 
 use crate::config::{AutoOr, Config, Gelu, LanguageDropout, Prefix};
+use crate::data::text::TextFrame;
 use crate::error::Error;
-use crate::text::TextFrame;
 
 /// What `model.language` says of a model, checked against the model.
 pub struct LanguagePlan {

@@ -7,18 +7,18 @@ use blip2_data::feature_store::{FillOptions, FillReader, StoredRow};
 use serde::Serialize;
 use tch::Device;
 
-pub use crate::disk_features::bytes_text;
+pub use crate::features::disk::bytes_text;
 pub use blip2_data::feature_store::{BadRow, CacheStats, CacheVerification, stats, verify};
 
-use crate::blueprint::Blueprint;
+use crate::assembly::blueprint::Blueprint;
+use crate::assembly::model_files::load_image_encoder;
 use crate::config::{Config, FeatureCache};
 use crate::data;
-use crate::data_sets::open_training_sets;
-use crate::disk_features::DiskFeatures;
+use crate::data::index_lines::SetOpening;
+use crate::data::sets::open_training_sets;
 use crate::error::Error;
 use crate::features::ENCODE_BATCH;
-use crate::index_lines::SetOpening;
-use crate::model_files::load_image_encoder;
+use crate::features::disk::DiskFeatures;
 use crate::ranks::Pulse;
 
 /// The writer of rows that no run has written; a run's is never zero.

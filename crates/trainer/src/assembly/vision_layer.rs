@@ -4,9 +4,9 @@ use blip2_model::vision::VisionConfig;
 use blip2_weights::{ModelDir, ModelKind};
 use serde_json::Value;
 
+use crate::assembly::qformer_init::QFormerInit;
 use crate::config::{AutoOr, Config};
 use crate::error::Error;
-use crate::qformer_init::QFormerInit;
 
 const KEY: &str = "vision_feature_layer";
 

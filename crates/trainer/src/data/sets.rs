@@ -12,8 +12,8 @@ use blip2_data::{
 use crate::config::{
     AutoOr, BoundsConfig, CaptionsConfig, Config, FilterConfig, ShardCacheConfig, TextField, ValSetConfig, VqaConfig,
 };
+use crate::data::index_lines::{SetOpening, index_lines};
 use crate::error::Error;
-use crate::index_lines::{SetOpening, index_lines};
 use crate::ranks::Pulse;
 
 /// The training sets as one row of samples. `say` hears how far opening them is, and so does `pulse`: it may take hours.

@@ -1,23 +1,30 @@
 //! The training data of a run: the data set, its loader from any stream position, and micro-batches of features.
 
+pub mod batch;
+pub mod framed;
+pub(crate) mod index_lines;
+mod prefix;
+pub(crate) mod sets;
+pub mod text;
+
 use std::sync::Arc;
 
 use blip2_data::{BAD_WINDOW, BadSamples, Corpus, HostBatch, ImageViews, Loader, LoaderOptions, Problem, Quarantined};
 
-use crate::batch::{Batch, Share};
 use crate::config::{AutoOr, Config, Contrastive, FeatureCache, NegativeSamples, Stage, TokenMean};
-use crate::data_sets::open_training_sets;
-use crate::disk_features::{self, DiskFeatures};
-use crate::encoder::ImageEncoder;
+use crate::data::batch::{Batch, Share};
+use crate::data::framed::FramedBatch;
+use crate::data::index_lines::OpeningProgress;
+use crate::data::sets::open_training_sets;
+use crate::data::text::TextFrame;
 use crate::error::Error;
 use crate::features::Features;
-use crate::framed::FramedBatch;
-use crate::index_lines::OpeningProgress;
-use crate::memory_features::{FillOptions, MemoryCaches};
+use crate::features::disk::{self, DiskFeatures};
+use crate::features::encoder::ImageEncoder;
+use crate::features::memory::{FillOptions, MemoryCaches};
 use crate::ranks::{Claims, Ranks};
 use crate::step::StepMetrics;
 use crate::task::TargetRule;
-use crate::text::TextFrame;
 
 /// Texts are padded to multiples of this on CUDA, where kernels like it.
 const CUDA_TEXT_MULTIPLE: usize = 8;
@@ -78,7 +85,7 @@ impl TrainData {
         };
         let views = features.disk().map(|disk| {
             let features = Some(disk.rows().clone());
-            ImageViews { count: disk_features::views(config), features }
+            ImageViews { count: disk::views(config), features }
         });
         let cuda = matches!(encoder.device(), tch::Device::Cuda(_));
         let left_out = features.left_out();
