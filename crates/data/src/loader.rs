@@ -1,7 +1,7 @@
 //! The training stream, decoded ahead of the step.
 //!
 //! A batch is a function of the seed, its position, the files and the list of bad samples as of the batch before.
-//! Threads decode further ahead than that list reaches, so a batch is settled when it is handed out: a sample that
+//! Threads decode further ahead than that list reaches, so a batch is decided on when it is handed out: a sample that
 //! was decoded in time, but that an earlier slot of the stream has found bad since, is replaced then as it would have
 //! been without any looking ahead. So it does not matter either how much of the list the threads know.
 
@@ -215,7 +215,7 @@ impl Loader {
             self.decode_ahead();
         }
         let (first, told) = (self.pending.front().map(|(first, _)| *first), self.quarantined.len());
-        let batch = self.settled_batch();
+        let batch = self.take_batch();
         if let (Err(error), Some(first)) = (&batch, first)
             && error.is_of_this_machine()
         {
@@ -226,7 +226,7 @@ impl Loader {
         batch
     }
 
-    fn settled_batch(&mut self) -> Result<HostBatch, DataError> {
+    fn take_batch(&mut self) -> Result<HostBatch, DataError> {
         let Some((first, pending)) = self.pending.pop_front() else {
             return Err(DataError::EndOfStream { end: self.ahead });
         };
@@ -240,7 +240,7 @@ impl Loader {
         let mut found = BadSamples::default();
         let mut samples = Vec::with_capacity(slots.len());
         for slot in slots {
-            samples.push((slot.position, self.settle(slot, &mut found)?));
+            samples.push((slot.position, self.good_sample(slot, &mut found)?));
         }
         if !found.is_empty() {
             self.bad.write().unwrap_or_else(PoisonError::into_inner).merge(&found);
@@ -299,9 +299,9 @@ impl Loader {
         }
     }
 
-    /// The sample of a slot, given all that the stream has found bad before it: in earlier batches, and, as in `found`, in
-    /// this one.
-    fn settle(&mut self, mut slot: Slot, found: &mut BadSamples) -> Result<Sample, DataError> {
+    /// The sample of a slot or the next good one of its window, given all that the stream has found bad before it: in
+    /// earlier batches, and, as in `found`, in this one.
+    fn good_sample(&mut self, mut slot: Slot, found: &mut BadSamples) -> Result<Sample, DataError> {
         let bad = Arc::clone(&self.bad);
         let is_bad = |found: &BadSamples, index| found.contains(index) || reading(&bad).contains(index);
         if slot.sample.as_ref().is_some_and(|sample| is_bad(found, sample.index)) {
@@ -404,14 +404,14 @@ mod tests {
         let next = stream.order.window(3).next().unwrap();
 
         let mut found = BadSamples::default();
-        assert_eq!(loader.settle(ahead(), &mut found).unwrap().index, index);
+        assert_eq!(loader.good_sample(ahead(), &mut found).unwrap().index, index);
         let mut bad = found.clone();
         bad.insert(index, 1);
         let known = stream.fill(3, |candidate| candidate == index).sample.unwrap();
         // Found in this batch, or in one before.
         for (mut found, before) in [(bad.clone(), BadSamples::default()), (BadSamples::default(), bad)] {
             *loader.bad.write().unwrap() = before;
-            let replacement = loader.settle(ahead(), &mut found).unwrap();
+            let replacement = loader.good_sample(ahead(), &mut found).unwrap();
             assert_eq!(replacement.index, next);
             assert_eq!(replacement.pixels, known.pixels);
             assert_eq!(found.len() + loader.bad().len(), 1);
@@ -443,11 +443,11 @@ mod tests {
         };
         // 100 of 10,000 may be bad. At 10,017 those from 18 to 119 count, and the new one.
         let slot = failed(&loader, 10_017, 0);
-        let error = loader.settle(slot, &mut BadSamples::default()).unwrap_err();
+        let error = loader.good_sample(slot, &mut BadSamples::default()).unwrap_err();
         assert!(matches!(error, DataError::TooManyBad { found: 103, .. }), "{error}");
         let mut loader = Loader::new(corpus(folder.path()), text(), begun).unwrap();
         let slot = failed(&loader, 10_020, 0);
-        assert!(loader.settle(slot, &mut BadSamples::default()).is_ok());
+        assert!(loader.good_sample(slot, &mut BadSamples::default()).is_ok());
     }
 
     /// A checkpoint has the list of all ranks. Each of them may have its share of bad samples without that of the others.
@@ -463,7 +463,7 @@ mod tests {
             let position = 160 + 4 * rank as u64;
             let mut slot = loader.stream.fill(position, |_| false);
             slot.failed.push((0, SampleError::CaptionEmpty));
-            assert!(loader.settle(slot, &mut BadSamples::default()).is_ok(), "rank {rank}");
+            assert!(loader.good_sample(slot, &mut BadSamples::default()).is_ok(), "rank {rank}");
             assert_eq!(loader.recent.len(), 61);
         }
     }
@@ -507,7 +507,7 @@ mod tests {
         for position in [3, 4] {
             let mut slot = loader.stream.fill(position, |index| index == 0);
             slot.failed.push((0, SampleError::CaptionEmpty));
-            loader.settle(slot, &mut found).unwrap();
+            loader.good_sample(slot, &mut found).unwrap();
         }
         let entries = loader.take_quarantined();
         assert_eq!(entries.len(), 1);

@@ -37,19 +37,19 @@ F* driver_function(const char* name, int cuda_index, int* device) {
 
 extern "C" {
 
-void torchx_settle_nccl();
+void torchx_configure_nccl();
 
 // The handle stays open: libtorch keeps pointers into the library.
 int torchx_load_cuda() {
   if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) == nullptr) return 0;
-  torchx_settle_nccl();
+  torchx_configure_nccl();
   return 1;
 }
 
 // libtorch's threads beside NCCL end the process with SIGABRT when a peer is lost or a device fails, before the line that
 // names the rank is out; torchrun asks for it. Whoever uses a group watches over its ranks himself. Here because other
 // threads that read the environment come later.
-void torchx_settle_nccl() {
+void torchx_configure_nccl() {
   for (const char* name :
        {"TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_ENABLE_MONITORING", "TORCH_NCCL_RETHROW_CUDA_ERRORS",
         "TORCH_NCCL_DUMP_ON_TIMEOUT"}) {

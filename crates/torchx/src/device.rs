@@ -214,7 +214,7 @@ mod tests {
         }
         assert_eq!(std::env::var(NAME).unwrap(), "1");
         // SAFETY: writes the environment, which no other thread reads.
-        unsafe { ffi::torchx_settle_nccl() };
+        unsafe { ffi::torchx_configure_nccl() };
         assert_eq!(std::env::var(NAME).unwrap(), "0");
     }
 

@@ -15,7 +15,7 @@ unsafe extern "C" {
 
     pub fn torchx_load_cuda() -> c_int;
     #[cfg(test)]
-    pub fn torchx_settle_nccl();
+    pub fn torchx_configure_nccl();
     pub fn torchx_device_set(cuda_index: c_int) -> c_int;
     pub fn torchx_device_synchronize(cuda_index: c_int) -> c_int;
     pub fn torchx_cuda_name(cuda_index: c_int, name: *mut c_char, capacity: c_int) -> c_int;

@@ -16,11 +16,11 @@ use serde::Serialize;
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
-use crate::batch::{Batch, Share};
 use crate::config::Precision;
+use crate::data::batch::{Batch, Share};
 use crate::error::Error;
 use crate::ranks::Alone;
-use crate::task::{Pass, Stage1Task, Task};
+use crate::task::{ForwardOptions, Stage1Task, Task};
 
 const CAPTION_LENGTHS: [usize; 8] = [19, 16, 18, 17, 16, 12, 13, 15];
 const SEED: u64 = 0;
@@ -76,7 +76,7 @@ pub struct StepReport {
 /// # Errors
 /// When the device refuses.
 pub fn stage1_step(options: &BenchOptions) -> Result<StepReport, Error> {
-    options.precision.settle();
+    options.precision.set_tf32();
     tch::manual_seed(SEED as i64);
     let device = options.device;
     let params = ParamStore::trainable(device);
@@ -85,7 +85,7 @@ pub fn stage1_step(options: &BenchOptions) -> Result<StepReport, Error> {
     let task = Stage1Task { model, params, options: Default::default() };
     let o = AdamWConfig { betas: (0.9, 0.98), eps: 1e-8, weight_decay: 0.05 };
     let mut adamw = AdamW::new(task.params.entries(), o);
-    let pass = Pass { autocast: options.precision.autocast(), dropout: options.dropout, seed: SEED };
+    let pass = ForwardOptions { autocast: options.precision.autocast(), dropout: options.dropout, seed: SEED };
     let features = Tensor::randn([options.batch as i64, options.tokens, options.width], (Kind::Float, device));
     memory::reset_peak(device);
     let (mut steps, mut forwards, mut updates) = (Vec::new(), Vec::new(), Vec::new());

@@ -10,14 +10,14 @@ use rayon::prelude::*;
 use serde_json::Value;
 use tch::{Device, Kind};
 
+use crate::assembly::model_files::ModelFiles;
+use crate::assembly::preprocessing::Preprocessing;
 use crate::config::{Precision, WeightsSource};
-use crate::encoder::{ImageEncoder, check_image_size};
+use crate::data::text::{trimmed, written};
 use crate::error::Error;
-use crate::model_files::ModelFiles;
+use crate::features::encoder::{ImageEncoder, check_image_size};
 use crate::precision::soonest;
-use crate::preprocessing::Preprocessing;
 use crate::task::Stage2Task;
-use crate::text::{trimmed, written};
 
 /// Images that go through the model together.
 const BATCH: usize = 16;
@@ -77,7 +77,7 @@ impl Captioner {
         check_image_size(&files.config.vision, files.preprocessing.size)?;
         let kind = match precision {
             Some(precision) => {
-                precision.settle();
+                precision.set_tf32();
                 precision.kind()
             }
             None => soonest(stored_kind(&dir.join("config.json"))?, device),

@@ -13,9 +13,9 @@ use blip2_weights::{ModelDir, ModelKind, Part, PartSource, WeightsError};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::declared;
+use crate::assembly::declared;
+use crate::assembly::loading::{IMAGE_ENCODER, LANGUAGE_MODEL, QFORMER};
 use crate::error::Error;
-use crate::loading::{IMAGE_ENCODER, LANGUAGE_MODEL, QFORMER};
 
 /// Counts of one part's tensors.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]

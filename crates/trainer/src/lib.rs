@@ -1,61 +1,35 @@
 //! Configuration, training loop, checkpoints, telemetry and evaluation.
 
 mod assembly;
-mod bad_step;
-pub mod batch;
 pub mod bench;
-pub mod blueprint;
 pub mod captioner;
 pub mod checkpoint;
 pub mod config;
 mod data;
-mod data_sets;
-mod declared;
 pub mod device;
-mod disk_features;
-pub mod encoder;
 mod error;
-pub mod evaluate;
-mod evaluation;
+pub mod evaluation;
 pub mod export;
-mod export_remarks;
-pub mod feature_cache;
 mod features;
 pub mod fit;
-pub mod framed;
 pub mod hub;
-mod index_lines;
-mod language;
-mod loading;
 mod masks;
-mod memory_features;
-mod meter;
-pub mod model_files;
 mod packing_speed;
 mod precision;
-mod prefix;
-pub mod preprocessing;
-mod qformer_init;
-mod quarantine;
 pub mod ranks;
 pub mod replay;
 mod run;
-mod run_folder;
-mod schedule;
 pub mod shards;
-mod signals;
-mod snapshot;
 pub mod step;
-mod stored_numbers;
 pub mod task;
 pub mod telemetry;
-pub mod text;
 pub mod train;
-mod vision_layer;
-pub mod vqa;
 
+pub use assembly::{blueprint, model_files, preprocessing};
 pub use blip2_weights::{Inspection, inspect};
+pub use data::{batch, framed, text};
 pub use error::Error;
+pub use features::{cache as feature_cache, encoder};
 
 /// The libtorch that this program is built for.
 pub(crate) const LIBTORCH_VERSION: &str = "2.11.0";

@@ -21,8 +21,8 @@ impl Precision {
         (self != Precision::Fp32).then(|| self.kind())
     }
 
-    /// Before anything is computed: fp32 is fp32 on a GPU too, where libtorch's convolutions are TF32 by default. For the whole process.
-    pub fn settle(self) {
+    /// Forbids TF32 under fp32, for the whole process and before anything is computed: on a GPU libtorch's convolutions are TF32 by default.
+    pub fn set_tf32(self) {
         if self == Precision::Fp32 {
             Tf32::OFF.set();
         }

@@ -10,12 +10,12 @@ use blip2_torchx::params::TensorSource;
 use blip2_weights::{SafetensorsFile, save_safetensors};
 use tch::{Device, Kind, Tensor};
 
-use crate::batch::{Batch, Negatives, Share, TargetRule, Targets};
+use crate::assembly::model_files::ModelFiles;
 use crate::config::{GradientExchange, Precision, Stage, WeightsSource};
+use crate::data::batch::{Batch, Negatives, Share, TargetRule, Targets};
 use crate::error::Error;
-use crate::model_files::ModelFiles;
 use crate::ranks::Ranks;
-use crate::task::{Pass, Stage2Task, Task};
+use crate::task::{ForwardOptions, Stage2Task, Task};
 
 /// What `blip2 replay` is asked for.
 #[derive(Debug, Clone)]
@@ -40,7 +40,7 @@ pub struct ReplayOptions {
 /// # Errors
 /// A model or batch file that does not fit, tensors that are missing.
 pub fn replay(options: &ReplayOptions, ranks: &dyn Ranks) -> Result<Vec<(String, f64)>, Error> {
-    options.precision.settle();
+    options.precision.set_tf32();
     ranks.exchange_on(options.device)?;
     let kind = options.precision.kind();
     let files = ModelFiles::open(&options.model)?;
@@ -52,7 +52,7 @@ pub fn replay(options: &ReplayOptions, ranks: &dyn Ranks) -> Result<Vec<(String,
         |expected| Error::file(&options.batch, format!("pixel_values: expected a side of {expected}, got {side}"));
     files.config.vision.check_size(side).map_err(wrong)?;
     let features = encoder.features_of_normalised(&pixels);
-    let pass = Pass { autocast: options.precision.autocast(), dropout: 0.0, seed: 0 };
+    let pass = ForwardOptions { autocast: options.precision.autocast(), dropout: 0.0, seed: 0 };
     let mut out: BTreeMap<String, Tensor> = BTreeMap::new();
     let params = match options.stage {
         Stage::One => {

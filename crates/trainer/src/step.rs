@@ -6,11 +6,11 @@ use blip2_torchx::grad_scaler::GradScaler;
 use blip2_torchx::params::ParamStore;
 use tch::{Kind, Tensor, no_grad};
 
-use crate::batch::Batch;
+use crate::data::batch::Batch;
 use crate::error::Error;
 use crate::masks;
 use crate::ranks::{Gradients, Ranks};
-use crate::task::{Pass, Task};
+use crate::task::{ForwardOptions, Task};
 
 /// Optimizer, loss scaler and the watch over finite numbers.
 pub struct Stepper {
@@ -49,7 +49,7 @@ impl Stepper {
         &mut self,
         task: &dyn Task,
         mut micro_batches: impl ExactSizeIterator<Item = Result<Batch, Error>>,
-        pass: &Pass,
+        pass: &ForwardOptions,
         step: u64,
         lr: f64,
         ranks: &dyn Ranks,
@@ -162,7 +162,7 @@ impl FiniteGuard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::{Negatives, Share, TargetRule, Targets};
+    use crate::data::batch::{Negatives, Share, TargetRule, Targets};
     use crate::ranks::Alone;
     use crate::task::{Evaluation, HeldOut, Losses, Reference};
     use blip2_model::qformer::TextBatch;
@@ -181,7 +181,7 @@ mod tests {
             &self.params
         }
 
-        fn forward(&self, batch: &Batch, _: &Pass, _: &dyn Ranks) -> Result<Losses, Error> {
+        fn forward(&self, batch: &Batch, _: &ForwardOptions, _: &dyn Ranks) -> Result<Losses, Error> {
             let total = (&self.w * &batch.features).sum(Kind::Float) * batch.share.samples;
             Ok(Losses { metrics: vec![("loss", total.detach()), ("loss_same", total.detach())], total })
         }
@@ -194,12 +194,12 @@ mod tests {
             None
         }
 
-        fn evaluate(&self, _: &mut HeldOut, _: &Pass) -> Result<Evaluation, Error> {
+        fn evaluate(&self, _: &mut HeldOut, _: &ForwardOptions) -> Result<Evaluation, Error> {
             Ok(Evaluation::default())
         }
     }
 
-    const PASS: Pass = Pass { autocast: None, dropout: 0.0, seed: 0 };
+    const FORWARD: ForwardOptions = ForwardOptions { autocast: None, dropout: 0.0, seed: 0 };
 
     fn batch(x: f32, share: f64) -> Result<Batch, Error> {
         let ids = Tensor::zeros([1, 1], (Kind::Int64, Device::Cpu));
@@ -237,8 +237,8 @@ mod tests {
     fn micro_batches_with_their_shares_are_the_whole_batch() {
         let (whole, mut one) = setup(0.0);
         let (parts, mut two) = setup(0.0);
-        let a = one.step(&whole, [batch(3.0, 1.0)].into_iter(), &PASS, 0, 0.1, &Alone).unwrap();
-        let b = two.step(&parts, [batch(2.0, 0.5), batch(4.0, 0.5)].into_iter(), &PASS, 0, 0.1, &Alone).unwrap();
+        let a = one.step(&whole, [batch(3.0, 1.0)].into_iter(), &FORWARD, 0, 0.1, &Alone).unwrap();
+        let b = two.step(&parts, [batch(2.0, 0.5), batch(4.0, 0.5)].into_iter(), &FORWARD, 0, 0.1, &Alone).unwrap();
         assert_eq!(values(&whole.w), values(&parts.w));
         for ((name, x), (_, y)) in a.iter().zip(&b) {
             assert_eq!(x.double_value(&[]), y.double_value(&[]), "{name}");
@@ -248,14 +248,14 @@ mod tests {
     #[test]
     fn a_bad_step_and_all_behind_it_change_nothing_until_it_is_taken() {
         let (task, mut stepper) = setup(0.0);
-        stepper.step(&task, [batch(1.0, 1.0)].into_iter(), &PASS, 0, 0.1, &Alone).unwrap();
+        stepper.step(&task, [batch(1.0, 1.0)].into_iter(), &FORWARD, 0, 0.1, &Alone).unwrap();
         assert_eq!(stepper.take_bad_step(), None);
         let before = values(&task.w);
-        stepper.step(&task, [batch(f32::NAN, 1.0)].into_iter(), &PASS, 1, 0.1, &Alone).unwrap();
-        stepper.step(&task, [batch(1.0, 1.0)].into_iter(), &PASS, 2, 0.1, &Alone).unwrap();
+        stepper.step(&task, [batch(f32::NAN, 1.0)].into_iter(), &FORWARD, 1, 0.1, &Alone).unwrap();
+        stepper.step(&task, [batch(1.0, 1.0)].into_iter(), &FORWARD, 2, 0.1, &Alone).unwrap();
         assert_eq!(values(&task.w), before);
         assert_eq!(stepper.take_bad_step(), Some(1));
-        stepper.step(&task, [batch(1.0, 1.0)].into_iter(), &PASS, 2, 0.1, &Alone).unwrap();
+        stepper.step(&task, [batch(1.0, 1.0)].into_iter(), &FORWARD, 2, 0.1, &Alone).unwrap();
         assert_eq!(stepper.take_bad_step(), None);
         assert_ne!(values(&task.w), before);
     }
@@ -263,7 +263,7 @@ mod tests {
     #[test]
     fn clipping_bounds_the_gradient_and_reports_its_norm() {
         let (task, mut stepper) = setup(0.5);
-        let metrics = stepper.step(&task, [batch(0.0, 3.0)].into_iter(), &PASS, 0, 0.0, &Alone).unwrap();
+        let metrics = stepper.step(&task, [batch(0.0, 3.0)].into_iter(), &FORWARD, 0, 0.0, &Alone).unwrap();
         let norm = metrics.iter().find(|(n, _)| *n == "grad_norm").unwrap().1.double_value(&[]);
         assert!((norm - 3.0).abs() < 1e-6, "{norm}");
         let moment = stepper.adamw.state().into_iter().find(|(n, _)| n == "exp_avg.w").unwrap().1;

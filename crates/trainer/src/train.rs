@@ -6,21 +6,21 @@ use std::rc::Rc;
 
 use blip2_torchx::device;
 
-use crate::blueprint::Blueprint;
+use crate::assembly::blueprint::Blueprint;
+use crate::assembly::language::LanguagePlan;
 use crate::checkpoint::Checkpoint;
 use crate::config::{Config, Precision, Stage};
-use crate::data_sets::{open_held_out_set, open_training_sets};
+use crate::data::index_lines::SetOpening;
+use crate::data::sets::{open_held_out_set, open_training_sets};
 use crate::error::Error;
+use crate::features::memory::MemoryCaches;
 use crate::hub::Hub;
-use crate::index_lines::SetOpening;
-use crate::language::LanguagePlan;
-use crate::memory_features::MemoryCaches;
 use crate::precision::slow_formats;
 use crate::ranks::{Claims, Launch, Ranks, share, together};
 use crate::run::Run;
-use crate::run_folder::{Existing, RunFolder, host_name};
-use crate::schedule::never_warm;
-use crate::signals::StopSignal;
+use crate::run::folder::{Existing, RunFolder, host_name};
+use crate::run::schedule::never_warm;
+use crate::run::signals::StopSignal;
 use crate::telemetry::Output;
 
 /// What a run does about checkpoints that are there.
@@ -177,7 +177,7 @@ fn check_towers(config: &Config) -> Result<(), Error> {
 /// Whether a stage need not be run, once its configuration names what this machine has of it.
 fn is_finished(config: &mut Config, request: &TrainRequest) -> Result<bool, Error> {
     request.hub.keep_commits(config);
-    config.data.shard_cache.settle(request.shard_cache.as_deref());
+    config.data.shard_cache.resolve_dir(request.shard_cache.as_deref());
     Ok(request.resume == Resume::Auto && RunFolder::is_finished(config)?)
 }
 
@@ -208,9 +208,8 @@ fn checked(
     let device = device_of(config, request.launch.as_ref(), ranks)?;
     slow_formats(config, device).into_iter().chain(never_warm(config)).for_each(|line| say(&line));
     if config.run.precision == Precision::Fp16 && device == tch::Device::Cpu {
-        return Err(Error::Mismatch(
-            "run.precision: expected fp32 | bf16 on the processor, which run.device: auto came to, got fp16; name a GPU in run.device, or set bf16".into(),
-        ));
+        let expected = "fp32 | bf16 on the processor, which run.device: auto came to";
+        return Err(Error::key("run.precision", expected, "fp16", "name a GPU in run.device, or set bf16"));
     }
     Ok((blueprint, device))
 }
@@ -231,7 +230,7 @@ fn same_start(config: &Config, request: &TrainRequest, ranks: &dyn Ranks) -> Res
 
 /// The device that `run.device` names, of one kind on all ranks, through which they exchange from now on.
 fn device_of(config: &Config, launch: Option<&Launch>, ranks: &dyn Ranks) -> Result<tch::Device, Error> {
-    config.run.precision.settle();
+    config.run.precision.set_tf32();
     let local_rank = launch.map_or(0, |launch| launch.local_rank);
     let device = device::select_for(config.run.device, local_rank);
     let kind = match &device {
@@ -261,10 +260,8 @@ fn one_gpu_each(device: tch::Device, ranks: &dyn Ranks) -> Result<(), Error> {
     if twice.is_empty() {
         return Ok(());
     }
-    Err(Error::Mismatch(format!(
-        "run.device: expected a GPU of its own for each rank, got {}; start no more ranks on a host than it has GPUs, and set run.device=cuda without a number",
-        twice.join("; ")
-    )))
+    let advice = "start no more ranks on a host than it has GPUs, and set run.device=cuda without a number";
+    Err(Error::key("run.device", "a GPU of its own for each rank", twice.join("; "), advice))
 }
 
 /// The ranks that share a GPU with others, by each such GPU.

@@ -9,7 +9,7 @@ use blip2_trainer::batch::{Batch, Negatives, Share, Targets};
 use blip2_trainer::model_files::ModelFiles;
 use blip2_trainer::ranks::Alone;
 use blip2_trainer::task::stage1::{Stage1Options, Stage1Task};
-use blip2_trainer::task::{Losses, Pass, Task};
+use blip2_trainer::task::{ForwardOptions, Losses, Task};
 use tch::{Device, IndexOp, Kind, Tensor};
 
 const SAMPLES: i64 = 64;
@@ -70,7 +70,7 @@ fn generator() -> MutexGuard<'static, ()> {
 
 fn step_of(task: &Stage1Task, part: i64, dropout: f64) -> (Vec<(String, Tensor)>, Vec<f64>) {
     let batches: Vec<_> = (0..SAMPLES / part).map(|n| Ok(batch(task, n * part, part))).collect();
-    let pass = Pass { autocast: None, dropout, seed: 5 };
+    let pass = ForwardOptions { autocast: None, dropout, seed: 5 };
     let mut sums = vec![0.0; 8];
     let mut count = 0;
     let mut each = |losses: Losses, last: bool| {

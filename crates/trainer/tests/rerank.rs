@@ -9,14 +9,14 @@ use blip2_metrics::{Shortlists, recall_at};
 use blip2_model::qformer::TextBatch;
 use blip2_torchx::params::TensorSource;
 use blip2_trainer::batch::{Batch, Negatives, Share, Targets};
+use blip2_trainer::evaluation::Gallery;
 use blip2_trainer::model_files::ModelFiles;
 use blip2_trainer::ranks::Alone;
-use blip2_trainer::task::rerank::Gallery;
-use blip2_trainer::task::{Pass, Stage1Task};
+use blip2_trainer::task::{ForwardOptions, Stage1Task};
 use blip2_weights::SafetensorsFile;
 use tch::{Device, Kind, Tensor, no_grad};
 
-const PASS: Pass = Pass { autocast: None, dropout: 0.0, seed: 0 };
+const FORWARD: ForwardOptions = ForwardOptions { autocast: None, dropout: 0.0, seed: 0 };
 
 fn case() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/stage1")
@@ -73,7 +73,7 @@ impl Golden {
             let other: Vec<i64> = (0..samples).map(|i| (i + shift) % samples).collect();
             let given = || Tensor::from_slice(&other);
             let batch = self.batch(0, samples, Negatives::Given(given(), given()));
-            let logits = no_grad(|| self.task.losses(&batch, &PASS, &Alone).unwrap().itm_logits);
+            let logits = no_grad(|| self.task.losses(&batch, &FORWARD, &Alone).unwrap().itm_logits);
             let logits: Vec<f32> = Vec::try_from(logits.select(1, 1).contiguous()).unwrap();
             for text in 0..samples as usize {
                 scores[text][text] = logits[text];

@@ -17,13 +17,13 @@ use blip2_trainer::model_files::ModelFiles;
 use blip2_trainer::ranks::{Launch, Meeting, Ranks, together};
 use blip2_trainer::step::Stepper;
 use blip2_trainer::task::stage1::{Stage1Options, Stage1Task};
-use blip2_trainer::task::{Evaluation, HeldOut, Losses, Pass, Reference, Task};
+use blip2_trainer::task::{Evaluation, ForwardOptions, HeldOut, Losses, Reference, Task};
 use tch::{Device, IndexOp, Kind, Tensor};
 
 const STEPS: u64 = 50;
 const GLOBAL_BATCH: i64 = 16;
 const TOKENS: i64 = 6;
-const PASS: Pass = Pass { autocast: None, dropout: 0.1, seed: 11 };
+const FORWARD: ForwardOptions = ForwardOptions { autocast: None, dropout: 0.1, seed: 11 };
 
 /// Stage 1 that writes down whom it drew, where a batch is computed at once.
 struct Recording {
@@ -36,7 +36,7 @@ impl Task for Recording {
         &self.task.params
     }
 
-    fn forward(&self, batch: &Batch, pass: &Pass, ranks: &dyn Ranks) -> Result<Losses, Error> {
+    fn forward(&self, batch: &Batch, pass: &ForwardOptions, ranks: &dyn Ranks) -> Result<Losses, Error> {
         let out = self.task.losses(batch, pass, ranks)?;
         let drawn = Tensor::cat(&[&out.contrast.negative_image, &out.contrast.negative_text], 0);
         self.drawn.borrow_mut().push(Vec::try_from(drawn).unwrap());
@@ -52,7 +52,7 @@ impl Task for Recording {
         None
     }
 
-    fn evaluate(&self, _: &mut HeldOut, _: &Pass) -> Result<Evaluation, Error> {
+    fn evaluate(&self, _: &mut HeldOut, _: &ForwardOptions) -> Result<Evaluation, Error> {
         Ok(Evaluation::default())
     }
 }
@@ -119,7 +119,7 @@ fn train(ranks: &dyn Ranks, how: How) -> Result<Seen, Error> {
         let first = step as i64 * GLOBAL_BATCH + ranks.rank() as i64 * slice;
         let parts: Vec<_> = (0..slice / rows).map(|part| Ok(batch(first + part * rows, rows, width))).collect();
         let lr = 1e-4 * (step.min(10) as f64) / 10.0;
-        let metrics = stepper.step(learned, parts.into_iter(), &PASS, step, lr, ranks)?;
+        let metrics = stepper.step(learned, parts.into_iter(), &FORWARD, step, lr, ranks)?;
         losses.push(metrics.iter().find(|(name, _)| *name == "loss").unwrap().1.double_value(&[]));
     }
     let weights = recording.task.params.entries().into_iter().map(|(name, weight, _)| (name, weight)).collect();

@@ -107,7 +107,7 @@ impl BuildArguments {
     fn run(self) -> Result<()> {
         let mut config = Config::load(&self.config, &self.sets)?;
         hub::from_environment()?.resolve(&mut config)?;
-        config.data.shard_cache.settle(shard_cache::folder().as_deref());
+        config.data.shard_cache.resolve_dir(shard_cache::folder().as_deref());
         let device = device::select(config.run.device)?;
         let progress = Progress::new("views");
         let report = build(&config, device, &mut |done, all| progress.tell(done, all))?;

@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use blip2_trainer::config::Config;
-use blip2_trainer::evaluate::{EvaluationTask, Measured, Recall, Report, evaluate_run};
-use blip2_trainer::vqa::AnsweredQuestion;
+use blip2_trainer::evaluation::{AnsweredQuestion, EvaluationTask, Measured, Recall, Report, evaluate_run};
 use clap::{Args, ValueEnum};
 
 use crate::hub;
@@ -70,7 +69,7 @@ impl EvaluateArguments {
         }
         let mut config = Config::load(&self.config, &[])?;
         hub::from_environment()?.resolve(&mut config)?;
-        config.data.shard_cache.settle(shard_cache::folder().as_deref());
+        config.data.shard_cache.resolve_dir(shard_cache::folder().as_deref());
         let task = match self.task {
             TaskArgument::Retrieval => EvaluationTask::Retrieval { rerank: self.rerank },
             TaskArgument::Caption => EvaluationTask::Captions,

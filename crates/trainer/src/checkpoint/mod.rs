@@ -3,6 +3,7 @@
 mod error;
 mod folder;
 mod manifest;
+pub(crate) mod snapshot;
 mod state;
 mod store;
 #[cfg(test)]

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::error::CheckpointError;
 use super::folder::CheckpointFolder;
 use super::manifest::{Checkpoint, Metric};
-use crate::meter::Unrecorded;
+use crate::run::meter::Unrecorded;
 
 const STATE: &str = "state.json";
 const FORMAT: u32 = 1;

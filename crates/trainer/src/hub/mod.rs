@@ -197,11 +197,11 @@ impl Hub {
         let known = id.known_commit().map(str::to_string).or(used);
         let known = known.or_else(|| self.settings.offline.then(|| cache.commit_of(id.revision())).flatten());
         let cached = known.as_deref().and_then(|commit| Some((id.at(commit), cache.complete_snapshot(commit)?)));
-        let settled = |(id, _): &(HubId, PathBuf)| {
+        let enough = |(id, _): &(HubId, PathBuf)| {
             self.settings.offline || id.known_commit().is_some_and(|commit| cache.knows_companions(commit))
         };
         let (id, folder) = match cached {
-            Some(found) if settled(&found) => found,
+            Some(found) if enough(&found) => found,
             // Other tools fetch what they need of a model. Weights that are there are enough where the rest cannot be had; what misses it will say so.
             Some(found) => self.fetch(&found.0, &cache).unwrap_or(found),
             None if self.settings.offline => {

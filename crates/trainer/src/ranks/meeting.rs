@@ -167,7 +167,7 @@ pub(super) fn draw_name() -> String {
     let random = RandomState::new();
     let text = format!(
         "{} {} {:?} {} {}",
-        crate::run_folder::host_name(),
+        crate::run::folder::host_name(),
         std::process::id(),
         SystemTime::now(),
         random.hash_one(0),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::meeting::draw_name;
 use super::{Ranks, share};
 use crate::error::Error;
-use crate::run_folder::host_name;
+use crate::run::folder::host_name;
 
 /// A network file system may show a new file to other hosts as late as this: NFS keeps what it knows of a folder for a minute.
 pub(crate) const SHOWN_WITHIN: Duration = Duration::from_secs(65);

@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use crate::checkpoint::CheckpointWriter;
 use crate::error::Error;
-use crate::quarantine::Quarantine;
-use crate::run_folder::RunFolder;
+use crate::run::folder::RunFolder;
+use crate::run::quarantine::Quarantine;
 use crate::telemetry::Telemetry;
 
 /// The run's folder with all that is written into it.

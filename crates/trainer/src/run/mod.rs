@@ -1,8 +1,14 @@
 //! The training loop: one function that reads from top to bottom, and what it stands on.
 
+mod bad_step;
 mod books;
+pub(crate) mod folder;
+pub(crate) mod meter;
 mod open;
 mod opening;
+mod quarantine;
+pub(crate) mod schedule;
+pub(crate) mod signals;
 
 use std::rc::Rc;
 
@@ -11,19 +17,18 @@ use blip2_torchx::memory;
 use tch::Device;
 
 use crate::assembly::Assembly;
+use crate::checkpoint::snapshot::snapshot;
 use crate::checkpoint::{Best, Metric, TrainState};
 use crate::config::{BestMetric, Config, FeatureCache};
 use crate::data::TrainData;
 use crate::error::Error;
 use crate::evaluation::{Evaluation, HeldOutSet};
-use crate::meter::Meter;
 use crate::ranks::{Ranks, STEPPING, share};
-use crate::run_folder;
-use crate::schedule::LearningRate;
-use crate::signals::StopSignal;
-use crate::snapshot::snapshot;
+use crate::run::meter::Meter;
+use crate::run::schedule::LearningRate;
+use crate::run::signals::StopSignal;
 use crate::step::Stepper;
-use crate::task::Pass;
+use crate::task::ForwardOptions;
 use crate::telemetry::Record;
 use books::Books;
 
@@ -41,7 +46,7 @@ pub struct Run {
     held_out: Option<HeldOutSet>,
     stepper: Stepper,
     schedule: LearningRate,
-    pass: Pass,
+    forward: ForwardOptions,
     state: TrainState,
     loader: Loader,
     bad_in_a_row: u64,
@@ -71,7 +76,8 @@ impl Run {
             self.state.stream_position += self.config.schedule.global_batch as u64;
             ranks.enter(step, STEPPING);
             let micro_batches = self.data.micro_batches(host, &self.assembly.encoder, &*ranks)?;
-            let mut metrics = self.stepper.step(&*self.assembly.task, micro_batches, &self.pass, step, lr, &*ranks)?;
+            let mut metrics =
+                self.stepper.step(&*self.assembly.task, micro_batches, &self.forward, step, lr, &*ranks)?;
             metrics.extend(self.data.take_cache_metrics());
             self.state.step = step + 1;
             meter.step(metrics);
@@ -188,7 +194,7 @@ impl Run {
         let step = self.state.step;
         self.ranks.enter(step, "evaluation");
         let mut pass = set.pass(&self.assembly, &*self.ranks, self.state.stream_position)?;
-        let mut evaluation: Evaluation = self.assembly.task.evaluate(&mut pass, &self.pass)?;
+        let mut evaluation: Evaluation = self.assembly.task.evaluate(&mut pass, &self.forward)?;
         let unreadable = pass.take_quarantined()?;
         evaluation.scalars.extend(set.take_cache_metrics(&*self.ranks)?);
         let notes = self.notes_of_ranks(set.take_note())?;
@@ -245,11 +251,11 @@ impl Run {
         self.state.stream_position -= behind * global_batch;
         let bad = self.loader.bad();
         let position = self.state.stream_position - global_batch;
-        let all = run_folder::bad_steps(&self.config);
+        let all = folder::bad_steps(&self.config);
         let folder = all.join(format!("step_{step:08}"));
         self.ranks.enter(step, "recording a bad step");
         let batch = self.data.batch_with_pixels(position, &bad)?;
-        crate::bad_step::record(&folder, &self.config, &self.assembly, &batch, &*self.ranks)?;
+        bad_step::record(&folder, &self.config, &self.assembly, &batch, &*self.ranks)?;
         if behind > 0 {
             self.share_found()?;
             self.loader = self.data.loader(self.state.stream_position, &bad)?;

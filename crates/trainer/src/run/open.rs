@@ -11,18 +11,18 @@ use tch::Device;
 use super::Run;
 use super::opening::Opening;
 use crate::assembly::Assembly;
-use crate::blueprint::Blueprint;
+use crate::assembly::blueprint::Blueprint;
 use crate::config::{Config, FeatureCache, Precision};
+use crate::data::index_lines::SetOpening;
+use crate::data::sets::DataSets;
 use crate::data::{TrainData, check_shares};
-use crate::data_sets::DataSets;
 use crate::error::Error;
 use crate::evaluation::HeldOutSet;
-use crate::index_lines::SetOpening;
-use crate::memory_features::MemoryCaches;
+use crate::features::memory::MemoryCaches;
 use crate::ranks::Ranks;
-use crate::schedule::LearningRate;
+use crate::run::schedule::LearningRate;
 use crate::step::Stepper;
-use crate::task::Pass;
+use crate::task::ForwardOptions;
 use crate::train::TrainRequest;
 
 impl Run {
@@ -50,7 +50,7 @@ impl Run {
         let books = kept.map(begin).transpose()?;
         let mut run = Run {
             schedule: LearningRate::new(&config.optimizer, &config.schedule),
-            pass: pass(config),
+            forward: forward_options(config),
             bad_in_a_row: 0,
             good_since: u64::MAX,
             config: config.clone(),
@@ -91,7 +91,7 @@ impl Run {
         let host = data.loader(0, &BadSamples::default())?.next_batch()?;
         let mut stepper = new_stepper(config, &assembly, ranks)?;
         let micro_batches = data.micro_batches(host, &assembly.encoder, ranks)?;
-        let metrics = stepper.step(&*assembly.task, micro_batches, &pass(config), 0, 0.0, ranks)?;
+        let metrics = stepper.step(&*assembly.task, micro_batches, &forward_options(config), 0, 0.0, ranks)?;
         let values: Vec<String> = metrics.iter().map(|(n, t)| format!("{n} {:.4}", t.double_value(&[]))).collect();
         let trained = assembly.task.params().num_elements();
         Ok(format!(
@@ -137,6 +137,10 @@ fn new_stepper(config: &Config, assembly: &Assembly, ranks: &dyn Ranks) -> Resul
     Ok(Stepper::new(AdamW::new(params.entries(), adamw), scaler, gradients, params, o.clip_norm))
 }
 
-fn pass(config: &Config) -> Pass {
-    Pass { autocast: config.run.precision.autocast(), dropout: config.model.qformer.dropout, seed: config.run.seed }
+fn forward_options(config: &Config) -> ForwardOptions {
+    ForwardOptions {
+        autocast: config.run.precision.autocast(),
+        dropout: config.model.qformer.dropout,
+        seed: config.run.seed,
+    }
 }

@@ -9,19 +9,19 @@ use tch::{Device, Tensor};
 
 use super::books::Books;
 use crate::assembly::Assembly;
-use crate::blueprint::Blueprint;
+use crate::assembly::blueprint::Blueprint;
+use crate::checkpoint::snapshot::restore;
 use crate::checkpoint::{Checkpoint, CheckpointStore, CheckpointWriter, TrainState};
 use crate::config::{Config, NegativeSamples, Stage};
+use crate::data::index_lines::SetOpening;
+use crate::data::sets::DataSets;
 use crate::data::{TrainData, check_shares, run_number};
-use crate::data_sets::DataSets;
 use crate::error::Error;
 use crate::evaluation::HeldOutSet;
-use crate::index_lines::SetOpening;
-use crate::memory_features::MemoryCaches;
-use crate::quarantine::Quarantine;
+use crate::features::memory::MemoryCaches;
 use crate::ranks::{Claims, Ranks, SHOWN_WITHIN, check_shared, checksum};
-use crate::run_folder::{RunFolder, Start};
-use crate::snapshot::restore;
+use crate::run::folder::{RunFolder, Start};
+use crate::run::quarantine::Quarantine;
 use crate::step::Stepper;
 use crate::telemetry::{Shown, Telemetry, TelemetryPlan};
 use crate::train::{Resume, TrainRequest};
@@ -162,17 +162,11 @@ impl<'a> Opening<'a> {
             ("data.val", state.held_out_digest.is_none() || state.held_out_digest == held_out),
         ] {
             if !same {
-                return Err(Error::Mismatch(format!(
-                    "{key}: other shards than the run began with, or other samples of them that pass the filter; give the same, or begin a new run under another run.name ({})",
-                    self.name
-                )));
+                return Err(Error::OtherData { key, run: self.name.clone() });
             }
         }
         if matches!(self.request.resume, Resume::Path(_)) && state.config_digest != self.config.digest() {
-            return Err(Error::Mismatch(format!(
-                "{}: expected a checkpoint of this configuration, got one of another; name its weights in model.qformer.init of a new run to begin from them",
-                checkpoint.path().display()
-            )));
+            return Err(Error::OtherRun { checkpoint: checkpoint.path().to_path_buf() });
         }
         Ok(())
     }

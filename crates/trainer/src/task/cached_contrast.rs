@@ -15,8 +15,8 @@ use blip2_torchx::autocast::autocast;
 use tch::{Kind, Tensor, no_grad};
 
 use super::stage1::{Columns, Contrast, Rows, Stage1Output, Stage1Task};
-use super::{Losses, Pass};
-use crate::batch::Batch;
+use super::{ForwardOptions, Losses};
+use crate::data::batch::Batch;
 use crate::error::Error;
 use crate::masks::StepMasks;
 use crate::ranks::Ranks;
@@ -41,7 +41,7 @@ impl Stage1Task {
     pub(super) fn cached_step(
         &self,
         mut batches: Vec<Batch>,
-        pass: &Pass,
+        pass: &ForwardOptions,
         ranks: &dyn Ranks,
         each: &mut dyn FnMut(Losses, bool) -> Result<(), Error>,
     ) -> Result<(), Error> {
@@ -60,7 +60,13 @@ impl Stage1Task {
         Ok(())
     }
 
-    fn survey(&self, batches: &[Batch], pass: &Pass, masks: &StepMasks, ranks: &dyn Ranks) -> Result<Vec<Part>, Error> {
+    fn survey(
+        &self,
+        batches: &[Batch],
+        pass: &ForwardOptions,
+        masks: &StepMasks,
+        ranks: &dyn Ranks,
+    ) -> Result<Vec<Part>, Error> {
         let forward = |(number, batch): (usize, &Batch)| {
             masks.begin(number)?;
             Ok(autocast(batch.features.device(), pass.autocast, || {
@@ -96,8 +102,7 @@ impl Stage1Task {
         let [images, texts] = [images, texts].map(|rows| rows.detach().set_requires_grad(true));
         let rows = Rows { images: &images, texts: &texts, ids: &batch.image_ids };
         let contrast = self.contrast(&rows, at, all, &batch.negatives);
-        let gradients = Tensor::f_run_backward(&[&contrast.loss], &[&images, &texts, &self.model.temp], false, false)
-            .map_err(|error| Error::Mismatch(error.to_string()))?;
+        let gradients = Tensor::f_run_backward(&[&contrast.loss], &[&images, &texts, &self.model.temp], false, false)?;
         let contrast = Contrast { loss: contrast.loss.detach(), ..contrast };
         Ok(Part { contrast, gradients: gradients.try_into().expect("as many as were asked for") })
     }
@@ -108,7 +113,7 @@ impl Stage1Task {
         batch: &Batch,
         Part { contrast, gradients: [of_images, of_texts, of_temp] }: Part,
         samples: &Samples,
-        pass: &Pass,
+        pass: &ForwardOptions,
         ranks: &dyn Ranks,
     ) -> Result<Losses, Error> {
         let device = batch.features.device();

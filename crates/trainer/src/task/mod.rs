@@ -1,15 +1,14 @@
 //! What a stage learns: a micro-batch in, named losses out. The loop knows no more of a stage than this.
 
 mod cached_contrast;
-pub mod rerank;
 pub mod stage1;
 mod stage2;
 
 use blip2_torchx::params::ParamStore;
 use tch::{Kind, Tensor};
 
-use crate::batch::Batch;
-pub use crate::batch::TargetRule;
+use crate::data::batch::Batch;
+pub use crate::data::batch::TargetRule;
 use crate::error::Error;
 pub use crate::evaluation::{Evaluation, HeldOut};
 use crate::ranks::Ranks;
@@ -36,7 +35,7 @@ pub struct Reference {
 
 /// How a forward pass computes.
 #[derive(Debug, Clone, Copy)]
-pub struct Pass {
+pub struct ForwardOptions {
     /// Autocast to this dtype; `None`: fp32.
     pub autocast: Option<Kind>,
     /// Dropout of the Q-Former; 0 in evaluation.
@@ -76,7 +75,7 @@ pub trait Task {
     ///
     /// # Errors
     /// When a rank is lost.
-    fn forward(&self, batch: &Batch, pass: &Pass, ranks: &dyn Ranks) -> Result<Losses, Error>;
+    fn forward(&self, batch: &Batch, pass: &ForwardOptions, ranks: &dyn Ranks) -> Result<Losses, Error>;
 
     /// The losses of a step's micro-batches in turn; `each` hears of one and whether it is the last before the next is computed.
     ///
@@ -85,7 +84,7 @@ pub trait Task {
     fn step(
         &self,
         micro_batches: &mut dyn ExactSizeIterator<Item = Result<Batch, Error>>,
-        pass: &Pass,
+        pass: &ForwardOptions,
         ranks: &dyn Ranks,
         each: &mut dyn FnMut(Losses, bool) -> Result<(), Error>,
     ) -> Result<(), Error> {
@@ -102,5 +101,5 @@ pub trait Task {
     ///
     /// # Errors
     /// When held-out samples cannot be read, or a rank is lost.
-    fn evaluate(&self, held_out: &mut HeldOut, pass: &Pass) -> Result<Evaluation, Error>;
+    fn evaluate(&self, held_out: &mut HeldOut, pass: &ForwardOptions) -> Result<Evaluation, Error>;
 }

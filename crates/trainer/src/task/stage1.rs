@@ -11,11 +11,10 @@ use blip2_torchx::autocast::autocast;
 use blip2_torchx::params::ParamStore;
 use tch::{Device, Kind, Tensor};
 
-use super::rerank::Gallery;
-use super::{Evaluation, HeldOut, Losses, Pass, Reference, TargetRule, Task, one_by_one};
-use crate::batch::{Batch, Negatives, Share};
+use super::{Evaluation, ForwardOptions, HeldOut, Losses, Reference, TargetRule, Task, one_by_one};
+use crate::data::batch::{Batch, Negatives, Share};
 use crate::error::Error;
-use crate::evaluation::{Means, RECALL_RANKS, SampleText};
+use crate::evaluation::{Gallery, Means, RECALL_RANKS, SampleText};
 use crate::ranks::{Alone, Ranks, gather_uneven, share};
 use crate::step::StepMetrics;
 
@@ -140,7 +139,7 @@ impl Stage1Task {
     ///
     /// # Errors
     /// When a rank is lost.
-    pub fn losses(&self, batch: &Batch, pass: &Pass, ranks: &dyn Ranks) -> Result<Stage1Output, Error> {
+    pub fn losses(&self, batch: &Batch, pass: &ForwardOptions, ranks: &dyn Ranks) -> Result<Stage1Output, Error> {
         let ranks = self.negatives_of(ranks);
         let device = batch.features.device();
         // One outer region keeps the casts of the parameters for both trunk passes; losses step out of it.
@@ -241,7 +240,7 @@ impl Task for Stage1Task {
         &self.params
     }
 
-    fn forward(&self, batch: &Batch, pass: &Pass, ranks: &dyn Ranks) -> Result<Losses, Error> {
+    fn forward(&self, batch: &Batch, pass: &ForwardOptions, ranks: &dyn Ranks) -> Result<Losses, Error> {
         let out = self.losses(batch, pass, ranks)?;
         let total = self.total([&out.contrast.loss, &out.itm, &out.itg], batch.share);
         Ok(Losses { metrics: self.metrics(&out, &total, batch.share), total })
@@ -250,7 +249,7 @@ impl Task for Stage1Task {
     fn step(
         &self,
         micro_batches: &mut dyn ExactSizeIterator<Item = Result<Batch, Error>>,
-        pass: &Pass,
+        pass: &ForwardOptions,
         ranks: &dyn Ranks,
         each: &mut dyn FnMut(Losses, bool) -> Result<(), Error>,
     ) -> Result<(), Error> {
@@ -278,9 +277,9 @@ impl Task for Stage1Task {
     }
 
     /// Losses, and recall by ITC similarity over all of the set; by ITC and ITM where that is asked for.
-    fn evaluate(&self, held_out: &mut HeldOut, pass: &Pass) -> Result<Evaluation, Error> {
+    fn evaluate(&self, held_out: &mut HeldOut, pass: &ForwardOptions) -> Result<Evaluation, Error> {
         tch::no_grad(|| {
-            let pass = Pass { dropout: 0.0, ..*pass };
+            let pass = ForwardOptions { dropout: 0.0, ..*pass };
             let mut means = Means::default();
             let mut gallery = (held_out.rerank() > 0).then(Gallery::default);
             let (mut images, mut texts, mut captions, mut indices, mut ids) = (vec![], vec![], vec![], vec![], vec![]);
@@ -351,5 +350,5 @@ fn first_of_each(ids: &[u64]) -> Vec<i64> {
 /// A matrix, row after row.
 fn to_host(matrix: &Tensor) -> Result<Vec<f32>, Error> {
     let flat = matrix.to_kind(Kind::Float).to_device(Device::Cpu).flatten(0, 1);
-    Vec::try_from(flat).map_err(|error: tch::TchError| Error::Mismatch(error.to_string()))
+    Ok(Vec::<f32>::try_from(flat)?)
 }

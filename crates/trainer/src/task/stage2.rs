@@ -8,12 +8,12 @@ use blip2_torchx::autocast::autocast;
 use blip2_torchx::params::ParamStore;
 use tch::{Kind, Tensor};
 
-use super::{Evaluation, HeldOut, Losses, Pass, Reference, TargetRule, Task};
-use crate::batch::Batch;
+use super::{Evaluation, ForwardOptions, HeldOut, Losses, Reference, TargetRule, Task};
+use crate::data::batch::Batch;
+use crate::data::text::written;
 use crate::error::Error;
 use crate::evaluation::{Means, SampleText};
 use crate::ranks::{Ranks, share};
-use crate::text::written;
 
 /// Sample captions of an evaluation are no longer.
 const MAX_SAMPLE_TOKENS: usize = 30;
@@ -40,7 +40,7 @@ pub struct Stage2Task {
 
 impl Stage2Task {
     /// Logits of the labelled tokens, `[M, V]`.
-    fn logits(&self, batch: &Batch, pass: &Pass, language_dropout: DropoutRates) -> Tensor {
+    fn logits(&self, batch: &Batch, pass: &ForwardOptions, language_dropout: DropoutRates) -> Tensor {
         let device = batch.features.device();
         autocast(device, pass.autocast, || {
             let dropout = batch.dropout(pass.dropout, pass.seed);
@@ -74,7 +74,7 @@ impl Stage2Task {
     }
 
     /// The loss with this dropout inside the language model.
-    fn losses(&self, batch: &Batch, pass: &Pass, language_dropout: DropoutRates) -> Losses {
+    fn losses(&self, batch: &Batch, pass: &ForwardOptions, language_dropout: DropoutRates) -> Losses {
         let logits = self.logits(batch, pass, language_dropout);
         let loss = lm::loss(&logits, &batch.targets.labels);
         let total = &loss * batch.share.tokens;
@@ -100,7 +100,7 @@ impl Task for Stage2Task {
     }
 
     /// Samples know nothing of each other: nothing is asked of other ranks.
-    fn forward(&self, batch: &Batch, pass: &Pass, _: &dyn Ranks) -> Result<Losses, Error> {
+    fn forward(&self, batch: &Batch, pass: &ForwardOptions, _: &dyn Ranks) -> Result<Losses, Error> {
         Ok(self.losses(batch, pass, self.language_dropout))
     }
 
@@ -113,9 +113,9 @@ impl Task for Stage2Task {
     }
 
     /// The loss, and greedy captions of the first pictures.
-    fn evaluate(&self, held_out: &mut HeldOut, pass: &Pass) -> Result<Evaluation, Error> {
+    fn evaluate(&self, held_out: &mut HeldOut, pass: &ForwardOptions) -> Result<Evaluation, Error> {
         tch::no_grad(|| {
-            let pass = Pass { dropout: 0.0, ..*pass };
+            let pass = ForwardOptions { dropout: 0.0, ..*pass };
             let options = GenerateOptions {
                 max_new_tokens: MAX_SAMPLE_TOKENS,
                 min_new_tokens: 1,

@@ -13,7 +13,7 @@ use super::events::{
     TensorShape,
 };
 use super::jsonl::Record;
-use crate::run_folder::host_name;
+use crate::run::folder::host_name;
 
 /// Writes one event file; every event is on its way to the disk when a call returns.
 #[derive(Debug)]

@@ -227,7 +227,7 @@ impl Shared {
         let state = self.state();
         let waits = state.waits.map(|(name, since)| (name.to_owned(), since.elapsed().as_secs()));
         let still = state.moved.elapsed().as_secs();
-        let host = crate::run_folder::host_name();
+        let host = crate::run::folder::host_name();
         let (step, phase) = (state.step, state.phase.to_owned());
         Beat { count, host, pid: std::process::id(), step, phase, waits, still, done }
     }

@@ -11,19 +11,19 @@ use blip2_weights::WeightsDir;
 use serde::Serialize;
 
 use crate::assembly::Assembly;
-use crate::blueprint::Blueprint;
+use crate::assembly::blueprint::Blueprint;
 use crate::checkpoint::{CheckpointStore, Rejected};
 use crate::config::{Change, Config, Difference, Stage};
-use crate::data_sets::open_held_out_set;
+use crate::data::index_lines::SetOpening;
+use crate::data::sets::open_held_out_set;
 use crate::device;
 use crate::error::Error;
+use crate::evaluation::vqa::{AnsweredQuestion, Examiner};
 use crate::evaluation::{Evaluation, HeldOutSet, Tell};
-use crate::index_lines::SetOpening;
-use crate::memory_features::MemoryCaches;
+use crate::features::memory::MemoryCaches;
 use crate::ranks::{Alone, Pulse};
-use crate::run_folder::RunFolder;
-use crate::task::Pass;
-use crate::vqa::{AnsweredQuestion, Examiner};
+use crate::run::folder::RunFolder;
+use crate::task::ForwardOptions;
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,10 +134,10 @@ pub fn evaluate_run(config: &Config, task: EvaluationTask, tell: Tell) -> Result
     let found = CheckpointStore::read_only(&folder.join("checkpoints"), config.checkpoint.best).preferred()?;
     let (checkpoint, rejected) = found.or_none_of(&folder)?;
     let differences = measured_otherwise(config)?;
-    config.run.precision.settle();
+    config.run.precision.set_tf32();
     let assembly = Assembly::build(config, Blueprint::open(config)?, device::select(config.run.device)?)?;
     assembly.task.params().load(&WeightsDir::open(checkpoint.path())?, &LoadPlan::exact())?;
-    let pass = Pass { autocast: config.run.precision.autocast(), dropout: 0.0, seed: config.run.seed };
+    let pass = ForwardOptions { autocast: config.run.precision.autocast(), dropout: 0.0, seed: config.run.seed };
     let measured = match task {
         EvaluationTask::Vqa => examine(config, &assembly, &pass, tell)?,
         EvaluationTask::Retrieval { .. } | EvaluationTask::Captions => measure(config, &assembly, &pass, task, tell)?,
@@ -149,7 +149,7 @@ pub fn evaluate_run(config: &Config, task: EvaluationTask, tell: Tell) -> Result
 fn measure(
     config: &Config,
     assembly: &Assembly,
-    pass: &Pass,
+    pass: &ForwardOptions,
     task: EvaluationTask,
     tell: Tell,
 ) -> Result<Measured, Error> {
@@ -166,7 +166,7 @@ fn measure(
 }
 
 /// VQA accuracy.
-fn examine(config: &Config, assembly: &Assembly, pass: &Pass, tell: Tell) -> Result<Measured, Error> {
+fn examine(config: &Config, assembly: &Assembly, pass: &ForwardOptions, tell: Tell) -> Result<Measured, Error> {
     let Assembly { encoder, text, task, .. } = assembly;
     let stage2 = task.as_stage2().ok_or_else(|| Error::Mismatch("task.stage: 1 writes no answers".into()))?;
     let set = HeldOutSet::of_questions(config, encoder)?.ok_or_else(no_set)?;
@@ -176,13 +176,15 @@ fn examine(config: &Config, assembly: &Assembly, pass: &Pass, tell: Tell) -> Res
     if answers.is_empty() {
         let first = left_out.first().map(ToString::to_string).unwrap_or_default();
         let vqa = &config.eval.vqa;
-        return Err(Error::Mismatch(format!(
-            "data.val: expected questions with answers, got none in {} samples; the first: {first}; name the fields of the .json members in \
-             eval.vqa.question ({}) and eval.vqa.answers ({})",
-            set.samples(),
-            vqa.question,
-            vqa.answers
-        )));
+        return Err(Error::key(
+            "data.val",
+            "questions with answers",
+            format!("none in {} samples; the first: {first}", set.samples()),
+            &format!(
+                "name the fields of the .json members in eval.vqa.question ({}) and eval.vqa.answers ({})",
+                vqa.question, vqa.answers
+            ),
+        ));
     }
     let report = Report::Answers {
         questions: answers.len(),
@@ -194,7 +196,7 @@ fn examine(config: &Config, assembly: &Assembly, pass: &Pass, tell: Tell) -> Res
 }
 
 fn no_set() -> Error {
-    Error::Mismatch("data.val: expected shards to evaluate on, got nothing; set data.val.shards".into())
+    Error::key("data.val", "shards to evaluate on", "nothing", "set data.val.shards")
 }
 
 /// All that cannot be used, what the indices say first.
@@ -219,13 +221,12 @@ fn check_stage(config: &Config, task: EvaluationTask) -> Result<(), Error> {
     };
     let got = config.task.stage;
     if got != stage {
-        return Err(Error::Mismatch(format!(
-            "task.stage: expected {stage} to evaluate {name}, got {got}; give the config of a stage-{stage} run"
-        )));
+        let advice = format!("give the config of a stage-{stage} run");
+        return Err(Error::key("task.stage", format!("{stage} to evaluate {name}"), got, &advice));
     }
     if matches!(task, EvaluationTask::Retrieval { rerank: 1.. }) && config.task.losses.itm == 0.0 {
-        let message = "expected above 0 to re-rank by ITM, got 0: its head was not trained; evaluate without --rerank";
-        return Err(Error::Mismatch(format!("task.losses.itm: {message}")));
+        let (expected, got) = ("above 0 to re-rank by ITM", "0: its head was not trained");
+        return Err(Error::key("task.losses.itm", expected, got, "evaluate without --rerank"));
     }
     Ok(())
 }
@@ -239,7 +240,7 @@ fn report(task: EvaluationTask, evaluation: Evaluation) -> Result<Report, Error>
     let loss = evaluation.get("val_loss").unwrap_or(f64::NAN);
     let (said, truth): (Vec<&str>, Vec<&str>) =
         evaluation.texts.iter().map(|t| (t.said.as_str(), t.truth.as_str())).unzip();
-    let summary = summarize_captions(&said, &truth).map_err(|error| Error::Mismatch(error.to_string()))?;
+    let summary = summarize_captions(&said, &truth)?;
     let captions =
         evaluation.texts.into_iter().map(|t| CaptionPair { index: t.index, truth: t.truth, caption: t.said });
     Ok(Report::Captions {

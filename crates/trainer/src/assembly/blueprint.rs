@@ -8,14 +8,14 @@ use blip2_weights::{ModelDir, Part, PartView, plans};
 use serde_json::{Value, json};
 use tch::Kind;
 
+use crate::assembly::declared;
+use crate::assembly::language::LanguagePlan;
+use crate::assembly::preprocessing::Preprocessing;
+use crate::assembly::qformer_init::QFormerInit;
+use crate::assembly::vision_layer;
 use crate::config::{Config, Stage};
-use crate::declared;
-use crate::encoder::check_image_size;
 use crate::error::Error;
-use crate::language::LanguagePlan;
-use crate::preprocessing::Preprocessing;
-use crate::qformer_init::QFormerInit;
-use crate::vision_layer;
+use crate::features::encoder::check_image_size;
 
 /// The parts of a stage: where their weights lie and what they are.
 pub struct Blueprint {
@@ -121,7 +121,7 @@ impl Blueprint {
         match wrong.len() {
             0 => Ok(()),
             1 => Err(Error::Load(wrong.remove(0))),
-            _ => Err(Error::Mismatch(wrong.iter().map(LoadError::to_string).collect::<Vec<_>>().join("\n"))),
+            _ => Err(Error::Loads(wrong)),
         }
     }
 }

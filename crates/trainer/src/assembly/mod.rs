@@ -1,5 +1,14 @@
 //! From a configuration to models with their weights: what a stage is made of before its first step.
 
+pub mod blueprint;
+pub(crate) mod declared;
+pub(crate) mod language;
+pub(crate) mod loading;
+pub mod model_files;
+pub mod preprocessing;
+mod qformer_init;
+mod vision_layer;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,16 +19,16 @@ use blip2_weights::Part;
 use serde_json::Value;
 use tch::Device;
 
-use crate::blueprint::Blueprint;
+use crate::assembly::blueprint::Blueprint;
+use crate::assembly::language::LanguagePlan;
+use crate::assembly::loading::{LoadedPart, QFORMER, fill};
+use crate::assembly::model_files::{load_image_encoder, load_language_model};
 use crate::config::{Config, Contrastive, NegativeSamples, Stage};
-use crate::encoder::ImageEncoder;
+use crate::data::text::TextFrame;
 use crate::error::Error;
-use crate::language::LanguagePlan;
-use crate::loading::{LoadedPart, QFORMER, fill};
-use crate::model_files::{load_image_encoder, load_language_model};
+use crate::features::encoder::ImageEncoder;
 use crate::task::stage1::Stage1Options;
 use crate::task::{Stage1Task, Stage2Task, Task};
-use crate::text::TextFrame;
 
 /// A stage, ready to train.
 pub struct Assembly {

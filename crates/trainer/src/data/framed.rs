@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use blip2_data::HostBatch;
 
-use crate::batch::TargetRule;
+use crate::data::batch::TargetRule;
 
 /// Rows of ids, padded on the right to a rectangle.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -15,18 +15,17 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::assembly::Assembly;
-use crate::batch::{Batch, Share};
+use crate::assembly::preprocessing::Preprocessing;
 use crate::config::{Config, FeatureCache};
-use crate::data_sets::open_questions;
-use crate::disk_features::DiskFeatures;
-use crate::encoder::ImageEncoder;
+use crate::data::batch::{Batch, Share};
+use crate::data::sets::open_questions;
 use crate::error::Error;
 use crate::features::Features;
-use crate::memory_features::{FillOptions, MemoryCaches};
-use crate::preprocessing::Preprocessing;
+use crate::features::disk::DiskFeatures;
+use crate::features::encoder::ImageEncoder;
+use crate::features::memory::{FillOptions, MemoryCaches};
 use crate::ranks::{self, Ranks};
 use crate::task::TargetRule;
-use crate::text::TextFrame;
 
 /// Recall is measured at these ranks.
 pub const RECALL_RANKS: [usize; 3] = [1, 5, 10];

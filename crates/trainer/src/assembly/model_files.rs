@@ -10,13 +10,13 @@ use blip2_torchx::params::{LoadPlan, ParamStore};
 use blip2_weights::{ModelDir, ModelKind, Part, plans};
 use tch::{Device, Kind};
 
+use crate::assembly::declared;
+use crate::assembly::loading::{IMAGE_ENCODER, LANGUAGE_MODEL, LoadedPart, fill};
+use crate::assembly::preprocessing::Preprocessing;
 use crate::config::{AutoOr, WeightsSource};
-use crate::declared;
-use crate::encoder::ImageEncoder;
 use crate::error::Error;
 use crate::export::verify_towers;
-use crate::loading::{IMAGE_ENCODER, LANGUAGE_MODEL, LoadedPart, fill};
-use crate::preprocessing::Preprocessing;
+use crate::features::encoder::ImageEncoder;
 use crate::task::stage1::Stage1Options;
 use crate::task::{Stage1Task, Stage2Task};
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use blip2_data::{Clean, Corpus, EvalOptions, EvalReader, Quarantined, TextEncoder};
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::encoder::ImageEncoder;
 use crate::error::Error;
+use crate::features::encoder::ImageEncoder;
 use crate::features::{ENCODE_BATCH, encode};
 use crate::ranks::{Ranks, share};
 

@@ -1,5 +1,7 @@
 //! From a run or one of its checkpoints to a Hugging Face directory, or to a file that LAVIS loads.
 
+mod remarks;
+
 use std::path::{Path, PathBuf};
 
 use blip2_model::Blip2Config;
@@ -12,13 +14,13 @@ use blip2_weights::{
 use serde_json::Value;
 use tch::Tensor;
 
+use crate::assembly::preprocessing::Preprocessing;
 use crate::checkpoint::{Checkpoint, CheckpointStore, Rejected};
 use crate::config::{Config, LanguageConfig, WeightsSource};
-use crate::encoder::check_image_size;
 use crate::error::Error;
-use crate::export_remarks::{BLIP2_VIT, ImageToken, image_encoder_type, remarks};
+use crate::export::remarks::{BLIP2_VIT, ImageToken, image_encoder_type, remarks};
+use crate::features::encoder::check_image_size;
 use crate::hub::Hub;
-use crate::preprocessing::Preprocessing;
 
 /// What was exported.
 #[derive(Debug)]

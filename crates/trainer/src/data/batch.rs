@@ -7,8 +7,8 @@ use blip2_torchx::pinned::to_device;
 use blip2_torchx::rng::finalise;
 use tch::{Device, Kind, Tensor};
 
+use crate::data::framed::FramedBatch;
 use crate::error::Error;
-use crate::framed::FramedBatch;
 
 /// Samples, ready for a forward pass.
 #[derive(Debug)]

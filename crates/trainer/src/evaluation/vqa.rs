@@ -7,10 +7,10 @@ use serde::Serialize;
 use tch::Tensor;
 
 use crate::config::AutoOr;
+use crate::data::text::{Prompts, written};
 use crate::error::Error;
 use crate::evaluation::HeldOut;
-use crate::task::{Pass, Stage2Task};
-use crate::text::{Prompts, written};
+use crate::task::{ForwardOptions, Stage2Task};
 
 /// The paper's: answers of a word or two.
 const MAX_ANSWER_TOKENS: usize = 10;
@@ -87,7 +87,11 @@ impl<'a> Examiner<'a> {
     ///
     /// # Errors
     /// When samples cannot be read or the device refuses.
-    pub fn ask(&self, held_out: &mut HeldOut, pass: &Pass) -> Result<(Vec<AnsweredQuestion>, Vec<Quarantined>), Error> {
+    pub fn ask(
+        &self,
+        held_out: &mut HeldOut,
+        pass: &ForwardOptions,
+    ) -> Result<(Vec<AnsweredQuestion>, Vec<Quarantined>), Error> {
         let (mut answered, mut left_out) = (Vec::new(), Vec::new());
         while let Some(batch) = held_out.next_features() {
             let (features, host) = batch?;

@@ -9,9 +9,9 @@ use tch::Tensor;
 
 use crate::assembly::Assembly;
 use crate::config::Config;
+use crate::data::framed::FramedBatch;
 use crate::error::Error;
 use crate::export::{FrozenTowers, export_model};
-use crate::framed::FramedBatch;
 use crate::ranks::Ranks;
 
 /// Writes `batch.safetensors` below `folder`, that of each of several ranks in its `rank_N/`; and `model/`, which the first rank does.
@@ -39,7 +39,7 @@ pub fn record(
         batch.lengths.iter().flat_map(|&l| (0..batch.text_len).map(move |t| i64::from(t < l))).collect();
     let mask = Tensor::from_slice(&mask).view([rows, tokens]);
     let labels = Tensor::from_slice(&labels).view([rows, target_tokens]);
-    let pixels = batch.pixels.as_deref().ok_or_else(|| Error::Mismatch("a batch without pixels".into()))?;
+    let pixels = batch.pixels.as_deref().ok_or(Error::NoPixels)?;
     let pixels = assembly.encoder.normalise(pixels, batch.size, batch.image_size)?;
     let entries = vec![
         ("attention_mask".to_string(), mask),

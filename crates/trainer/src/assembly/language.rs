@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use tch::Kind;
 
 use crate::config::{AutoOr, Config, Gelu, LanguageDropout, Prefix};
+use crate::data::text::TextFrame;
 use crate::error::Error;
-use crate::text::TextFrame;
 
 /// What `model.language` says of a model, checked against the model.
 pub struct LanguagePlan {
@@ -68,9 +68,8 @@ impl LanguagePlan {
                 };
                 let length = before.len() + config.model.qformer.query_tokens + max_tokens;
                 if let Some(longest) = decoder.max_positions().filter(|&longest| length as i64 > longest) {
-                    return Err(Error::Mismatch(format!(
-                        "task.max_text_tokens: expected queries and text within the {longest} positions of the language model, got {length}"
-                    )));
+                    let expected = format!("queries and text within the {longest} positions of the language model");
+                    return Err(Error::key("task.max_text_tokens", expected, length, ""));
                 }
                 (Some(before), TextFrame::decoder(&file, max_tokens, &language.prompt, &parsed)?)
             }
@@ -115,5 +114,5 @@ fn check_ids(before: &[i64], vocabulary: i64) -> Result<(), Error> {
 }
 
 fn refused<T>(key: &str, expected: &str, got: &str) -> Result<T, Error> {
-    Err(Error::Mismatch(format!("model.language.{key}: expected {expected}, got {got}")))
+    Err(Error::key(format!("model.language.{key}"), expected, got, ""))
 }

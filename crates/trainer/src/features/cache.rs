@@ -7,19 +7,19 @@ use blip2_data::{Augment, Quarantined};
 use serde::Serialize;
 use tch::Device;
 
-pub use crate::disk_features::bytes_text;
+pub use crate::features::disk::bytes_text;
 pub use blip2_data::feature_store::{BadRow, CacheStats, CacheVerification, stats, verify};
 
-use crate::blueprint::Blueprint;
+use crate::assembly::blueprint::Blueprint;
+use crate::assembly::model_files::load_image_encoder;
 use crate::config::{Config, FeatureCache};
 use crate::data;
-use crate::data_sets::DataSets;
-use crate::disk_features::DiskFeatures;
-use crate::encoder::ImageEncoder;
+use crate::data::index_lines::SetOpening;
+use crate::data::sets::DataSets;
 use crate::error::Error;
 use crate::features::ENCODE_BATCH;
-use crate::index_lines::SetOpening;
-use crate::model_files::load_image_encoder;
+use crate::features::disk::DiskFeatures;
+use crate::features::encoder::ImageEncoder;
 use crate::ranks::Alone;
 
 /// What filling a cache has done.
@@ -60,7 +60,7 @@ pub struct SetReport {
 /// A configuration without a folder, parts that do not fit, shards that cannot be read, a disk that refuses.
 pub fn build(config: &Config, device: Device, progress: &mut dyn FnMut(u64, u64)) -> Result<BuildReport, Error> {
     let FeatureCache::Directory(folder) = &config.data.feature_cache else {
-        return Err(Error::Mismatch("data.feature_cache: expected a folder to fill, got off or memory".into()));
+        return Err(Error::key("data.feature_cache", "a folder to fill", "off or memory", ""));
     };
     let Blueprint { vision_dir, vision, depth, preprocessing, vision_dtype, .. } = Blueprint::open(config)?;
     let sets = DataSets::open(config, SetOpening::default(), &Alone)?;

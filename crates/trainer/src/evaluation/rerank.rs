@@ -11,7 +11,7 @@ use blip2_model::qformer::TextBatch;
 use blip2_torchx::autocast::autocast;
 use tch::{Device, Kind, Tensor};
 
-use crate::batch::Batch;
+use crate::data::batch::Batch;
 
 /// Pairs that are matched at once.
 const PAIRS_AT_ONCE: usize = 128;

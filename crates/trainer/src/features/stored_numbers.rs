@@ -51,7 +51,7 @@ impl StoredNumbers {
         });
         let stored = stored.to_device(Device::Cpu).contiguous();
         let mut rows = vec![0; stored.numel()];
-        stored.f_copy_data(&mut rows, stored.numel()).map_err(|error| Error::Mismatch(error.to_string()))?;
+        stored.f_copy_data(&mut rows, stored.numel())?;
         Ok(rows)
     }
 

@@ -17,9 +17,9 @@ use std::sync::Arc;
 use blip2_data::{HostBatch, TextEncoder};
 use blip2_model::language::{CaptionFrame, LanguageConfig, T5Config};
 
+use crate::data::framed::{FramedBatch, IdRows};
+use crate::data::prefix::split_point;
 use crate::error::Error;
-use crate::framed::{FramedBatch, IdRows};
-use crate::prefix::split_point;
 
 /// A tokenizer with the ids in front of and behind every caption.
 #[derive(Clone)]
@@ -271,7 +271,7 @@ pub(crate) fn trimmed(prompt: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::TargetRule;
+    use crate::data::batch::TargetRule;
     use proptest::prelude::*;
     use serde_json::json;
 

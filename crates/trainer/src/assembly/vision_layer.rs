@@ -4,9 +4,9 @@ use blip2_model::vision::VisionConfig;
 use blip2_weights::{ModelDir, ModelKind};
 use serde_json::Value;
 
+use crate::assembly::qformer_init::QFormerInit;
 use crate::config::{AutoOr, Config};
 use crate::error::Error;
-use crate::qformer_init::QFormerInit;
 
 const KEY: &str = "vision_feature_layer";
 
@@ -24,11 +24,12 @@ pub(crate) fn depth(config: &Config, dir: &ModelDir, vision: &VisionConfig, init
     };
     let depth = vision.depth(layer).map_err(|source| Error::Model { path: dir.path().into(), source })?;
     match trained_on(init)? {
-        Some(trained) if trained != depth => Err(Error::Mismatch(format!(
-            "model.vision.layer: expected {trained}, the hidden state that model.qformer.init ({}) was trained on, got {depth}; \
-             write model.vision.layer: {trained}, or begin from a BERT",
-            init.path.display()
-        ))),
+        Some(trained) if trained != depth => {
+            let init = init.path.display();
+            let expected = format!("{trained}, the hidden state that model.qformer.init ({init}) was trained on");
+            let advice = format!("write model.vision.layer: {trained}, or begin from a BERT");
+            Err(Error::key("model.vision.layer", expected, depth, &advice))
+        }
         _ => Ok(depth),
     }
 }

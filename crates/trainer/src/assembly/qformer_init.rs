@@ -64,10 +64,7 @@ impl QFormerInit {
     /// A source that the stage cannot begin from; a BERT whose head is not tied.
     pub fn plan(&self, stage: Stage, source: &PartView) -> Result<LoadPlan, Error> {
         let refused = |expected: &str, got: &str| {
-            Err(Error::Mismatch(format!(
-                "model.qformer.init: expected {expected}, got {got} ({})",
-                self.path.display()
-            )))
+            Err(Error::key("model.qformer.init", expected, format!("{got} ({})", self.path.display()), ""))
         };
         let plan = match (stage, self.kind) {
             (Stage::One, QFormerSource::Bert) => plans::stage1_from_bert(source)?,

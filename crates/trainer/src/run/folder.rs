@@ -16,8 +16,8 @@ use blip2_data::write_file;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::assembly::loading::LoadedPart;
 use crate::config::{Change, Config, ConfigErrors, Difference};
-use crate::loading::LoadedPart;
 
 /// Why a run folder cannot be used.
 #[derive(Debug, Error)]

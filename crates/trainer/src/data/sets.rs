@@ -12,8 +12,8 @@ use blip2_data::{
 use crate::config::{
     AutoOr, BoundsConfig, CaptionsConfig, Config, FilterConfig, ShardCacheConfig, TextField, ValSetConfig, VqaConfig,
 };
+use crate::data::index_lines::{SetOpening, index_lines};
 use crate::error::Error;
-use crate::index_lines::{SetOpening, index_lines};
 use crate::ranks::{Claims, Pulse, Ranks};
 
 /// The sets of a run.
@@ -149,8 +149,8 @@ fn sample_filter(filter: &FilterConfig) -> SampleFilter {
 }
 
 impl ShardCacheConfig {
-    /// Says where `dir: auto` is.
-    pub fn settle(&mut self, auto: Option<&Path>) {
+    /// Puts the folder into the place of `dir: auto`.
+    pub fn resolve_dir(&mut self, auto: Option<&Path>) {
         if let (AutoOr::Auto, Some(auto)) = (&self.dir, auto) {
             self.dir = AutoOr::Given(auto.to_owned());
         }

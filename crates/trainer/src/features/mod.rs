@@ -1,5 +1,11 @@
 //! Image features of a batch: computed by the frozen encoder, or kept in memory or on disk after the first time.
 
+pub mod cache;
+pub(crate) mod disk;
+pub mod encoder;
+pub(crate) mod memory;
+mod stored_numbers;
+
 use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -7,10 +13,10 @@ use std::sync::Arc;
 use blip2_data::{HostBatch, Quarantined};
 use tch::{Kind, Tensor};
 
-use crate::disk_features::DiskFeatures;
-use crate::encoder::ImageEncoder;
 use crate::error::Error;
-use crate::memory_features::MemoryCache;
+use crate::features::disk::DiskFeatures;
+use crate::features::encoder::ImageEncoder;
+use crate::features::memory::MemoryCache;
 
 /// Images encoded at once when a cache is filled ahead of training.
 pub(crate) const ENCODE_BATCH: usize = 32;
@@ -76,6 +82,6 @@ impl Features {
 
 /// Features of a batch that has its pixels, `[B, N, width]`.
 pub(crate) fn encode(batch: &HostBatch, encoder: &ImageEncoder) -> Result<Tensor, Error> {
-    let pixels = batch.pixels.as_deref().ok_or_else(|| Error::Mismatch("a batch without pixels".into()))?;
+    let pixels = batch.pixels.as_deref().ok_or(Error::NoPixels)?;
     encoder.features(pixels, batch.size, batch.image_size)
 }

@@ -1,24 +1,30 @@
 //! The training data of a run: the data set, its loader from any stream position, and micro-batches of features.
 
+pub mod batch;
+pub mod framed;
+pub(crate) mod index_lines;
+mod prefix;
+pub(crate) mod sets;
+pub mod text;
+
 use std::sync::Arc;
 
 use blip2_data::feature_store::Writer;
 use blip2_data::{BAD_WINDOW, BadSamples, Corpus, HostBatch, ImageViews, Loader, LoaderOptions, Problem, Quarantined};
 
 use crate::assembly::Assembly;
-use crate::batch::{Batch, Share};
 use crate::config::{AutoOr, Config, Contrastive, FeatureCache, NegativeSamples, Stage, TokenMean};
-use crate::data_sets::DataSets;
-use crate::disk_features::{self, DiskFeatures};
-use crate::encoder::ImageEncoder;
+use crate::data::batch::{Batch, Share};
+use crate::data::framed::FramedBatch;
+use crate::data::sets::DataSets;
 use crate::error::Error;
 use crate::features::Features;
-use crate::framed::FramedBatch;
-use crate::memory_features::{FillOptions, MemoryCaches};
+use crate::features::disk::{self, DiskFeatures};
+use crate::features::encoder::ImageEncoder;
+use crate::features::memory::{FillOptions, MemoryCaches};
 use crate::ranks::Ranks;
 use crate::step::StepMetrics;
 use crate::task::TargetRule;
-use crate::text::TextFrame;
 
 /// Texts are padded to multiples of this on CUDA, where kernels like it.
 const CUDA_TEXT_MULTIPLE: usize = 8;
@@ -67,7 +73,7 @@ impl TrainData {
         };
         let views = features.disk().map(|disk| {
             let features = Some(disk.rows().clone());
-            ImageViews { count: disk_features::views(config), features }
+            ImageViews { count: disk::views(config), features }
         });
         let cuda = matches!(encoder.device(), tch::Device::Cuda(_));
         let left_out = features.left_out();
@@ -237,24 +243,22 @@ impl TrainData {
 pub(crate) fn check_shares(config: &Config, world: usize) -> Result<(), Error> {
     let global = config.schedule.global_batch;
     if !global.is_multiple_of(world) {
-        return Err(Error::Mismatch(format!(
-            "schedule.global_batch: expected a multiple of the number of ranks, {world}, got {global}"
-        )));
+        let expected = format!("a multiple of the number of ranks, {world}");
+        return Err(Error::key("schedule.global_batch", expected, global, ""));
     }
     let micro = config.micro_batch();
     if config.schedule.micro_batch.is_some() && !(global / world).is_multiple_of(micro) {
-        return Err(Error::Mismatch(format!(
-            "schedule.micro_batch: expected a divisor of a rank's share of the global batch, {global} / {world} = {}, got {micro}",
-            global / world
-        )));
+        let share = global / world;
+        let expected = format!("a divisor of a rank's share of the global batch, {global} / {world} = {share}");
+        return Err(Error::key("schedule.micro_batch", expected, micro, ""));
     }
     let losses = &config.task.losses;
     let alone = micro.min(global / world) < 2;
     let matched = config.task.stage == Stage::One && losses.itm > 0.0;
     if config.task.negatives == NegativeSamples::Local && matched && alone {
-        return Err(Error::Mismatch(format!(
-            "task.negatives: local: expected at least 2 samples in a forward pass of a rank, got 1 (schedule.global_batch {global} over {world} ranks); set global, or a larger batch"
-        )));
+        let expected = "at least 2 samples in a forward pass of a rank";
+        let got = format!("1 (schedule.global_batch {global} over {world} ranks)");
+        return Err(Error::key("task.negatives: local", expected, got, "set global, or a larger batch"));
     }
     Ok(())
 }

@@ -10,8 +10,8 @@ use blip2_torchx::params::ParamStore;
 use blip2_torchx::pinned::to_device;
 use tch::{Device, Kind, Tensor};
 
+use crate::assembly::preprocessing::Preprocessing;
 use crate::error::Error;
-use crate::preprocessing::Preprocessing;
 
 /// A tower with what is done to its pixels.
 pub struct ImageEncoder {
@@ -67,7 +67,7 @@ impl ImageEncoder {
             hasher.update(format!("\0{name} {:?}\0", tensor.size()).as_bytes());
             let bytes = tensor.to_device(Device::Cpu).contiguous().view([-1]).view_dtype(Kind::Uint8);
             let mut copy = vec![0u8; bytes.numel()];
-            bytes.f_copy_data(&mut copy, bytes.numel()).map_err(|error| Error::Mismatch(error.to_string()))?;
+            bytes.f_copy_data(&mut copy, bytes.numel())?;
             hasher.update(&copy);
         }
         let dtype = match self.tower.params().kind() {
@@ -140,6 +140,5 @@ impl ImageEncoder {
 /// # Errors
 /// When its patches do not tile them, or its positions are bound to another size.
 pub fn check_image_size(vision: &VisionConfig, size: usize) -> Result<(), Error> {
-    let wrong = |expected| Error::Mismatch(format!("data.image.size: expected {expected}, got {size}"));
-    vision.check_size(size as i64).map_err(wrong)
+    vision.check_size(size as i64).map_err(|expected| Error::key("data.image.size", expected, size, ""))
 }

@@ -1,6 +1,6 @@
 //! Prefix language modelling (BLIP-2, section 3.3): where a caption is cut in two for an encoder-decoder.
 
-use crate::batch::keyed_uniform;
+use crate::data::batch::keyed_uniform;
 
 /// Keeps the cuts apart from the other uniform numbers of a stream position.
 const PREFIX_SEED: u64 = 0x6A09_E667_F3BC_C908;

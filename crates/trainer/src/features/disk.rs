@@ -14,11 +14,11 @@ use rayon::prelude::*;
 use tch::Tensor;
 
 use crate::config::Config;
-use crate::data_sets::DataSets;
-use crate::encoder::ImageEncoder;
+use crate::data::sets::DataSets;
 use crate::error::Error;
+use crate::features::encoder::ImageEncoder;
+use crate::features::stored_numbers::StoredNumbers;
 use crate::step::StepMetrics;
-use crate::stored_numbers::StoredNumbers;
 
 const GIB: f64 = (1u64 << 30) as f64;
 
@@ -174,7 +174,7 @@ impl DiskFeatures {
         lacking: &[usize],
         encoder: &ImageEncoder,
     ) -> Result<Vec<Arc<StoredRow>>, Error> {
-        let pixels = host.pixels.as_deref().ok_or_else(|| Error::Mismatch("a batch without pixels".into()))?;
+        let pixels = host.pixels.as_deref().ok_or(Error::NoPixels)?;
         let image_bytes = 3 * host.image_size * host.image_size;
         let (mut numbers, mut batch) = (HashMap::new(), Vec::new());
         for &at in lacking {

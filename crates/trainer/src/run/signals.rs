@@ -83,7 +83,7 @@ mod tests {
 
     /// Runs one of the ignored tests below in a process of its own and returns its exit status.
     fn child(name: &str) -> Option<i32> {
-        let test = format!("signals::tests::{name}");
+        let test = format!("run::signals::tests::{name}");
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", &test, "--ignored", "--test-threads", "1"]).output().unwrap().status.code()
     }
