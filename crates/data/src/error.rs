@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::filter::Passed;
+use crate::dataset::filter::Passed;
 use crate::image::{DecodeError, EncodeError};
 use crate::order::OrderError;
 use crate::text::TextError;

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{RunFeatures, view_pixels};
-use crate::caption::Pick;
 use crate::image::{Augment, Filter, decode};
-use crate::sample::{Quarantined, guarded, quarantine};
-use crate::workers::{Queue, Workers};
+use crate::loader::sample::{Quarantined, guarded, quarantine};
+use crate::loader::workers::{Queue, Workers};
+use crate::text::caption::Pick;
 use crate::{DataError, SampleError};
 
 /// How images are read.

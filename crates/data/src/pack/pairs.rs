@@ -11,8 +11,8 @@ use super::row::{Content, ImageSource, Place, Row, RowData, Unusable, captions, 
 use super::source::{Input, RowIter, Source, is_picture};
 use super::{CAPTION_FIELD, Keep, Reading};
 use crate::DataError;
-use crate::index::MAX_TEXT_BYTES;
 use crate::pack::lines::utf8;
+use crate::shards::index::MAX_TEXT_BYTES;
 
 /// Folders deeper than this are taken for links that lead in a circle.
 const MAX_DEPTH: usize = 16;

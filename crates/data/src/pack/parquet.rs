@@ -18,8 +18,8 @@ use super::row::{Content, ImageSource, Place, Row, RowData, Unusable};
 use super::source::{Input, RowIter, Source, file_input, file_name};
 use super::{CAPTION_FIELD, IMAGE_FIELD, Keep, Reading};
 use crate::DataError;
+use crate::loader::sample::caught;
 use crate::pack::lines::{listed, utf8};
-use crate::sample::caught;
 
 /// Rows of a column that are held at once.
 const ROWS_AT_ONCE: usize = 16;

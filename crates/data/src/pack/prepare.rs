@@ -5,8 +5,8 @@ use serde_json::Value;
 use super::row::{Content, Row, RowData, Unusable};
 use super::{Reencode, RowProblem};
 use crate::image::{Filter, decode, encode_jpeg, fit, inspect};
-use crate::index::Extension;
-use crate::sample::guarded;
+use crate::loader::sample::guarded;
+use crate::shards::index::Extension;
 use crate::{DataError, SampleError};
 
 /// A row that can be written.

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::pairs::PairFiles;
 use crate::DataError;
-use crate::index::MAX_IMAGE_BYTES;
+use crate::shards::index::MAX_IMAGE_BYTES;
 
 /// Why a row cannot be used.
 pub(crate) enum Unusable {

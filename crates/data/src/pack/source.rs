@@ -18,8 +18,8 @@ use super::pairs::{Pairs, holds_pictures};
 use super::parquet::ParquetFiles;
 use super::row::Row;
 use super::visual_genome::VisualGenome;
-use crate::index::Stamp;
-use crate::patterns::expand_files;
+use crate::shards::index::Stamp;
+use crate::shards::patterns::expand_files;
 use crate::{DataError, Extension};
 
 /// How what is packed is laid out.

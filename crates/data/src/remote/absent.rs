@@ -7,9 +7,9 @@ use rayon::ThreadPool;
 
 use super::{CacheUse, Object, RemoteOptions};
 use crate::DataError;
-use crate::location::RemoteUrl;
-use crate::scan::Problem;
-use crate::shard::{Indices, Shard};
+use crate::shards::location::RemoteUrl;
+use crate::shards::scan::Problem;
+use crate::shards::shard::{Indices, Shard};
 
 /// Never made.
 pub(crate) enum Remote {}

@@ -4,8 +4,8 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::location::Location;
-use crate::shard::Shard;
+use crate::shards::location::Location;
+use crate::shards::shard::Shard;
 
 /// The list of what is needed next, between those who write it and the threads that fetch.
 #[derive(Default)]

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::Version;
 use super::network::{Network, is_time};
 use super::retry::{Fault, Kind, Patience};
-use crate::index::Digest;
-use crate::location::RemoteUrl;
+use crate::shards::index::Digest;
+use crate::shards::location::RemoteUrl;
 
 /// How often bytes may arrive that are not those that were indexed.
 const CORRUPT_TRIES: u32 = 3;

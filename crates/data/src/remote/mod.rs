@@ -39,7 +39,7 @@ pub use options::{RemoteOptions, Retries, ShardCache};
 pub(crate) use store::Remote;
 pub use usage::CacheUse;
 
-use crate::location::RemoteUrl;
+use crate::shards::location::RemoteUrl;
 
 /// An object of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -23,7 +23,7 @@ use tokio::time::timeout;
 
 use super::retry::{Fault, Kind};
 use super::{RemoteOptions, Version};
-use crate::location::{RemoteUrl, redacted};
+use crate::shards::location::{RemoteUrl, redacted};
 
 /// Where clouds hand out credentials to their own machines.
 const METADATA_SERVICES: [&str; 5] =

@@ -17,10 +17,10 @@ use super::retry::{Fault, Kind, Patience};
 use super::room::{Member, Room};
 use super::{CacheUse, Retries, Version};
 use crate::DataError;
-use crate::index::Digest;
-use crate::location::{Location, RemoteUrl};
-use crate::scan::scan_file;
-use crate::shard::Shard;
+use crate::shards::index::Digest;
+use crate::shards::location::{Location, RemoteUrl};
+use crate::shards::scan::scan_file;
+use crate::shards::shard::Shard;
 
 /// How often it is looked whether the cache has room by now.
 const ROOM_POLL: Duration = Duration::from_millis(20);

@@ -14,11 +14,12 @@ use super::network::Network;
 use super::retry::{Fault, Kind};
 use super::shared::{Had, Need, Shared, Wanted, failed, version_of};
 use super::{CacheUse, Object, RemoteOptions, Version};
-use crate::index::{Digest, decode, longest};
-use crate::location::{Location, RemoteUrl, names_manifest};
-use crate::scan::{Problem, scan_file};
-use crate::shard::{Indices, Shard};
-use crate::{DataError, patterns};
+use crate::DataError;
+use crate::shards::index::{Digest, decode, longest};
+use crate::shards::location::{Location, RemoteUrl, names_manifest};
+use crate::shards::patterns;
+use crate::shards::scan::{Problem, scan_file};
+use crate::shards::shard::{Indices, Shard};
 
 /// No longer manifest is read: it would name millions of shards.
 const MAX_MANIFEST_BYTES: u64 = 1 << 30;

@@ -2,20 +2,22 @@
 //!
 //! ```text
 //! held_out    the set, a pass over its batches, and the figures that come of one
-//! retrieval   recall by ITC's similarity: `Stage1Task::evaluate`, in task/stage1
+//! retrieval   stage 1: losses, and recall by ITC's similarity
 //! rerank      recall behind ITM: the scores of the pairs that re-ranking asks for
-//! captions    loss and sample captions: `Stage2Task::evaluate`, in task/stage2
-//! vqa         answers to questions
+//! captions    stage 2: loss and sample captions; `Stage2Task::evaluate`, in task/stage2
+//! vqa         stage 2: answers to questions
 //! report      what `blip2 evaluate` measures of a run's checkpoint, and what it prints
 //! ```
 
 mod held_out;
 mod report;
 mod rerank;
+mod retrieval;
 mod vqa;
 
 pub use held_out::{Evaluation, HeldOut};
 pub(crate) use held_out::{HeldOutSet, Means, RECALL_RANKS, SampleText, Tell};
 pub use report::{CaptionPair, EvaluationTask, Recall, Report, RunReport, evaluate_run};
 pub use rerank::Gallery;
+pub(crate) use retrieval::retrieval;
 pub use vqa::AnsweredQuestion;
