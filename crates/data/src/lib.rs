@@ -43,7 +43,7 @@ pub use image::{
     Augment, DecodeError, EncodeError, Filter, RgbImage, decode, encode_png, evaluate_transform, train_transform,
 };
 pub use loader::collate::HostBatch;
-pub use loader::eval::{EvalOptions, EvalReader};
+pub use loader::eval::{EvalFeatures, EvalOptions, EvalReader};
 pub use loader::sample::{BadSamples, Quarantined};
 pub use loader::throughput::{Throughput, ThroughputError, ThroughputOptions, throughput};
 pub use loader::timings::Timings;

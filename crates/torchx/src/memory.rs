@@ -1,4 +1,4 @@
-//! How much memory a device's tensors take.
+//! How much memory a device's tensors and the process take.
 
 use tch::Device;
 
@@ -36,4 +36,12 @@ pub fn reset_peak(device: Device) {
         // SAFETY: plain call by value; exceptions come back as a code.
         ffi::expect(ffi::check("reset peak memory", unsafe { ffi::torchx_memory_reset_peak(index) }));
     }
+}
+
+/// The most resident memory this process has had, where the system says.
+pub fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
 }

@@ -83,6 +83,8 @@ fn the_loaded_libtorch_says_its_version() {
 fn memory_figures_follow_a_tensor() {
     let _alone = alone();
     assert!(memory::stats(Device::Cpu).is_none());
+    let peak = memory::peak_rss_bytes().unwrap();
+    assert!(peak > 1 << 20);
     if !cuda_is_here() {
         return;
     }

@@ -17,6 +17,7 @@ use crate::config::{AutoOr, Config, Contrastive, FeatureCache, NegativeSamples, 
 use crate::data::batch::{Batch, Share};
 use crate::data::framed::FramedBatch;
 use crate::data::sets::DataSets;
+use crate::data::text::TextFrame;
 use crate::error::Error;
 use crate::features::Features;
 use crate::features::disk::{self, DiskFeatures};

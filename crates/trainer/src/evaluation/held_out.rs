@@ -19,6 +19,7 @@ use crate::assembly::preprocessing::Preprocessing;
 use crate::config::{Config, FeatureCache};
 use crate::data::batch::{Batch, Share};
 use crate::data::sets::open_questions;
+use crate::data::text::TextFrame;
 use crate::error::Error;
 use crate::features::Features;
 use crate::features::disk::DiskFeatures;

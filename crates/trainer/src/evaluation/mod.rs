@@ -17,7 +17,7 @@ mod vqa;
 
 pub use held_out::{Evaluation, HeldOut};
 pub(crate) use held_out::{HeldOutSet, Means, RECALL_RANKS, SampleText, Tell};
-pub use report::{CaptionPair, EvaluationTask, Recall, Report, RunReport, evaluate_run};
+pub use report::{CaptionPair, EvaluationTask, Measured, Recall, Report, RunReport, evaluate_run};
 pub use rerank::Gallery;
 pub(crate) use retrieval::retrieval;
 pub use vqa::AnsweredQuestion;
