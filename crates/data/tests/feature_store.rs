@@ -462,7 +462,7 @@ fn a_file_that_claims_more_than_can_be_is_damaged_and_never_read() {
         fs::write(&path, &line).unwrap();
         // A file with holes takes no place on the disk.
         OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 40).unwrap();
-        assert_eq!(stats(cache.path()).unwrap()[0].damaged_files, [path.clone()], "{samples} samples");
+        assert_eq!(stats(cache.path()).unwrap()[0].damaged_files, std::slice::from_ref(&path), "{samples} samples");
         let report = verify(cache.path(), false, |_, _| {}).unwrap();
         assert_eq!((report.good, report.bad.len()), (0, 1));
         let other = run_features(cache.path(), &corpus(folder.path()), 1, None);
