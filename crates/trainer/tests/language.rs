@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 /// Each case's folder.
-const FAMILIES: [&str; 17] = [
+const FAMILIES: [&str; 21] = [
     "opt",
     "opt_350m",
     "galactica",
@@ -28,9 +28,13 @@ const FAMILIES: [&str; 17] = [
     "llama_linear",
     "llama3",
     "llama_yarn",
+    "llama_yarn_mscale",
+    "llama_longrope",
+    "llama_longrope_factor",
     "mistral",
     "qwen2",
     "qwen3",
+    "qwen3_window",
     "smollm3",
     "phi3",
     "phi3_long",
@@ -117,7 +121,7 @@ fn hidden_states_logits_and_gradients_equal_transformers() {
             ("gradient", relative(&embeds.grad(), &case.tensor("gradient")), 1e-4),
         ];
         let line: Vec<String> = figures.iter().map(|(name, error, _)| format!("{name} {error:.1e}")).collect();
-        println!("{family:<13} {}", line.join("  "));
+        println!("{family:<21} {}", line.join("  "));
         for (name, error, tolerance) in figures {
             assert!(error <= tolerance, "{family}: {name} differs by {error:e}");
             let worst = worst.entry(name).or_default();
@@ -125,7 +129,7 @@ fn hidden_states_logits_and_gradients_equal_transformers() {
         }
     }
     let worst: Vec<String> = worst.iter().map(|(name, error)| format!("{name} {error:.1e}")).collect();
-    println!("worst         {}", worst.join("  "));
+    println!("worst                 {}", worst.join("  "));
 }
 
 /// The language model of a chat model that sees, under the names that its files have on the hub and under those of the classes.

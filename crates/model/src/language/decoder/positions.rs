@@ -39,8 +39,8 @@ impl Rotary {
     /// The rotation at `positions i64 [B or 1, L]` of a text of `length` positions so far.
     ///
     /// # Differs from the reference
-    /// LongRoPE's long factors begin behind the original length; keys that were cached before keep the short ones, where `transformers`
-    /// computes them anew.
+    /// LongRoPE's long factors begin behind the original length; keys that were cached before keep the short ones, which Phi-3's class in
+    /// `transformers` computes anew, and the other classes keep as well.
     pub(super) fn at(&self, positions: &Tensor, length: i64, kind: Kind) -> Rotation {
         let frequencies = match &self.long {
             Some((long, original)) if length > *original => long,

@@ -135,8 +135,13 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn read(&self, phi_rotary: bool) -> Result<RopeScaling, ConfigError> {
-        let named = self.scaling.get("rope_type").or(self.scaling.get("type"));
-        match named.and_then(Value::as_str) {
+        let named = |key: &str| self.scaling.get(key).filter(|value| !value.is_null());
+        let (newer, older) = (named("rope_type"), named("type"));
+        // Which of them counts differs among the classes and versions of `transformers`.
+        if newer.is_some() && older.is_some() && newer != older {
+            return Err(unsupported("rope_scaling", self.scaling, "the same in rope_type and type"));
+        }
+        match newer.or(older).and_then(Value::as_str) {
             Some("default") => Ok(RopeScaling::None),
             // Phi-3's class has a default where the others have none.
             Some("longrope") => self.longrope(phi_rotary.then_some(4096)),
@@ -172,7 +177,12 @@ impl Reader<'_> {
         let dimension = |turns: f64| self.size as f64 * (original / (turns * 2.0 * PI)).ln() / (2.0 * self.theta.ln());
         let fast = dimension(self.optional("beta_fast")?.unwrap_or(32.0));
         let slow = dimension(self.optional("beta_slow")?.unwrap_or(1.0));
-        let whole = self.scaling.get("truncate").and_then(Value::as_bool).unwrap_or(true);
+        let whole = match self.scaling.get("truncate") {
+            None | Some(Value::Bool(true)) => true,
+            // `transformers` has the default only where the key is absent.
+            Some(Value::Bool(false) | Value::Null) => false,
+            Some(value) => return Err(invalid("rope_scaling.truncate", "true or false", value)),
+        };
         let (first, last) = if whole { (fast.floor(), slow.ceil()) } else { (fast, slow) };
         let (first, last) = (first.max(0.0), last.min(self.size as f64 - 1.0));
         let last = if first == last { last + 0.001 } else { last };
@@ -182,17 +192,16 @@ impl Reader<'_> {
     fn longrope(&self, default_original: Option<i64>) -> Result<RopeScaling, ConfigError> {
         let max = self.max_positions;
         let original = self.keys.nullable_size("original_max_position_embeddings", default_original)?;
-        let factor = match original {
-            Some(original) => max as f64 / original as f64,
-            None => self.number("factor")?,
+        let factor = || match original {
+            Some(original) => Ok(max as f64 / original as f64),
+            None => self.number("factor"),
         };
-        let original = original.unwrap_or(max);
-        let stretched = || (1.0 + factor.ln() / (original as f64).ln()).sqrt();
+        let stretched = |factor: f64| (1.0 + factor.ln() / (original.unwrap_or(max) as f64).ln()).sqrt();
         let attention_factor = match self.optional("attention_factor")? {
             Some(given) => given,
-            None if factor <= 1.0 => 1.0,
-            None => stretched(),
+            None => Some(factor()?).filter(|&factor| factor > 1.0).map_or(1.0, stretched),
         };
+        let original = original.unwrap_or(max);
         let (short, long) = (self.list("short_factor")?, self.list("long_factor")?);
         Ok(RopeScaling::LongRope { short, long, original, attention_factor })
     }
@@ -256,10 +265,49 @@ mod tests {
     }
 
     #[test]
+    fn yarn_s_ramp_ends_at_whole_dimensions_unless_truncate_says_otherwise() {
+        let ramp = |truncate: Option<Value>| {
+            let mut yarn = json!({"rope_type": "yarn", "factor": 4.0, "beta_fast": 4.0});
+            yarn.as_object_mut().unwrap().extend(truncate.map(|value| ("truncate".to_string(), value)));
+            read(yarn).map(|config| match config.scaling {
+                RopeScaling::Yarn { ramp, .. } => ramp,
+                other => panic!("{other:?}"),
+            })
+        };
+        assert_eq!(ramp(None), Ok((0.0, 2.0)));
+        assert_eq!(ramp(Some(json!(true))), Ok((0.0, 2.0)));
+        let exact = ramp(Some(json!(false))).unwrap();
+        assert!((exact.0 - 0.707).abs() < 1e-3 && (exact.1 - 1.309).abs() < 1e-3, "{exact:?}");
+        assert_eq!(ramp(Some(Value::Null)), Ok(exact));
+        let refused = ramp(Some(json!("no"))).unwrap_err();
+        assert!(refused.contains("rope_scaling.truncate: expected true or false, got \"no\""), "{refused}");
+    }
+
+    #[test]
+    fn longrope_needs_a_factor_only_for_an_attention_factor_that_is_not_given() {
+        let longrope = |more: Value| {
+            let mut json = json!({"type": "longrope", "short_factor": [1, 1, 1, 1], "long_factor": [2, 2, 2, 2]});
+            json.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            read(json).map(|config| match config.scaling {
+                RopeScaling::LongRope { original, attention_factor, .. } => (original, attention_factor),
+                other => panic!("{other:?}"),
+            })
+        };
+        assert_eq!(longrope(json!({"attention_factor": 1.5})), Ok((128, 1.5)));
+        assert_eq!(longrope(json!({"factor": 1})), Ok((128, 1.0)));
+        let (original, stretched) = longrope(json!({"factor": 128})).unwrap();
+        assert!(original == 128 && (stretched - 2f64.sqrt()).abs() < 1e-12, "{stretched}");
+        assert!(longrope(json!({})).unwrap_err().contains("rope_scaling.factor: expected a number above 0, got null"));
+    }
+
+    #[test]
     fn what_cannot_be_computed_is_refused_by_its_key() {
         let dynamic = read(json!({"rope_type": "dynamic", "factor": 2.0})).unwrap_err();
         assert!(dynamic.contains("text_config.rope_scaling: got {\"rope_type\":\"dynamic\""), "{dynamic}");
         assert!(dynamic.contains("longrope"), "{dynamic}");
+        let two = json!({"rope_type": "default", "type": "linear", "factor": 2.0});
+        assert!(read(two).unwrap_err().contains("supported: the same in rope_type and type"));
+        assert!(read(json!({"rope_type": "linear", "type": "linear", "factor": 2.0})).is_ok());
         let missing = read(json!({"rope_type": "linear"})).unwrap_err();
         assert_eq!(missing, "config.json: text_config: rope_scaling.factor: expected a number above 0, got null");
         let short = json!({"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0], "long_factor": [1, 1, 1, 1]});
