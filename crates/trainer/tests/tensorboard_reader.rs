@@ -55,35 +55,48 @@ fn tensorboard_reads_scalars_texts_and_images_of_a_resumed_run() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let open = |start| {
+    let open = |start, evaluation_due| {
         let plan = TelemetryPlan {
             metrics: folder.path().join("metrics.jsonl"),
             tensorboard: folder.path().join("tensorboard"),
             steps: 100,
             start,
-            evaluation_due: false,
+            evaluation_due,
             output: Output::Hidden,
             shown: Vec::new(),
         };
         Telemetry::open(plan).unwrap()
     };
-    let mut first = open(0);
+    let mut first = open(0, false);
     for step in [20, 40, 60] {
         first.record(&Record::new(step, [("loss/itc", step as f64), ("lr", 0.5)])).unwrap();
+        first.record(&Record::new(step, [("val_loss", step as f64)])).unwrap();
+        first.text(step, "captions", &format!("after {step} steps")).unwrap();
+        first.image(step, "samples", PNG.to_vec(), 1, 1).unwrap();
     }
     first.sync().unwrap();
     // The run was killed after step 60 and goes on from its checkpoint at step 40.
-    let mut second = open(40);
-    second.record(&Record::new(60, [("loss/itc", 0.25)])).unwrap();
+    let mut second = open(40, false);
+    second.record(&Record::new(60, [("loss/itc", 0.25), ("lr", 0.25)])).unwrap();
     second.text(60, "captions", "a red *apple*").unwrap();
     second.image(60, "samples", PNG.to_vec(), 1, 1).unwrap();
     second.sync().unwrap();
 
     let read = read_back(&folder.path().join("tensorboard"));
     assert_eq!(read["scalars"]["loss/itc"], json!([[20, 20.0], [40, 40.0], [60, 0.25]]));
-    assert_eq!(read["scalars"]["lr"], json!([[20, 0.5], [40, 0.5]]));
-    assert_eq!(read["text"]["captions"], json!([[60, "a red *apple*"]]));
+    assert_eq!(read["scalars"]["lr"], json!([[20, 0.5], [40, 0.5], [60, 0.25]]));
+    assert_eq!(read["scalars"]["val_loss"], json!([[20, 20.0], [40, 40.0]]));
+    assert_eq!(
+        read["text"]["captions"],
+        json!([[20, "after 20 steps"], [40, "after 40 steps"], [60, "a red *apple*"]])
+    );
     assert_eq!(read["plugin"], "text");
     let png: String = PNG.iter().map(|byte| format!("{byte:02x}")).collect();
-    assert_eq!(read["images"]["samples"], json!([[60, 1, 1, png]]));
+    assert_eq!(read["images"]["samples"], json!([[20, 1, 1, png], [40, 1, 1, png], [60, 1, 1, png]]));
+
+    // The same from a checkpoint of step 60 whose evaluation is still to come: of that step what was trained stays.
+    drop(open(60, true));
+    let read = read_back(&folder.path().join("tensorboard"));
+    assert_eq!(read["scalars"]["loss/itc"], json!([[20, 20.0], [40, 40.0], [60, 0.25]]));
+    assert_eq!(read["text"]["captions"], json!([[20, "after 20 steps"], [40, "after 40 steps"]]));
 }

@@ -69,9 +69,12 @@ impl Telemetry {
         let comes_again = |record: &Record| plan.evaluation_due && record.is_of_evaluation();
         let keeps = |record: &Record| record.step < plan.start || (record.step == plan.start && !comes_again(record));
         let kept = cut_back(&plan.metrics, keeps)?;
-        let mut events = EventWriter::create(&plan.tensorboard, plan.start)?;
-        // TensorBoard drops what older files hold from the session's first step on: that step's values are said again.
-        for record in kept.iter().filter(|record| record.step == plan.start) {
+        // TensorBoard drops what older files hold from the session's first step on, texts and images too. The step of the
+        // checkpoint stays as it is, unless its evaluation comes again: then only what was trained is said again.
+        let stays = plan.start > 0 && !plan.evaluation_due;
+        let session = plan.start + u64::from(stays);
+        let mut events = EventWriter::create(&plan.tensorboard, session)?;
+        for record in kept.iter().filter(|record| record.step >= session) {
             events.scalars(record)?;
         }
         Ok(Self {
