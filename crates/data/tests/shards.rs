@@ -617,9 +617,12 @@ fn an_index_that_is_damaged_or_forged_is_not_believed() {
     open(folder.path()).unwrap();
     let good = fs::read_to_string(&index).unwrap();
 
-    fs::write(&index, "not an index").unwrap();
-    assert_eq!(open(folder.path()).unwrap().len(), 2);
-    assert_eq!(fs::read_to_string(&index).unwrap(), good);
+    // What a crash leaves of one.
+    for torn in ["", &good[..20], "\0\0\0\0"] {
+        fs::write(&index, torn).unwrap();
+        assert_eq!(open(folder.path()).unwrap().len(), 2);
+        assert_eq!(fs::read_to_string(&index).unwrap(), good);
+    }
 
     // The body no longer is what the header's digest says, or is cut: the shard is whole, and no sample of it is lost.
     let (first_line, _) = good.split_once('\n').unwrap();
@@ -643,6 +646,21 @@ fn an_index_that_is_damaged_or_forged_is_not_believed() {
     assert_eq!(reindex(&["*.tar".to_owned()], &options(folder.path())).unwrap().len(), 1);
     // Built anew it has a digest of the whole shard too.
     assert_eq!(fs::read_to_string(&index).unwrap().split_once('\n').unwrap().1, body);
+}
+
+#[test]
+fn a_file_of_somebody_else_in_an_index_s_place_is_not_written_over() {
+    let folder = fixture::shards(&[2], |_| false);
+    let (index, cache) = (folder.path().join("00.tar.idx"), tempfile::tempdir().unwrap());
+    fs::write(&index, "v1.2 2\n").unwrap();
+    let all = ["*.tar".to_owned()];
+    for error in [open(folder.path()).err().unwrap(), reindex(&all, &options(folder.path())).err().unwrap()] {
+        let line = error.to_string();
+        assert!(line.contains("00.tar.idx (a file lies there that is no index of blip2: move it away)"), "{line}");
+    }
+    let options = blip2_data::OpenOptions { cache_dir: Some(cache.path().to_owned()), ..options(folder.path()) };
+    assert_eq!(Dataset::open(&all, &options).unwrap().len(), 2);
+    assert_eq!(fs::read_to_string(&index).unwrap(), "v1.2 2\n");
 }
 
 /// Files that would take all memory: a terabyte of zeros instead of an index, or behind its first line.

@@ -89,7 +89,6 @@ impl Captioner {
         // always is: training gave it the same.
         let as_transformers = before_queries.is_none() || matches!(language, LanguageConfig::T5(_));
         let trained_with_opt = !as_transformers && language.caption_frame() == Some(CaptionFrame::Opt);
-        let in_front = before_queries.map_or(0, <[i64]>::len) + files.config.top.num_query_tokens as usize;
         let captioner = Captioner {
             encoder: files.image_encoder(device, kind)?,
             tokenizer: files.tokenizer(usize::MAX, as_transformers)?,
@@ -97,7 +96,7 @@ impl Captioner {
             eos: end_tokens(dir, language)?,
             empty_prompt: if as_transformers { language.bos_token_id().into_iter().collect() } else { Vec::new() },
             first: language.bos_token_id().filter(|_| trained_with_opt),
-            max_tokens: language.max_positions().map(|longest| (longest as usize).saturating_sub(in_front)),
+            max_tokens: task.text_positions(),
             task,
         };
         let config_file = dir.join("config.json");

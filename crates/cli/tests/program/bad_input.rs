@@ -4,6 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use serde_json::json;
+
+use crate::tiny_run::{TinyRun, refused, train};
 use crate::{blip2, copied, golden};
 
 fn generate(model: &Path, image: PathBuf) -> crate::Ended {
@@ -28,6 +31,16 @@ fn a_directory_without_config_json() {
     fs::remove_file(model.path().join("config.json")).unwrap();
     let message = generate(model.path(), golden("stage2_llama/image_0.png")).failure();
     assert!(message.contains("no config.json"), "{message}");
+}
+
+#[test]
+fn captions_longer_than_the_q_former_are_refused_before_a_model_is_loaded() {
+    let tiny = TinyRun::new();
+    let ended = train(&tiny.stage1("long", &[("/task/max_text_tokens", json!(65))]), &[]);
+    assert!(!ended.stderr.contains("loading models"), "{}", ended.stderr);
+    let expected = "task.max_text_tokens: expected at most the Q-Former's max_position_embeddings of 64, got 65";
+    let message = refused(ended);
+    assert!(message.contains(expected), "{message}");
 }
 
 #[test]

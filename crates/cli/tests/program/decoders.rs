@@ -63,6 +63,17 @@ fn more_text_than_opt_has_positions_for_is_refused_before_training() {
 }
 
 #[test]
+fn sample_captions_end_where_opt_has_no_more_positions() {
+    let (tiny, language) = (TinyRun::new(), opt());
+    // 8 queries and 64 tokens of the 96 positions, and no end in sight.
+    let prompt = vec!["t7"; 64].join(" ");
+    let more = [("/model/language/prompt", json!(prompt)), ("/task/max_text_tokens", json!(80))];
+    train(&stage2(&tiny, language.path(), &more), &[]).success();
+    let metrics = fs::read_to_string(tiny.run("opt").join("metrics.jsonl")).unwrap();
+    assert!(metrics.lines().any(|line| line.contains("\"val_loss_lm\"")), "{metrics}");
+}
+
+#[test]
 fn a_tokenizer_with_more_tokens_than_the_model_is_refused() {
     let (tiny, language) = (TinyRun::new(), opt());
     let path = language.path().join("tokenizer.json");

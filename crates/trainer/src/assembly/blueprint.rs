@@ -12,10 +12,20 @@ use crate::assembly::declared;
 use crate::assembly::language::LanguagePlan;
 use crate::assembly::preprocessing::Preprocessing;
 use crate::assembly::qformer_init::QFormerInit;
+use crate::assembly::stage1_text::stage1_text;
 use crate::assembly::vision_layer;
 use crate::config::{Config, Stage};
+use crate::data::text::TextFrame;
 use crate::error::Error;
 use crate::features::encoder::check_image_size;
+
+/// What a stage reads and writes captions with.
+pub enum Words {
+    /// Stage 1: the Q-Former's own text half.
+    Captions(TextFrame),
+    /// Stage 2: a frozen language model.
+    Language(LanguagePlan),
+}
 
 /// The parts of a stage: where their weights lie and what they are.
 pub struct Blueprint {
@@ -29,15 +39,14 @@ pub struct Blueprint {
     pub preprocessing: Preprocessing,
     /// What the Q-Former starts from.
     pub init: QFormerInit,
-    /// The language model; stage 2 only.
-    pub language: Option<LanguagePlan>,
+    /// What it reads and writes captions with.
+    pub words: Words,
     /// The whole model.
     pub model: Blip2Config,
     /// The same as `config.json`, as a checkpoint keeps it.
     pub model_json: Value,
     /// Storage of the image encoder's weights.
     pub vision_dtype: Kind,
-    stage: Stage,
 }
 
 impl Blueprint {
@@ -63,13 +72,12 @@ impl Blueprint {
             "num_query_tokens": config.model.qformer.query_tokens,
             "vision_feature_layer": depth,
         });
-        let stage = config.task.stage;
-        let mut language = None;
-        match stage {
+        let words = match config.task.stage {
             Stage::One => {
                 model_json["architectures"] = json!(["Blip2ForImageTextRetrieval"]);
                 model_json["image_text_hidden_size"] = json!(init.embedding_width());
                 model_json["qformer_decoder_start_token_id"] = json!(init.decoder_start(&qformer));
+                Words::Captions(stage1_text(&init.tokenizer, config.task.max_text_tokens, &qformer)?)
             }
             Stage::Two => {
                 let plan = LanguagePlan::open(config)?;
@@ -78,24 +86,14 @@ impl Blueprint {
                 if let Some(before) = &plan.before_queries {
                     model_json["before_queries"] = json!(before);
                 }
-                language = Some(plan);
+                Words::Language(plan)
             }
-        }
+        };
         let model =
             Blip2Config::from_json(&model_json).map_err(|source| Error::Model { path: init.path.clone(), source })?;
         let vision_dtype = config.model.vision.dtype.kind();
-        let blueprint = Blueprint {
-            vision_dir,
-            vision,
-            depth,
-            preprocessing,
-            init,
-            language,
-            model,
-            model_json,
-            vision_dtype,
-            stage,
-        };
+        let blueprint =
+            Blueprint { vision_dir, vision, depth, preprocessing, init, words, model, model_json, vision_dtype };
         blueprint.audit()?;
         Ok(blueprint)
     }
@@ -109,11 +107,14 @@ impl Blueprint {
         let source = self.vision_dir.part(Part::Vision)?.weights;
         compare(declared::image_encoder(&self.vision, self.depth), &source, &plans::vision_tower(self.depth as usize));
 
-        let width = self.language.as_ref().map(|language| language.config.hidden_size());
+        let (stage, width) = match &self.words {
+            Words::Captions(_) => (Stage::One, None),
+            Words::Language(language) => (Stage::Two, Some(language.config.hidden_size())),
+        };
         let source = self.init.dir.part(Part::QFormer)?.weights;
-        compare(declared::trained(&self.model, width), &source, &self.init.plan(self.stage, &source)?);
+        compare(declared::trained(&self.model, width), &source, &self.init.plan(stage, &source)?);
 
-        if let Some(language) = &self.language {
+        if let Words::Language(language) = &self.words {
             let part = language.dir.part(Part::Language)?;
             let plan = plans::language_model(plans::tied_head(part.config));
             compare(declared::language_model(&language.config), &part.weights, &plan);

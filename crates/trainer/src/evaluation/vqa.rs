@@ -77,8 +77,7 @@ impl<'a> Examiner<'a> {
             eos: task.end_tokens.clone(),
             decoding: DECODING,
         };
-        let behind_queries = |longest: i64| (longest - task.model.prompt_rows()).max(0) as usize;
-        let positions = task.language.max_positions().map_or(usize::MAX, behind_queries);
+        let positions = task.text_positions().unwrap_or(usize::MAX);
         let room = positions.saturating_sub(MAX_ANSWER_TOKENS).min(MAX_PROMPT_TOKENS);
         Examiner { task, prompts, prompt, options, room }
     }

@@ -53,6 +53,11 @@ impl Stage2Task {
         })
     }
 
+    /// Positions of the language model behind the queries, for prompt and text; none where they do not end.
+    pub fn text_positions(&self) -> Option<usize> {
+        self.language.max_positions().map(|longest| (longest - self.model.prompt_rows()).max(0) as usize)
+    }
+
     /// New token ids for each picture behind its prompt, the trained part in `precision`.
     ///
     /// # Shapes
@@ -116,8 +121,9 @@ impl Task for Stage2Task {
     fn evaluate(&self, held_out: &mut HeldOut, pass: &ForwardOptions) -> Result<Evaluation, Error> {
         tch::no_grad(|| {
             let pass = ForwardOptions { dropout: 0.0, ..*pass };
+            let room = self.text_positions().map_or(usize::MAX, |room| room.saturating_sub(self.prompt.len()));
             let options = GenerateOptions {
-                max_new_tokens: MAX_SAMPLE_TOKENS,
+                max_new_tokens: MAX_SAMPLE_TOKENS.min(room),
                 min_new_tokens: 1,
                 eos: self.end_tokens.clone(),
                 decoding: Decoding::Greedy,
