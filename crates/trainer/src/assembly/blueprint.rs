@@ -24,7 +24,7 @@ pub enum Words {
     /// Stage 1: the Q-Former's own text half.
     Captions(TextFrame),
     /// Stage 2: a frozen language model.
-    Language(LanguagePlan),
+    Language(Box<LanguagePlan>),
 }
 
 /// The parts of a stage: where their weights lie and what they are.
@@ -86,7 +86,7 @@ impl Blueprint {
                 if let Some(before) = &plan.before_queries {
                     model_json["before_queries"] = json!(before);
                 }
-                Words::Language(plan)
+                Words::Language(Box::new(plan))
             }
         };
         let model =

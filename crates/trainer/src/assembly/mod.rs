@@ -57,7 +57,7 @@ impl Assembly {
         tch::manual_seed(config.run.seed as i64);
         let built = match words {
             Words::Captions(text) => build_stage1(config, &init, &model, text, device)?,
-            Words::Language(language) => build_stage2(&init, &model, language, device)?,
+            Words::Language(language) => build_stage2(&init, &model, *language, device)?,
         };
         let (encoder, tower) = load_image_encoder(&vision_dir, &vision, depth, preprocessing, device, vision_dtype)?;
         let Built { task, text, tokenizer, mut loaded } = built;
