@@ -219,7 +219,7 @@ fn blueprint(vision: &Path, layer: &str, init: &Path) -> Result<Blueprint, Strin
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("config.yaml");
     let text = format!(
-        "run: {{dir: {}, name: a}}\ntask: {{stage: 1}}\n\
+        "run: {{dir: {}, name: a}}\ntask: {{stage: 1, max_text_tokens: 16}}\n\
          model: {{vision: {{weights: {}, layer: {layer}}}, qformer: {{init: {}, query_tokens: 4}}}}\n\
          data: {{train: [{{shards: s.tar}}]}}\n",
         folder.path().display(),
