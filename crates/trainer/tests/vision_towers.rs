@@ -217,12 +217,12 @@ fn a_tower_that_leaves_its_number_of_blocks_to_its_class_goes_out_with_the_numbe
 /// Stage 1 that begins from `init`.
 fn blueprint(vision: &Path, layer: &str, init: &Path) -> Result<Blueprint, String> {
     let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("config.yaml");
+    let (here, file) = (folder.path().display(), folder.path().join("config.yaml"));
+    fs::write(folder.path().join("vocab.txt"), "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n").unwrap();
     let text = format!(
-        "run: {{dir: {}, name: a}}\ntask: {{stage: 1, max_text_tokens: 16}}\n\
-         model: {{vision: {{weights: {}, layer: {layer}}}, qformer: {{init: {}, query_tokens: 4}}}}\n\
+        "run: {{dir: {here}, name: a}}\ntask: {{stage: 1, max_text_tokens: 16}}\n\
+         model: {{vision: {{weights: {}, layer: {layer}}}, qformer: {{init: {}, tokenizer: {here}, query_tokens: 4}}}}\n\
          data: {{train: [{{shards: s.tar}}]}}\n",
-        folder.path().display(),
         vision.display(),
         init.display()
     );
