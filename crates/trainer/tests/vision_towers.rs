@@ -219,14 +219,20 @@ fn blueprint(vision: &Path, layer: &str, init: &Path) -> Result<Blueprint, Strin
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("config.yaml");
     let text = format!(
-        "run: {{dir: {}, name: a}}\ntask: {{stage: 1, max_text_tokens: 16}}\n\
-         model: {{vision: {{weights: {}, layer: {layer}}}, qformer: {{init: {}, query_tokens: 4}}}}\n\
+        "run: {{dir: {own}, name: a}}\ntask: {{stage: 1, max_text_tokens: 8}}\n\
+         model: {{vision: {{weights: {}, layer: {layer}}}, qformer: {{init: {}, tokenizer: {own}, query_tokens: 4}}}}\n\
          data: {{train: [{{shards: s.tar}}]}}\n",
-        folder.path().display(),
         vision.display(),
-        init.display()
+        init.display(),
+        own = folder.path().display()
     );
     fs::write(&file, text).unwrap();
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null, "pre_tokenizer": null, "decoder": null,
+        "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]},
+        "model": {"type": "WordLevel", "vocab": {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}, "unk_token": "[UNK]"},
+    });
+    fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
     Blueprint::open(&Config::load_resolved(&file).unwrap()).map_err(|error| error.to_string())
 }
 

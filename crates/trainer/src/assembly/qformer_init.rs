@@ -8,9 +8,11 @@ use blip2_torchx::params::LoadPlan;
 use blip2_weights::plans::{self, QFormerSource};
 use blip2_weights::{ModelDir, ModelKind, Part, PartView};
 
+use crate::assembly::stage1_text::stage1_text;
 use crate::checkpoint::{Checkpoint, CheckpointStore, Rejected};
 use crate::config::{Config, QFormerConfig as QFormerKeys, Stage};
-use crate::error::Error;
+use crate::data::text::TextFrame;
+use crate::error::{Error, Mistakes};
 
 /// Width of ITC's embeddings (BLIP-2, section 3.2).
 const IMAGE_TEXT_HIDDEN_SIZE: i64 = 256;
@@ -101,40 +103,62 @@ impl QFormerInit {
         )))
     }
 
+    /// Stage 1's captions to ids of at most `max_tokens`, by the tokenizer beside the source.
+    ///
+    /// # Errors
+    /// A configuration that does not parse; a tokenizer that does not suit the source's text half.
+    pub fn text(&self, max_tokens: usize) -> Result<TextFrame, Error> {
+        stage1_text(&self.tokenizer, max_tokens, &self.own_config()?)
+    }
+
+    /// What the source says of itself, `[DEC]` with it.
+    fn own_config(&self) -> Result<QFormerConfig, Error> {
+        let part = self.dir.part(Part::QFormer)?;
+        let mut qformer =
+            QFormerConfig::from_json(part.config).map_err(|source| Error::Model { path: self.path.clone(), source })?;
+        if self.kind == QFormerSource::Bert {
+            // It becomes the vocabulary's last entry.
+            qformer.vocab_size += 1;
+        }
+        Ok(qformer)
+    }
+
     /// The Q-Former that `config` asks for, checked against what the source has.
     ///
     /// # Errors
     /// A configuration that does not parse; a Q-Former of another width, other queries or cross-attention elsewhere.
     pub fn qformer_config(&self, config: &Config, vision: &VisionConfig) -> Result<QFormerConfig, Error> {
-        let part = self.dir.part(Part::QFormer)?;
-        let mut qformer =
-            QFormerConfig::from_json(part.config).map_err(|source| Error::Model { path: self.path.clone(), source })?;
+        let mut qformer = self.own_config()?;
         let wanted = &config.model.qformer;
         let width = vision.hidden_size();
         let frequency = wanted.cross_attention_frequency as i64;
         if self.kind == QFormerSource::Bert {
-            // [DEC] becomes the vocabulary's last entry.
-            qformer.vocab_size += 1;
             qformer.encoder_hidden_size = width;
             qformer.cross_attention_frequency = frequency;
         } else {
             let queries = self.dir.config()["num_query_tokens"].as_u64().unwrap_or(0);
-            let expect = |key: &str, here: i64, there: i64| {
-                if here == there {
-                    return Ok(());
-                }
-                Err(Error::Mismatch(format!(
-                    "{key}: {here} here, but model.qformer.init ({}) has {there}",
-                    self.path.display()
-                )))
-            };
-            expect("model.vision.weights: width of the image features", width, qformer.encoder_hidden_size)?;
-            expect("model.qformer.query_tokens", wanted.query_tokens as i64, queries as i64)?;
-            expect("model.qformer.cross_attention_frequency", frequency, qformer.cross_attention_frequency)?;
+            let mut wrong = Mistakes::default();
+            for (key, here, there) in [
+                ("model.vision.weights: width of the image features", width, qformer.encoder_hidden_size),
+                ("model.qformer.query_tokens", wanted.query_tokens as i64, queries as i64),
+                ("model.qformer.cross_attention_frequency", frequency, qformer.cross_attention_frequency),
+            ] {
+                wrong.take(self.expect(key, here, there));
+            }
+            wrong.into_result()?;
         }
         qformer.hidden_dropout_prob = wanted.dropout;
         qformer.attention_probs_dropout_prob = wanted.dropout;
         Ok(qformer)
+    }
+
+    /// A value that must be what the source has.
+    fn expect(&self, key: &str, here: i64, there: i64) -> Result<(), Error> {
+        if here == there {
+            return Ok(());
+        }
+        let path = self.path.display();
+        Err(Error::Mismatch(format!("{key}: {here} here, but model.qformer.init ({path}) has {there}")))
     }
 
     /// Width of ITC's embeddings.
