@@ -117,8 +117,10 @@ fn shards_may_move_but_not_change() {
         [("data.train.0.shards", "data.train: other shards"), ("data.val.shards", "data.val: other shards")]
     {
         let at = |folder: &Path| format!("{key}={}/*.tar", folder.display());
-        // Whether the run is finished or not.
-        let message = refused(train(&config, &["--set", &at(&other)]));
+        // Whether the run is finished or not, and before weights are read.
+        let ended = train(&config, &["--set", &at(&other)]);
+        assert!(!ended.stderr.contains("loading models"), "{}", ended.stderr);
+        let message = refused(ended);
         assert!(message.contains(said), "{message}");
         let ended = train(&config, &["--set", &at(&moved)]);
         assert!(ended.stderr.contains("going on from step 4"), "{}", ended.stderr);
