@@ -416,9 +416,16 @@ impl Evaluation {
 
     /// The sample texts as a Markdown table.
     pub fn markdown(&self) -> String {
-        let row = |s: &SampleText| format!("| {} | {} | {} |\n", s.index, s.truth, s.said);
+        let cell = |text: &str| one_line(text).replace('|', "\\|");
+        let row = |s: &SampleText| format!("| {} | {} | {} |\n", s.index, cell(&s.truth), cell(&s.said));
         format!("| picture | truth | model |\n|---|---|---|\n{}", self.texts.iter().map(row).collect::<String>())
     }
+}
+
+/// A text as a part of a line: single blanks for its white space, and nothing in it that a terminal obeys. Captions come from anywhere.
+pub fn one_line(text: &str) -> String {
+    let shown: String = text.chars().filter(|c| c.is_whitespace() || !c.is_control()).collect();
+    shown.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -426,6 +433,13 @@ mod tests {
     use blip2_data::{Dataset, OpenOptions, PackOptions, Reading, RgbImage, SourceFormat, decode, pack};
 
     use super::*;
+
+    #[test]
+    fn a_text_stays_in_its_cell() {
+        let (truth, said) = ("a | b\n\nc".to_owned(), "\u{1b}[2J d\t".to_owned());
+        let evaluation = Evaluation { texts: vec![SampleText { index: 7, truth, said }], ..Evaluation::default() };
+        assert!(evaluation.markdown().ends_with("|\n| 7 | a \\| b c | [2J d |\n"), "{}", evaluation.markdown());
+    }
 
     #[test]
     fn a_picture_that_cannot_be_read_any_more_leaves_its_place_empty() {

@@ -11,9 +11,9 @@ use blip2_torchx::params::LoadPlan;
 use blip2_weights::WeightsDir;
 use serde::Serialize;
 
-use crate::assembly::Assembly;
 use crate::assembly::blueprint::Blueprint;
-use crate::checkpoint::{CheckpointStore, Rejected};
+use crate::assembly::{Assembly, check_frozen};
+use crate::checkpoint::{CheckpointStore, Rejected, TrainState};
 use crate::config::{Change, Config, Difference, Stage};
 use crate::data::index_lines::SetOpening;
 use crate::data::sets::{open_held_out_set, open_questions};
@@ -148,6 +148,10 @@ pub fn evaluate_run(config: &Config, task: EvaluationTask, tell: Tell) -> Result
     config.run.precision.set_tf32();
     let assembly = Assembly::build(config, blueprint, device::select(config.run.device)?)?;
     assembly.task.params().load(&WeightsDir::open(checkpoint.path())?, &LoadPlan::exact())?;
+    // Who measures with another model on purpose is told so by the differences.
+    if !differences.iter().any(|difference| difference.key.starts_with("model.")) {
+        check_frozen(&TrainState::read(&checkpoint)?.frozen_weights, &assembly.frozen_weights())?;
+    }
     let pass = ForwardOptions { autocast: config.run.precision.autocast(), dropout: 0.0, seed: config.run.seed };
     let measured = match task {
         EvaluationTask::Vqa => examine(config, corpus, &assembly, &pass, tell)?,

@@ -57,6 +57,17 @@ pub enum RunFolderError {
         /// What is wrong with it.
         source: ConfigErrors,
     },
+    /// The tokenizer is not the one that the run began with.
+    #[error(
+        "{}: expected the file that the run began with, {}, got another; put it back, or give this run another run.name",
+        path.display(), kept.display()
+    )]
+    OtherTokenizer {
+        /// The file that is to be used.
+        path: PathBuf,
+        /// The run's copy.
+        kept: PathBuf,
+    },
     /// A new run was asked for where there is one.
     #[error("{}: holds a run already; continue it with --resume auto, or give this run another run.name", folder.display())]
     Exists {
@@ -216,7 +227,7 @@ impl RunFolder {
     /// BERT with a `vocab.txt` alone that is all there is.
     ///
     /// # Errors
-    /// A file cannot be read or written.
+    /// A file cannot be read or written, or is another than the run has kept: it would go on with other ids.
     pub fn keep_tokenizer(&self, from: &Path) -> Result<(), RunFolderError> {
         let to = self.tokenizer();
         fs::create_dir_all(&to).map_err(io_error(&to))?;
@@ -225,10 +236,15 @@ impl RunFolder {
             write_file(&to.join("tokenizer.json"), &json).map_err(io_error(&to))?;
         }
         for name in blip2_weights::TOKENIZER_FILES {
-            let source = from.join(name);
-            if source.exists() && !to.join(name).exists() {
-                let bytes = fs::read(&source).map_err(io_error(&source))?;
-                write_file(&to.join(name), &bytes).map_err(io_error(&to))?;
+            let (path, kept) = (from.join(name), to.join(name));
+            if !path.exists() {
+                continue;
+            }
+            let bytes = fs::read(&path).map_err(io_error(&path))?;
+            if !kept.exists() {
+                write_file(&kept, &bytes).map_err(io_error(&to))?;
+            } else if fs::read(&kept).map_err(io_error(&kept))? != bytes {
+                return Err(RunFolderError::OtherTokenizer { path, kept });
             }
         }
         Ok(())
@@ -428,6 +444,23 @@ mod tests {
         let difference = &RunFolder::differences(&moved).unwrap()[0];
         assert_eq!(difference.change, Change::ShardsMoved);
         assert!(!difference.to_string().contains("secret"), "{difference}");
+    }
+
+    #[test]
+    fn a_tokenizer_that_was_changed_is_refused() {
+        let base = tempfile::tempdir().unwrap();
+        let folder = begun(&config(base.path(), ""), Existing::Continue);
+        let file = base.path().join("tokenizer.json");
+        fs::write(&file, "{}").unwrap();
+        folder.keep_tokenizer(base.path()).unwrap();
+        folder.keep_tokenizer(base.path()).unwrap();
+        fs::write(&file, "{ }").unwrap();
+        let error = folder.keep_tokenizer(base.path()).unwrap_err().to_string();
+        assert!(
+            error.starts_with(&format!("{}: expected the file that the run began with, ", file.display())),
+            "{error}"
+        );
+        assert_eq!(fs::read_to_string(folder.tokenizer().join("tokenizer.json")).unwrap(), "{}");
     }
 
     #[test]

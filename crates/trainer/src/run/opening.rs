@@ -4,12 +4,11 @@ use std::time::{Duration, Instant};
 
 use blip2_data::feature_store::Writer;
 use blip2_torchx::device;
-use blip2_torchx::params::ParamStore;
-use tch::{Device, Tensor};
+use tch::Device;
 
 use super::books::Books;
-use crate::assembly::Assembly;
 use crate::assembly::blueprint::Blueprint;
+use crate::assembly::{Assembly, check_frozen, weights_checksum};
 use crate::checkpoint::snapshot::restore;
 use crate::checkpoint::{Checkpoint, CheckpointStore, CheckpointWriter, TrainState};
 use crate::config::{Config, NegativeSamples, Stage};
@@ -19,7 +18,7 @@ use crate::data::{TrainData, run_number};
 use crate::error::Error;
 use crate::evaluation::HeldOutSet;
 use crate::features::memory::MemoryCaches;
-use crate::ranks::{Claims, Ranks, SHOWN_WITHIN, check_shared, checksum};
+use crate::ranks::{Claims, Ranks, SHOWN_WITHIN, check_shared};
 use crate::run::folder::{RunFolder, Start};
 use crate::run::quarantine::Quarantine;
 use crate::step::Stepper;
@@ -155,10 +154,13 @@ impl<'a> Opening<'a> {
         sets: &DataSets,
     ) -> Result<TrainState, Error> {
         let mut state = TrainState::new(self.config.digest(), sets.train.digest());
+        let frozen = assembly.frozen_weights();
         if let Some(checkpoint) = checkpoint {
             let Stepper { adamw, scaler, .. } = stepper;
             state = restore(checkpoint, assembly.task.params(), adamw, scaler)?;
+            check_frozen(&state.frozen_weights, &frozen)?;
         }
+        state.frozen_weights = frozen;
         compare(assembly, &state, self.ranks)?;
         state.held_out_digest = sets.held_out.as_ref().map(|held_out| held_out.digest());
         Ok(state)
@@ -233,15 +235,11 @@ fn compare(assembly: &Assembly, state: &TrainState, ranks: &dyn Ranks) -> Result
     }
     let mut claims = Claims::default();
     claims.claim("step", state.step.to_string());
-    claims.claim("trained weights", format!("{:016x}", checksum(&tensors(assembly.task.params()))));
-    for (name, params) in assembly.frozen() {
-        claims.claim(name, format!("{:016x}", checksum(&tensors(params))));
+    claims.claim("trained weights", format!("{:016x}", weights_checksum(assembly.task.params())));
+    for (key, sum) in &state.frozen_weights {
+        claims.claim(key, sum);
     }
     claims.compare(ranks)
-}
-
-fn tensors(params: &ParamStore) -> Vec<Tensor> {
-    params.entries().into_iter().map(|(_, tensor, _)| tensor).collect()
 }
 
 /// Lines about a cache that is being filled.
