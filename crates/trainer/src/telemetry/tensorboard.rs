@@ -112,8 +112,8 @@ impl EventWriter {
     }
 }
 
-/// Cuts the event files of a folder back to what lies before `step`, and what a crash tore off their ends: TensorBoard's fast loader heeds no
-/// session's start. A file that does not begin with an event stays as it is.
+/// Cuts the event files of a folder back to what lies before `step`, and what a crash tore off their ends: where a session starts, TensorBoard
+/// drops no texts, and its fast loader nothing at all. A file that does not begin with an event stays as it is.
 ///
 /// # Errors
 /// A file cannot be read or written.
