@@ -210,6 +210,7 @@ fn checked(
         let path = rejected.path.display();
         say(&format!("warning: model.qformer.init: {path} is damaged, an older one is taken: {}", rejected.reason));
     }
+    blueprint.init.unfinished().iter().for_each(|line| say(line));
     blueprint.init.begins_anew(config.task.stage)?.iter().for_each(|line| say(line));
     let device = device_of(config, request.launch.as_ref(), ranks)?;
     slow_formats(config, device).into_iter().chain(never_warm(config)).for_each(|line| say(&line));

@@ -92,6 +92,11 @@ fn damage_in_what_the_q_former_begins_from_is_told() {
     let warning = "warning: model.qformer.init: ";
     assert!(ended.stderr.contains(warning) && ended.stderr.contains("step_00000004 is damaged"), "{}", ended.stderr);
     ended.success();
+    assert!(!train(&tiny.stage2("from_finished", "stage1", &[]), &[]).stderr.contains("is not finished"));
+    fs::remove_file(tiny.run("stage1").join("finished")).unwrap();
+    let ended = train(&tiny.stage2("from_unfinished", "stage1", &[]), &[]);
+    let warning = format!("the run {} is not finished; ", tiny.run("stage1").display());
+    assert!(ended.stderr.contains(&warning) && ended.stderr.contains("step_00000002 is taken"), "{}", ended.stderr);
     flip_a_byte(&checkpoint(&tiny.run("stage1"), 2).join("model.safetensors"));
     let message = refused(train(&tiny.stage2("from_none", "stage1", &[]), &[]));
     assert!(message.contains("every checkpoint of this run is damaged; the newest: "), "{message}");

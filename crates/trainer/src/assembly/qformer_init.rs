@@ -13,6 +13,7 @@ use crate::checkpoint::{Checkpoint, CheckpointStore, Rejected};
 use crate::config::{Config, QFormerConfig as QFormerKeys, Stage};
 use crate::data::text::TextFrame;
 use crate::error::{Error, Mistakes};
+use crate::run::folder::RunFolder;
 
 /// Width of ITC's embeddings (BLIP-2, section 3.2).
 const IMAGE_TEXT_HIDDEN_SIZE: i64 = 256;
@@ -29,6 +30,8 @@ pub struct QFormerInit {
     pub tokenizer: PathBuf,
     /// Newer checkpoints of the run that are damaged.
     pub rejected: Vec<Rejected>,
+    /// The run that it is, where that has not come to its end.
+    unfinished: Option<PathBuf>,
 }
 
 impl QFormerInit {
@@ -53,11 +56,12 @@ impl QFormerInit {
         } else {
             (path.to_path_buf(), path.to_path_buf(), Vec::new())
         };
+        let unfinished = RunFolder::is_unfinished(path).then(|| path.to_path_buf());
         let tokenizer = config.tokenizer.clone().unwrap_or(tokenizer);
         let dir = ModelDir::open(&folder)?;
         let kind = QFormerSource::detect(&dir.part(Part::QFormer)?.weights)
             .ok_or_else(|| Error::file(&folder, "expected a BERT's or a Q-Former's tensors; found neither"))?;
-        Ok(QFormerInit { path: folder, dir, kind, tokenizer, rejected })
+        Ok(QFormerInit { path: folder, dir, kind, tokenizer, rejected, unfinished })
     }
 
     /// What `stage` takes of the source.
@@ -86,6 +90,12 @@ impl QFormerInit {
             }
         };
         Ok(if self.dir.kind() == &ModelKind::LavisCheckpoint { plans::from_lavis(source, plan)? } else { plan })
+    }
+
+    /// That a run is begun from before it is at its end, in words.
+    pub fn unfinished(&self) -> Option<String> {
+        let (run, path) = (self.unfinished.as_ref()?.display(), self.path.display());
+        Some(format!("warning: model.qformer.init: the run {run} is not finished; {path} is taken"))
     }
 
     /// What stage 1 begins anew with though the source is a whole stage 1, in words.

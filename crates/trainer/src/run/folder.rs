@@ -272,6 +272,11 @@ impl RunFolder {
         Ok(finished && allowed_changes(config)?.iter().all(|d| d.change != Change::ShardsMoved))
     }
 
+    /// Whether `folder` is that of a run that is not done.
+    pub fn is_unfinished(folder: &Path) -> bool {
+        config_path(folder).exists() && !finished_path(folder).exists()
+    }
+
     fn record_start(&self, start: Start) -> Result<(), RunFolderError> {
         let path = self.path.join("run.json");
         let mut record = match fs::read(&path) {
@@ -488,7 +493,9 @@ mod tests {
         let config = config(base.path(), "schedule: {steps: 2000}\n");
         let folder = begun(&config, Existing::Continue);
         assert!(!RunFolder::is_finished(&config).unwrap());
+        assert!(RunFolder::is_unfinished(folder.path()) && !RunFolder::is_unfinished(base.path()));
         folder.mark_finished(2000).unwrap();
+        assert!(!RunFolder::is_unfinished(folder.path()));
         assert!(RunFolder::is_finished(&config).unwrap());
         let mut longer = config.clone();
         longer.schedule.steps = 2001;
