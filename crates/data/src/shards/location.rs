@@ -295,7 +295,10 @@ mod tests {
             ("https://u:p/q@host/0.tar", "https://...@host/0.tar"),
             ("https://u:p?q@host/0.tar?sig=1", "https://...@host/0.tar?..."),
             ("[{shards: \"https://u:p)q'r>s@host/0.tar\"}]", "[{shards: \"https://...@host/0.tar\"}]"),
-            ("(see http://host:80/a@b.tar) and http://[::1]:8080/x", "(see http://host:80/a@b.tar) and http://[::1]:8080/x"),
+            (
+                "(see http://host:80/a@b.tar) and http://[::1]:8080/x",
+                "(see http://host:80/a@b.tar) and http://[::1]:8080/x",
+            ),
             ("://", "://"),
         ] {
             assert_eq!(redacted(text), shown);
