@@ -1,7 +1,7 @@
 //! Files that are there whole or not at all.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
@@ -22,6 +22,32 @@ pub(crate) fn write<T>(path: &Path, fill: impl FnOnce(&mut BufWriter<&File>) -> 
 /// Whatever the system says, a full disk among it; what was there before stays.
 pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write(path, |out| out.write_all(bytes))
+}
+
+/// As [`write_file`] of JSON whose first key says `format`, where nothing else is in its place.
+///
+/// # Errors
+/// As [`spare_foreign`] and [`write_file`].
+pub(crate) fn write_own(path: &Path, format: &str, bytes: &[u8]) -> io::Result<()> {
+    spare_foreign(path, format)?;
+    write_file(path, bytes)
+}
+
+/// A file that is not of this format is somebody's, and not written over. What a crash left of one that is may go: its beginning, nothing, or zeros.
+///
+/// # Errors
+/// Another file lies at `path`, or one that cannot be read.
+pub(crate) fn spare_foreign(path: &Path, format: &str) -> io::Result<()> {
+    let ours = format!("{{\"format\":\"{format}\"");
+    let mut start = Vec::new();
+    match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        file => file?.take(ours.len() as u64).read_to_end(&mut start)?,
+    };
+    if ours.as_bytes().starts_with(&start) || start.iter().all(|&byte| byte == 0) {
+        return Ok(());
+    }
+    Err(io::Error::other(format!("expected no file there or a {format}, got another one: move it away")))
 }
 
 /// Writes what `path` is to hold beside it, synced, and leaves the renaming to the caller.

@@ -54,7 +54,7 @@ pub use order::{Located, Order, OrderError};
 pub use pack::{Keep, PackOptions, PackReport, Reading, Reencode, RowProblem, SourceFormat, pack};
 pub use remote::{CacheUse, RemoteOptions, Retries, ShardCache};
 pub use shards::index::{Digest, Extension, Index, IndexHeader, IndexedSample, IndexedShard, Member};
-pub use shards::location::{Location, RemoteUrl, lacks_credentials, without_credentials};
+pub use shards::location::{Location, RemoteUrl, lacks_credentials, redacted, without_credentials};
 pub use shards::manifest::write_manifest;
 pub use shards::patterns::check_patterns;
 pub use shards::scan::{Problem, scan};

@@ -656,11 +656,28 @@ fn a_file_of_somebody_else_in_an_index_s_place_is_not_written_over() {
     let all = ["*.tar".to_owned()];
     for error in [open(folder.path()).err().unwrap(), reindex(&all, &options(folder.path())).err().unwrap()] {
         let line = error.to_string();
-        assert!(line.contains("00.tar.idx (a file lies there that is no index of blip2: move it away)"), "{line}");
+        let expected = "00.tar.idx (expected no file there or a blip2-shard-index, got another one: move it away)";
+        assert!(line.contains(expected), "{line}");
     }
-    let options = blip2_data::OpenOptions { cache_dir: Some(cache.path().to_owned()), ..options(folder.path()) };
-    assert_eq!(Dataset::open(&all, &options).unwrap().len(), 2);
+    let cached = blip2_data::OpenOptions { cache_dir: Some(cache.path().to_owned()), ..options(folder.path()) };
+    let dataset = Dataset::open(&all, &cached).unwrap();
+    assert_eq!(dataset.len(), 2);
     assert_eq!(fs::read_to_string(&index).unwrap(), "v1.2 2\n");
+
+    // Nor numbers of the samples, nor a captions file that is given as the manifest.
+    let numbers = write(folder.path(), "00.tar.attributes", b"mine");
+    let filter = SampleFilter { width: Bounds { min: Some(1.0), max: None }, ..SampleFilter::default() };
+    let filtered = Dataset::open(&all, &OpenOptions { filter: filter.clone(), ..cached.clone() }).unwrap();
+    assert_eq!(filtered.len(), 2);
+    fs::remove_file(&index).unwrap();
+    let error = Dataset::open(&all, &OpenOptions { filter, ..options(folder.path()) }).err().unwrap().to_string();
+    assert!(error.contains("00.tar.attributes: expected no file there or a blip2-shard-attributes"), "{error}");
+    let captions = write(folder.path(), "captions.jsonl", b"{\"image\": \"a.png\"}\n");
+    let name = captions.to_str().unwrap();
+    let error = blip2_data::write_manifest(dataset.shards(), name, &options(folder.path())).unwrap_err().to_string();
+    assert!(error.contains("captions.jsonl: expected no file there or a blip2-manifest"), "{error}");
+    assert_eq!(fs::read(numbers).unwrap(), b"mine");
+    assert!(fs::read_to_string(captions).unwrap().starts_with("{\"image\""));
 }
 
 /// Files that would take all memory: a terabyte of zeros instead of an index, or behind its first line.

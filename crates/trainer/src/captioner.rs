@@ -136,7 +136,8 @@ impl Captioner {
         let longest = ids.iter().map(Vec::len).max().unwrap_or(0) + options.max_new_tokens;
         if let Some(room) = self.max_tokens.filter(|&room| longest > room) {
             let message = "positions behind the queries, expected prompt and max_new_tokens within them, got";
-            return Err(Error::Mismatch(format!("the language model has {room} {message} {longest}")));
+            let advice = "ask for fewer tokens, or with a shorter prompt";
+            return Err(Error::Mismatch(format!("the language model has {room} {message} {longest}; {advice}")));
         }
         let batches = images.chunks(BATCH).enumerate();
         Ok(batches.map(move |(batch, images)| {

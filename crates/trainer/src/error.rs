@@ -24,9 +24,9 @@ pub enum Error {
     Hub(#[from] crate::hub::HubError),
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// Several parts whose tensors are not what their files hold, a line each.
+    /// Several mistakes, each beginning a line.
     #[error("{}", lines(.0))]
-    Loads(Vec<LoadError>),
+    Several(Vec<Error>),
     #[error(transparent)]
     Torch(#[from] blip2_torchx::Error),
     #[error(transparent)]
@@ -91,8 +91,32 @@ fn behind(advice: &str) -> String {
     if advice.is_empty() { String::new() } else { format!("; {advice}") }
 }
 
-fn lines(errors: &[LoadError]) -> String {
-    errors.iter().map(LoadError::to_string).collect::<Vec<_>>().join("\n")
+fn lines(errors: &[Error]) -> String {
+    errors.iter().map(Error::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// Mistakes that are looked for one after the other and told together.
+#[derive(Debug, Default)]
+pub(crate) struct Mistakes(Vec<Error>);
+
+impl Mistakes {
+    /// What was found, or `None` and a mistake more.
+    pub fn take<T>(&mut self, found: Result<T, Error>) -> Option<T> {
+        found.map_err(|error| self.0.push(error)).ok()
+    }
+
+    /// The only mistake, or all of them as one error.
+    pub fn into_error(mut self) -> Error {
+        if self.0.len() == 1 { self.0.remove(0) } else { Error::Several(self.0) }
+    }
+
+    /// Nothing where there is no mistake.
+    ///
+    /// # Errors
+    /// All that there are.
+    pub fn into_result(self) -> Result<(), Error> {
+        if self.0.is_empty() { Ok(()) } else { Err(self.into_error()) }
+    }
 }
 
 #[cfg(test)]
@@ -104,5 +128,19 @@ mod tests {
         let error = |advice| Error::key("run.device", "a GPU", 3, advice).to_string();
         assert_eq!(error(""), "run.device: expected a GPU, got 3");
         assert_eq!(error("set cpu"), "run.device: expected a GPU, got 3; set cpu");
+    }
+
+    #[test]
+    fn mistakes_are_told_together() {
+        let mut mistakes = Mistakes::default();
+        assert_eq!(mistakes.take(Ok(7)), Some(7));
+        assert_eq!(mistakes.take(Err::<(), _>(Error::NoPixels)), None);
+        assert!(matches!(mistakes.into_result(), Err(Error::NoPixels)));
+        let mut mistakes = Mistakes::default();
+        for key in ["a", "b"] {
+            mistakes.take(Err::<(), _>(Error::key(key, 1, 2, "")));
+        }
+        assert_eq!(mistakes.into_result().unwrap_err().to_string(), "a: expected 1, got 2\nb: expected 1, got 2");
+        Mistakes::default().into_result().unwrap();
     }
 }

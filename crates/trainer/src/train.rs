@@ -6,13 +6,14 @@ use std::rc::Rc;
 
 use blip2_torchx::device;
 
-use crate::assembly::blueprint::Blueprint;
+use crate::assembly::blueprint::{Blueprint, VisionFiles};
 use crate::assembly::language::LanguagePlan;
 use crate::checkpoint::Checkpoint;
 use crate::config::{Config, Precision, Stage};
+use crate::data::check_shares;
 use crate::data::index_lines::SetOpening;
 use crate::data::sets::{open_held_out_set, open_training_sets};
-use crate::error::Error;
+use crate::error::{Error, Mistakes};
 use crate::features::memory::MemoryCaches;
 use crate::hub::Hub;
 use crate::precision::slow_formats;
@@ -106,7 +107,7 @@ fn stages(request: &TrainRequest, ranks: &Rc<dyn Ranks>) -> Result<Finished, Err
     };
     // A dry run comes to every stage anyway.
     if !request.dry_run {
-        configs.iter().skip(1).try_for_each(|config| look_ahead(config, request))?;
+        configs.iter().skip(1).try_for_each(|config| look_ahead(config, request, &**ranks))?;
     }
     let stages = configs.len();
     let mut unfinished = Vec::new();
@@ -157,7 +158,7 @@ fn dry_run(
         let (blueprint, device) = checked(config, request, ranks, say)?;
         return Ok(format!("{}: {}", folder.display(), Run::try_one_batch(&elsewhere, blueprint, device, ranks)?));
     }
-    check_towers(config)?;
+    check_without_init(config, ranks)?;
     let opening = SetOpening { say: None, dry_run: true };
     open_training_sets(&elsewhere, opening, &ranks.pulse())?;
     open_held_out_set(&elsewhere, opening, &ranks.pulse())?;
@@ -165,13 +166,15 @@ fn dry_run(
     Ok(format!("{folder}: config, frozen towers and data are good; {init} will be made by the stage before"))
 }
 
-/// The frozen towers of a stage, whatever its Q-Former will be.
-fn check_towers(config: &Config) -> Result<(), Error> {
-    config.model.vision.weights.open()?;
+/// What holds of a stage whatever its Q-Former will be: the ranks' shares of its batches, its frozen towers.
+fn check_without_init(config: &Config, ranks: &dyn Ranks) -> Result<(), Error> {
+    let mut wrong = Mistakes::default();
+    wrong.take(check_shares(config, ranks.world()));
+    wrong.take(VisionFiles::open(config));
     if config.task.stage == Stage::Two {
-        LanguagePlan::open(config)?;
+        wrong.take(LanguagePlan::open(config));
     }
-    Ok(())
+    wrong.into_result()
 }
 
 /// Whether a stage need not be run, once its configuration names what this machine has of it.
@@ -181,15 +184,15 @@ fn is_finished(config: &mut Config, request: &TrainRequest) -> Result<bool, Erro
     Ok(request.resume == Resume::Auto && RunFolder::is_finished(config)?)
 }
 
-/// What would stop a later stage only when those before it are done: its folder and its frozen towers.
-fn look_ahead(config: &Config, request: &TrainRequest) -> Result<(), Error> {
+/// What would stop a later stage only when those before it are done: its folder, and all that has nothing to do with them.
+fn look_ahead(config: &Config, request: &TrainRequest, ranks: &dyn Ranks) -> Result<(), Error> {
     let mut config = config.clone();
     if is_finished(&mut config, request)? {
         return Ok(());
     }
     RunFolder::check(&config, request.existing())?;
     request.hub.resolve(&mut config)?;
-    check_towers(&config)
+    check_without_init(&config, ranks)
 }
 
 /// The stage's parts, compared with their files before a device is touched, and its device; `say` hears what is worth a warning.
@@ -199,11 +202,15 @@ fn checked(
     ranks: &dyn Ranks,
     say: &dyn Fn(&str),
 ) -> Result<(Blueprint, tch::Device), Error> {
-    let blueprint = Blueprint::open(config)?;
+    let mut wrong = Mistakes::default();
+    let shares = wrong.take(check_shares(config, ranks.world()));
+    let blueprint = wrong.take(Blueprint::open(config));
+    let (Some(()), Some(blueprint)) = (shares, blueprint) else { return Err(wrong.into_error()) };
     for rejected in &blueprint.init.rejected {
         let path = rejected.path.display();
         say(&format!("warning: model.qformer.init: {path} is damaged, an older one is taken: {}", rejected.reason));
     }
+    blueprint.init.unfinished().iter().for_each(|line| say(line));
     blueprint.init.begins_anew(config.task.stage)?.iter().for_each(|line| say(line));
     let device = device_of(config, request.launch.as_ref(), ranks)?;
     slow_formats(config, device).into_iter().chain(never_warm(config)).for_each(|line| say(&line));

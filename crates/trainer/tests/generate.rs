@@ -217,6 +217,6 @@ fn texts_beyond_learned_positions_are_refused() {
     let options = CaptionOptions { max_new_tokens: 87, min_new_tokens: 1, decoding: Decoding::Greedy };
     let error = captioner.caption(&case.images, &case.prompts, &options).err().unwrap().to_string();
     // 96 positions, of which 8 queries and a prompt of two tokens take their part.
-    let expected = "the language model has 88 positions behind the queries, expected prompt and max_new_tokens within them, got 89";
+    let expected = "the language model has 88 positions behind the queries, expected prompt and max_new_tokens within them, got 89; ask for fewer tokens, or with a shorter prompt";
     assert_eq!(error, expected);
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use blip2_trainer::config::Config;
-use blip2_trainer::evaluation::{AnsweredQuestion, EvaluationTask, Measured, Recall, Report, evaluate_run};
+use blip2_trainer::evaluation::{AnsweredQuestion, EvaluationTask, Measured, Recall, Report, evaluate_run, one_line};
 use clap::{Args, ValueEnum};
 
 use crate::hub;
@@ -110,7 +110,7 @@ fn text(report: &Report) -> String {
             }
         }
         Report::Captions { images, loss, distinct, exact, word_overlap, captions } => {
-            lines.extend(captions.iter().map(|pair| format!("{} -> {}", pair.truth, pair.caption)));
+            lines.extend(captions.iter().map(|pair| one_line(&format!("{} -> {}", pair.truth, pair.caption))));
             let shared = 100.0 * word_overlap;
             lines.push(format!(
                 "{images} images: loss {loss:.3}; {distinct} different captions, {exact} word for word, {shared:.0} % of the true words"
@@ -128,10 +128,6 @@ fn text(report: &Report) -> String {
         }
     }
     lines.join("\n")
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 fn table(title: &str, recall: &[Recall]) -> Vec<String> {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use blip2_trainer::captioner::{Caption, CaptionOptions, Captioner, Decoding};
+use blip2_trainer::evaluation::one_line;
 use clap::Args;
 use serde::Serialize;
 
@@ -141,7 +142,6 @@ impl GenerateArguments {
             return print_json(&Line { image, ids, text });
         }
         // One image, one line, whatever the model says.
-        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        print(format_args!("{}: {text}", image.display()))
+        print(format_args!("{}: {}", image.display(), one_line(text)))
     }
 }

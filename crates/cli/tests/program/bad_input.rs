@@ -44,6 +44,17 @@ fn captions_longer_than_the_q_former_are_refused_before_a_model_is_loaded() {
 }
 
 #[test]
+fn what_does_not_depend_on_each_other_is_told_at_once() {
+    let tiny = TinyRun::new();
+    let changes = [("/task/max_text_tokens", json!(65)), ("/data/image/size", json!(33))];
+    let ended = train(&tiny.stage1("two", &changes), &[]);
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    for key in ["data.image.size: expected ", "task.max_text_tokens: expected "] {
+        assert!(ended.stderr.lines().any(|line| line.starts_with(&format!("error: {key}"))), "{}", ended.stderr);
+    }
+}
+
+#[test]
 fn weights_that_are_a_git_lfs_pointer() {
     let model = copied("stage2_llama");
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 123\n";

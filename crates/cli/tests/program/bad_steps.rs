@@ -50,6 +50,8 @@ fn ten_in_a_row_end_the_run_and_each_can_be_replayed() {
     let folders = records(&tiny, "a");
     let names: Vec<_> = folders.iter().map(|folder| folder.file_name().unwrap().to_str().unwrap().to_owned()).collect();
     assert_eq!(names, (1..=10).map(|step| format!("step_{step:08}")).collect::<Vec<_>>());
+    let model: Value = serde_json::from_slice(&fs::read(folders[0].join("model/config.json")).unwrap()).unwrap();
+    assert!(model["frozen_weights"]["vision"].is_object(), "without a copy of the towers: {model}");
     let weights: Vec<_> = folders.iter().map(|f| fs::read(f.join("model/model.safetensors")).unwrap()).collect();
     assert!(weights.iter().all(|bytes| *bytes == weights[0]), "a bad step changes nothing");
     let batches: Vec<_> = folders.iter().map(|f| fs::read(f.join("batch.safetensors")).unwrap()).collect();

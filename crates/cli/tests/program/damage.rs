@@ -3,11 +3,12 @@
 use std::fs;
 use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::tiny_run::{
     TinyRun, assert_same_end, checkpoint, checkpoint_bytes, metrics, recorded_step, refused, runs_until, start, train,
 };
+use crate::{blip2, copied};
 
 /// Steps of a run here, with a checkpoint every second one.
 const STEPS: u64 = 4;
@@ -91,6 +92,11 @@ fn damage_in_what_the_q_former_begins_from_is_told() {
     let warning = "warning: model.qformer.init: ";
     assert!(ended.stderr.contains(warning) && ended.stderr.contains("step_00000004 is damaged"), "{}", ended.stderr);
     ended.success();
+    assert!(!train(&tiny.stage2("from_finished", "stage1", &[]), &[]).stderr.contains("is not finished"));
+    fs::remove_file(tiny.run("stage1").join("finished")).unwrap();
+    let ended = train(&tiny.stage2("from_unfinished", "stage1", &[]), &[]);
+    let warning = format!("the run {} is not finished; ", tiny.run("stage1").display());
+    assert!(ended.stderr.contains(&warning) && ended.stderr.contains("step_00000002 is taken"), "{}", ended.stderr);
     flip_a_byte(&checkpoint(&tiny.run("stage1"), 2).join("model.safetensors"));
     let message = refused(train(&tiny.stage2("from_none", "stage1", &[]), &[]));
     assert!(message.contains("every checkpoint of this run is damaged; the newest: "), "{message}");
@@ -117,14 +123,40 @@ fn shards_may_move_but_not_change() {
         [("data.train.0.shards", "data.train: other shards"), ("data.val.shards", "data.val: other shards")]
     {
         let at = |folder: &Path| format!("{key}={}/*.tar", folder.display());
-        // Whether the run is finished or not.
-        let message = refused(train(&config, &["--set", &at(&other)]));
+        // Whether the run is finished or not, and before weights are read.
+        let ended = train(&config, &["--set", &at(&other)]);
+        assert!(!ended.stderr.contains("loading models"), "{}", ended.stderr);
+        let message = refused(ended);
         assert!(message.contains(said), "{message}");
         let ended = train(&config, &["--set", &at(&moved)]);
         assert!(ended.stderr.contains("going on from step 4"), "{}", ended.stderr);
         ended.success();
     }
     train(&config, &[]).success();
+}
+
+#[test]
+fn weights_of_a_tower_that_were_exchanged_are_told() {
+    let (tiny, tower) = (TinyRun::new(), copied("stage1"));
+    let config = tiny.stage1("a", &[("/model/vision/weights", json!(tower.path()))]);
+    train(&config, &[]).success();
+    let weights = tower.path().join("model.safetensors");
+    let whole = fs::read(&weights).unwrap();
+    let header_end = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&whole[8..header_end]).unwrap();
+    let begin = header["vision_model.embeddings.position_embedding"]["data_offsets"][0].as_u64().unwrap() as usize;
+    let mut other = whole.clone();
+    other[header_end + begin] ^= 1;
+    fs::write(&weights, other).unwrap();
+    let expected = "model.vision.weights: expected the weights that the run began with, got others; put them back";
+    let message = refused(train(&config, &["--set", "schedule.steps=6"]));
+    assert!(message.contains(expected), "{message}");
+    let evaluate = || blip2(["evaluate", "--task", "retrieval", "--config", config.to_str().unwrap()]);
+    assert!(evaluate().failure().contains(expected));
+
+    fs::write(&weights, whole).unwrap();
+    evaluate().success();
+    train(&config, &["--set", "schedule.steps=6"]).success();
 }
 
 #[test]

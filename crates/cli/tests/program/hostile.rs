@@ -164,7 +164,9 @@ fn a_validation_set_without_a_usable_sample() {
     let message = refused(train(&config, &[]));
     assert!(message.contains("data.val") && message.contains("no usable sample in 1 shards"), "{message}");
     fs::write(&shard, tar(&[("a.png", b"no image".to_vec()), ("a.txt", caption())])).unwrap();
-    let message = refused(train(&config, &[]));
+    let ended = train(&config, &[]);
+    assert!(!ended.stderr.contains("loading models"), "{}", ended.stderr);
+    let message = refused(ended);
     assert!(message.contains("data.val") && message.contains("neither JPEG, PNG nor WebP"), "{message}");
 
     // One sample is few, but a set.

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -128,7 +127,7 @@ impl AttributesFile<'_> {
         let text = serde_json::json!(file).to_string();
         let mut last = None;
         for path in &self.writable {
-            match atomic::write(path, |out| out.write_all(text.as_bytes())) {
+            match atomic::write_own(path, FORMAT, text.as_bytes()) {
                 Ok(()) => return Ok(()),
                 Err(source) => last = Some(DataError::Io { path: path.clone(), source }),
             }

@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -305,7 +305,7 @@ impl IndexedShard {
         let mut refused = io::Error::other("no folder is named for it");
         let mut last = beside(path);
         for place in places.writable(path) {
-            match spare_foreign(&place).and_then(|()| atomic::write(&place, |out| out.write_all(&file))) {
+            match atomic::write_own(&place, FORMAT, &file) {
                 Ok(()) => return Ok(IndexedShard { path: path.to_owned(), index_path: place, header }),
                 Err(error) => (last, refused) = (place, error),
             }
@@ -424,18 +424,6 @@ fn read_header(path: &Path) -> Option<IndexHeader> {
     // A file that is missing or is no index is not an error: the index is built.
     BufReader::new(File::open(path).ok()?.take(MAX_HEADER_BYTES)).read_line(&mut line).ok()?;
     serde_json::from_str(&line).ok()
-}
-
-/// A file of that name that is no index of ours is somebody's, and not written over. What a crash left of one of ours is: its beginning, nothing,
-/// or zeros.
-fn spare_foreign(place: &Path) -> io::Result<()> {
-    let ours = format!("{{\"format\":\"{FORMAT}\"");
-    let mut start = Vec::new();
-    let read = File::open(place).and_then(|file| file.take(ours.len() as u64).read_to_end(&mut start));
-    if read.is_err() || ours.as_bytes().starts_with(&start) || start.iter().all(|&byte| byte == 0) {
-        return Ok(());
-    }
-    Err(io::Error::other("a file lies there that is no index of blip2: move it away"))
 }
 
 fn encode(index: &Index, stamp: &Stamp, tar_digest: Option<Digest>) -> (IndexHeader, Vec<u8>) {

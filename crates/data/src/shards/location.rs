@@ -72,13 +72,16 @@ impl RemoteUrl {
     /// Reads a URL.
     ///
     /// # Errors
-    /// With the reason, when its scheme is not understood, or bucket or key are missing.
+    /// With the reason, when its scheme is not understood, bucket or key are missing, or a store's URL holds credentials.
     pub fn parse(text: &str) -> Result<RemoteUrl, String> {
         let shown = redacted(text);
         let (scheme, rest) = text.split_once("://").ok_or_else(|| format!("\"{shown}\" is not a URL"))?;
         if !SCHEMES.iter().any(|(known, _)| *known == scheme) {
             let known: Vec<&str> = SCHEMES.iter().map(|(scheme, _)| *scheme).collect();
             return Err(format!("the scheme \"{scheme}\" is not one of {}", known.join(", ")));
+        }
+        if !is_web(text) && shown != text {
+            return Err(format!("\"{shown}\" holds credentials: those of a store come from the environment"));
         }
         let path = if is_web(text) { before_query(rest) } else { rest };
         match path.split_once('/') {
@@ -188,10 +191,10 @@ fn before_query(text: &str) -> &str {
     text.split('?').next().unwrap_or_default()
 }
 
-/// A shard pattern without the credentials that a web server's URL may hold, in front of its host or in a query; `...` stands
-/// in their place. What has none stays as it is.
+/// A shard pattern without the credentials that its URL may hold, in front of its host or in a web server's query; `...` stands in their place. What
+/// has none stays as it is.
 pub fn without_credentials(pattern: &str) -> String {
-    if is_web(pattern) { redacted_url(pattern) } else { pattern.to_owned() }
+    if pattern.contains("://") { redacted_url(pattern) } else { pattern.to_owned() }
 }
 
 /// Whether a shard pattern is what [`without_credentials`] made of one that holds some: it leads nowhere.
@@ -200,13 +203,14 @@ pub fn lacks_credentials(pattern: &str) -> bool {
     is_web(pattern) && (host.starts_with("...@") || pattern.ends_with("?..."))
 }
 
-/// A text without what web servers' URLs in it may hold of credentials. A URL ends with a blank, a quote or a bracket.
-pub(crate) fn redacted(text: &str) -> String {
+/// A text without what URLs in it may hold of credentials. A URL ends with a blank or a quote, behind its host with a bracket too.
+pub fn redacted(text: &str) -> String {
+    let of_scheme = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.');
     let (mut shown, mut rest) = (String::with_capacity(text.len()), text);
-    while let Some(begin) = ["http://", "https://"].iter().filter_map(|scheme| rest.find(scheme)).min() {
-        let (before, url) = rest.split_at(begin);
-        let end = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | ')' | '>');
-        let (url, behind) = url.split_at(url.find(end).unwrap_or(url.len()));
+    while let Some(at) = rest.find("://") {
+        let scheme = rest.as_bytes()[..at].iter().rev().take_while(|byte| of_scheme(**byte)).count();
+        let (before, url) = rest.split_at(at - scheme);
+        let (url, behind) = url.split_at(end_of_url(url));
         shown.push_str(before);
         shown.push_str(&redacted_url(url));
         rest = behind;
@@ -214,16 +218,38 @@ pub(crate) fn redacted(text: &str) -> String {
     shown + rest
 }
 
-/// `https://...@host/a.tar?...` of `https://user:token@host/a.tar?signature=token`
+fn end_of_url(url: &str) -> usize {
+    let ends = |c: char| c.is_whitespace() || c == '"';
+    let host = url.find("://").map_or(0, |at| at + "://".len());
+    // A password may hold a bracket.
+    let path = url[host..].find(|c: char| ends(c) || matches!(c, '/' | '?')).map_or(url.len(), |at| host + at);
+    url[path..].find(|c: char| ends(c) || matches!(c, '\'' | ')' | '>')).map_or(url.len(), |at| path + at)
+}
+
+/// `https://...@host/a.tar?...` of `https://user:token@host/a.tar?signature=token`. A store's URL has no query, and a name in front of its `@` is a
+/// container.
 fn redacted_url(url: &str) -> String {
     let (scheme, rest) = url.split_at(url.find("://").map_or(0, |at| at + "://".len()));
-    let (path, query) = (before_query(rest), rest.contains('?'));
-    let host_end = path.find('/').unwrap_or(path.len());
-    let (hidden, path) = match path[..host_end].rfind('@') {
-        Some(at) => ("...", &path[at..]),
-        None => ("", path),
+    let is_store = SCHEMES.contains(&(scheme.trim_end_matches("://"), true));
+    let authority = &rest[..rest.find(['/', '?']).unwrap_or(rest.len())];
+    let credentials = match authority.rfind('@') {
+        Some(at) => Some(at).filter(|&at| !is_store || authority[..at].contains(':')),
+        // A password with a slash or a question mark in it, which should be %2F or %3F.
+        None => rest.rfind('@').filter(|_| has_password(authority)),
     };
-    format!("{scheme}{hidden}{path}{}", if query { "?..." } else { "" })
+    let (hidden, rest) = match credentials {
+        Some(at) => ("...", &rest[at..]),
+        None => ("", rest),
+    };
+    match rest.split_once('?').filter(|_| !is_store) {
+        Some((path, _)) => format!("{scheme}{hidden}{path}?..."),
+        None => format!("{scheme}{hidden}{rest}"),
+    }
+}
+
+/// Whether what stands behind the colon is no port.
+fn has_password(authority: &str) -> bool {
+    authority.split_once(':').is_some_and(|(_, port)| port.bytes().any(|byte| !byte.is_ascii_digit()))
 }
 
 #[cfg(test)]
@@ -255,6 +281,28 @@ mod tests {
         for text in ["https://host?a=/b", "https://host/?a=b", "https://u:secret@host", "ftp://u:secret@host/x"] {
             let error = RemoteUrl::parse(text).unwrap_err();
             assert!(!error.contains("secret"), "{error}");
+        }
+        let error = RemoteUrl::parse("s3://key:secret@bucket/0.tar").unwrap_err();
+        assert_eq!(error, "\"s3://...@bucket/0.tar\" holds credentials: those of a store come from the environment");
+    }
+
+    #[test]
+    fn what_is_no_good_url_shows_no_credentials_either() {
+        for (text, shown) in [
+            ("htps://u:p@host/0.tar?sig=1", "htps://...@host/0.tar?..."),
+            ("HTTPS://u:p@host/0.tar", "HTTPS://...@host/0.tar"),
+            ("s3a://key:p/q+r@bucket/a?.tar", "s3a://...@bucket/a?.tar"),
+            ("https://u:p/q@host/0.tar", "https://...@host/0.tar"),
+            ("https://u:p?q@host/0.tar?sig=1", "https://...@host/0.tar?..."),
+            ("[{shards: \"https://u:p)q'r>s@host/0.tar\"}]", "[{shards: \"https://...@host/0.tar\"}]"),
+            (
+                "(see http://host:80/a@b.tar) and http://[::1]:8080/x",
+                "(see http://host:80/a@b.tar) and http://[::1]:8080/x",
+            ),
+            ("://", "://"),
+        ] {
+            assert_eq!(redacted(text), shown);
+            assert_eq!(redacted(shown), shown);
         }
     }
 

@@ -86,7 +86,10 @@ pub fn write_manifest(shards: &[Shard], to: &str, options: &OpenOptions) -> Resu
         return Err(bad("its name must end in .jsonl, by which manifests are known".to_owned()));
     }
     match Location::parse(to, &options.base_dir).map_err(bad)? {
-        Location::Local(file) => write_file(shards, &file),
+        Location::Local(file) => {
+            atomic::spare_foreign(&file, FORMAT).map_err(DataError::io(&*file))?;
+            write_file(shards, &file)
+        }
         Location::Remote(url) => {
             let bytes = encode(shards, &Location::Remote(url.clone())).map_err(|error| bad(error.to_string()))?;
             Remote::start(&options.remote, &redacted(to))?.write(&url, bytes)

@@ -10,13 +10,14 @@ mod qformer_init;
 mod stage1_text;
 mod vision_layer;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use blip2_model::{Blip2Config, Stage1, Stage2};
 use blip2_torchx::params::ParamStore;
 use blip2_weights::Part;
 use serde_json::Value;
-use tch::Device;
+use tch::{Device, Tensor};
 
 use crate::assembly::blueprint::{Blueprint, Words};
 use crate::assembly::language::LanguagePlan;
@@ -25,8 +26,9 @@ use crate::assembly::model_files::{load_image_encoder, load_language_model};
 use crate::assembly::qformer_init::QFormerInit;
 use crate::config::{Config, Contrastive, NegativeSamples, Stage};
 use crate::data::text::TextFrame;
-use crate::error::Error;
+use crate::error::{Error, Mistakes};
 use crate::features::encoder::ImageEncoder;
+use crate::ranks::checksum;
 use crate::task::stage1::Stage1Options;
 use crate::task::{Stage1Task, Stage2Task, Task};
 
@@ -65,11 +67,32 @@ impl Assembly {
         Ok(Assembly { encoder, task, text, tokenizer, model_json, loaded })
     }
 
-    /// The frozen towers by name.
-    pub fn frozen(&self) -> Vec<(&'static str, &ParamStore)> {
-        let language = self.task.frozen().map(|params| ("language model", params));
-        std::iter::once(("image encoder", self.encoder.params())).chain(language).collect()
+    /// Numbers that tell the frozen towers' weights from others, on any device, by the keys that name them.
+    pub fn frozen_weights(&self) -> BTreeMap<String, String> {
+        let vision = ("model.vision.weights", self.encoder.params());
+        let language = self.task.frozen().map(|params| ("model.language.weights", params));
+        let told = |(key, params): (&str, &ParamStore)| (key.to_owned(), format!("{:016x}", weights_checksum(params)));
+        std::iter::once(vision).chain(language).map(told).collect()
     }
+}
+
+/// A number that tells the parameters of a store from others.
+pub(crate) fn weights_checksum(params: &ParamStore) -> u64 {
+    let tensors: Vec<Tensor> = params.entries().into_iter().map(|(_, tensor, _)| tensor).collect();
+    checksum(&tensors)
+}
+
+/// The towers must have the weights that the run began with: what it trains was made for them.
+///
+/// # Errors
+/// Other weights than those `recorded`, of which an older checkpoint has none.
+pub(crate) fn check_frozen(recorded: &BTreeMap<String, String>, here: &BTreeMap<String, String>) -> Result<(), Error> {
+    let mut wrong = Mistakes::default();
+    for (key, _) in recorded.iter().filter(|(key, sum)| here.get(*key) != Some(*sum)) {
+        let advice = "put them back, or begin a new run under another run.name";
+        wrong.take(Err::<(), _>(Error::key(key, "the weights that the run began with", "others", advice)));
+    }
+    wrong.into_result()
 }
 
 struct Built {

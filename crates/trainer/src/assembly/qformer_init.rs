@@ -8,9 +8,12 @@ use blip2_torchx::params::LoadPlan;
 use blip2_weights::plans::{self, QFormerSource};
 use blip2_weights::{ModelDir, ModelKind, Part, PartView};
 
+use crate::assembly::stage1_text::stage1_text;
 use crate::checkpoint::{Checkpoint, CheckpointStore, Rejected};
 use crate::config::{Config, QFormerConfig as QFormerKeys, Stage};
-use crate::error::Error;
+use crate::data::text::TextFrame;
+use crate::error::{Error, Mistakes};
+use crate::run::folder::RunFolder;
 
 /// Width of ITC's embeddings (BLIP-2, section 3.2).
 const IMAGE_TEXT_HIDDEN_SIZE: i64 = 256;
@@ -27,6 +30,8 @@ pub struct QFormerInit {
     pub tokenizer: PathBuf,
     /// Newer checkpoints of the run that are damaged.
     pub rejected: Vec<Rejected>,
+    /// The run that it is, where that has not come to its end.
+    unfinished: Option<PathBuf>,
 }
 
 impl QFormerInit {
@@ -51,11 +56,12 @@ impl QFormerInit {
         } else {
             (path.to_path_buf(), path.to_path_buf(), Vec::new())
         };
+        let unfinished = RunFolder::is_unfinished(path).then(|| path.to_path_buf());
         let tokenizer = config.tokenizer.clone().unwrap_or(tokenizer);
         let dir = ModelDir::open(&folder)?;
         let kind = QFormerSource::detect(&dir.part(Part::QFormer)?.weights)
             .ok_or_else(|| Error::file(&folder, "expected a BERT's or a Q-Former's tensors; found neither"))?;
-        Ok(QFormerInit { path: folder, dir, kind, tokenizer, rejected })
+        Ok(QFormerInit { path: folder, dir, kind, tokenizer, rejected, unfinished })
     }
 
     /// What `stage` takes of the source.
@@ -86,6 +92,12 @@ impl QFormerInit {
         Ok(if self.dir.kind() == &ModelKind::LavisCheckpoint { plans::from_lavis(source, plan)? } else { plan })
     }
 
+    /// That a run is begun from before it is at its end, in words.
+    pub fn unfinished(&self) -> Option<String> {
+        let (run, path) = (self.unfinished.as_ref()?.display(), self.path.display());
+        Some(format!("warning: model.qformer.init: the run {run} is not finished; {path} is taken"))
+    }
+
     /// What stage 1 begins anew with though the source is a whole stage 1, in words.
     ///
     /// # Errors
@@ -101,40 +113,62 @@ impl QFormerInit {
         )))
     }
 
+    /// Stage 1's captions to ids of at most `max_tokens`, by the tokenizer beside the source.
+    ///
+    /// # Errors
+    /// A configuration that does not parse; a tokenizer that does not suit the source's text half.
+    pub fn text(&self, max_tokens: usize) -> Result<TextFrame, Error> {
+        stage1_text(&self.tokenizer, max_tokens, &self.own_config()?)
+    }
+
+    /// What the source says of itself, `[DEC]` with it.
+    fn own_config(&self) -> Result<QFormerConfig, Error> {
+        let part = self.dir.part(Part::QFormer)?;
+        let mut qformer =
+            QFormerConfig::from_json(part.config).map_err(|source| Error::Model { path: self.path.clone(), source })?;
+        if self.kind == QFormerSource::Bert {
+            // It becomes the vocabulary's last entry.
+            qformer.vocab_size += 1;
+        }
+        Ok(qformer)
+    }
+
     /// The Q-Former that `config` asks for, checked against what the source has.
     ///
     /// # Errors
     /// A configuration that does not parse; a Q-Former of another width, other queries or cross-attention elsewhere.
     pub fn qformer_config(&self, config: &Config, vision: &VisionConfig) -> Result<QFormerConfig, Error> {
-        let part = self.dir.part(Part::QFormer)?;
-        let mut qformer =
-            QFormerConfig::from_json(part.config).map_err(|source| Error::Model { path: self.path.clone(), source })?;
+        let mut qformer = self.own_config()?;
         let wanted = &config.model.qformer;
         let width = vision.hidden_size();
         let frequency = wanted.cross_attention_frequency as i64;
         if self.kind == QFormerSource::Bert {
-            // [DEC] becomes the vocabulary's last entry.
-            qformer.vocab_size += 1;
             qformer.encoder_hidden_size = width;
             qformer.cross_attention_frequency = frequency;
         } else {
             let queries = self.dir.config()["num_query_tokens"].as_u64().unwrap_or(0);
-            let expect = |key: &str, here: i64, there: i64| {
-                if here == there {
-                    return Ok(());
-                }
-                Err(Error::Mismatch(format!(
-                    "{key}: {here} here, but model.qformer.init ({}) has {there}",
-                    self.path.display()
-                )))
-            };
-            expect("model.vision.weights: width of the image features", width, qformer.encoder_hidden_size)?;
-            expect("model.qformer.query_tokens", wanted.query_tokens as i64, queries as i64)?;
-            expect("model.qformer.cross_attention_frequency", frequency, qformer.cross_attention_frequency)?;
+            let mut wrong = Mistakes::default();
+            for (key, here, there) in [
+                ("model.vision.weights: width of the image features", width, qformer.encoder_hidden_size),
+                ("model.qformer.query_tokens", wanted.query_tokens as i64, queries as i64),
+                ("model.qformer.cross_attention_frequency", frequency, qformer.cross_attention_frequency),
+            ] {
+                wrong.take(self.expect(key, here, there));
+            }
+            wrong.into_result()?;
         }
         qformer.hidden_dropout_prob = wanted.dropout;
         qformer.attention_probs_dropout_prob = wanted.dropout;
         Ok(qformer)
+    }
+
+    /// A value that must be what the source has.
+    fn expect(&self, key: &str, here: i64, there: i64) -> Result<(), Error> {
+        if here == there {
+            return Ok(());
+        }
+        let path = self.path.display();
+        Err(Error::Mismatch(format!("{key}: {here} here, but model.qformer.init ({path}) has {there}")))
     }
 
     /// Width of ITC's embeddings.

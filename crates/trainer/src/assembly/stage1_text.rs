@@ -7,26 +7,39 @@ use blip2_data::{SpecialTokens, TextEncoder};
 use blip2_model::qformer::QFormerConfig;
 
 use crate::data::text::TextFrame;
-use crate::error::Error;
+use crate::error::{Error, Mistakes};
 
 /// Captions to ids, by the tokenizer in `folder` and of at most `max_tokens`.
 ///
 /// # Errors
-/// More tokens than there are positions or ids, a tokenizer that does not frame its texts or has nothing to fill them with.
+/// More tokens than there are positions or ids, a tokenizer that does not frame its texts or has nothing to fill them with; all at once.
 pub(super) fn stage1_text(folder: &Path, max_tokens: usize, qformer: &QFormerConfig) -> Result<TextFrame, Error> {
-    let max = qformer.max_position_embeddings as usize;
-    if max_tokens > max {
-        let expected = format!("at most the Q-Former's max_position_embeddings of {max}");
-        return Err(Error::key("task.max_text_tokens", expected, max_tokens, ""));
+    let mut wrong = Mistakes::default();
+    let fits = wrong.take(check_positions(max_tokens, qformer.max_position_embeddings as usize));
+    let encoder = TextEncoder::from_folder(folder, max_tokens, true);
+    let Some(encoder) = wrong.take(encoder.map_err(Error::Text)) else { return Err(wrong.into_error()) };
+    let known = wrong.take(check_vocabulary(folder, &encoder, qformer.vocab_size));
+    let pad = wrong.take(pad_id(folder, &encoder));
+    match (fits, known, pad) {
+        (Some(()), Some(()), Some(pad)) => Ok(TextFrame::plain(Arc::new(encoder), pad)),
+        _ => Err(wrong.into_error()),
     }
-    let encoder = TextEncoder::from_folder(folder, max_tokens, true)?;
+}
+
+fn check_positions(max_tokens: usize, max: usize) -> Result<(), Error> {
+    if max_tokens <= max {
+        return Ok(());
+    }
+    let expected = format!("at most the Q-Former's max_position_embeddings of {max}");
+    Err(Error::key("task.max_text_tokens", expected, max_tokens, ""))
+}
+
+fn check_vocabulary(folder: &Path, encoder: &TextEncoder, vocabulary: i64) -> Result<(), Error> {
     let ids = encoder.vocab_size() as i64;
-    if ids > qformer.vocab_size {
-        let message = format!("the tokenizer has {ids} tokens, the model's vocabulary {}", qformer.vocab_size);
-        return Err(Error::file(folder, message));
+    if ids <= vocabulary {
+        return Ok(());
     }
-    let pad = pad_id(folder, &encoder)?;
-    Ok(TextFrame::plain(Arc::new(encoder), pad))
+    Err(Error::file(folder, format!("the tokenizer has {ids} tokens, the model's vocabulary {vocabulary}")))
 }
 
 /// The id that fills stage 1's texts. The tokenizer must frame a text, for ITC reads its first token, ITG begins there and learns to end.

@@ -1,5 +1,6 @@
 //! `state.json`: everything a run needs to go on that is not a tensor.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 
@@ -35,6 +36,9 @@ pub struct TrainState {
     /// Digest of the held-out data's manifests, where there is such data.
     #[serde(default)]
     pub held_out_digest: Option<String>,
+    /// What tells the frozen towers' weights from others, by the keys that name them; nothing in older checkpoints.
+    #[serde(default)]
+    pub frozen_weights: BTreeMap<String, String>,
     /// The best held-out metric so far.
     pub best: Option<Best>,
     /// Whether an evaluation was due behind this step that a signal came before: it is made when the run goes on.
@@ -66,6 +70,7 @@ impl TrainState {
             config_digest,
             dataset_digest,
             held_out_digest: None,
+            frozen_weights: BTreeMap::new(),
             best: None,
             evaluation_due: false,
             unrecorded: Unrecorded::default(),

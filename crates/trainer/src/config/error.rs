@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use blip2_data::redacted;
 use thiserror::Error;
 
 /// Every mistake found in the configuration files of one command.
@@ -36,9 +37,9 @@ impl fmt::Display for ConfigErrors {
     }
 }
 
-/// One mistake: where it stands and what it is.
+/// One mistake: where it stands and what it is. What is told of it leaves out what URLs in it may hold of credentials.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{origin}: {}{problem}", if key.is_empty() { String::new() } else { format!("{key}: ") })]
+#[error("{}", told(origin, key, problem))]
 pub struct ConfigError {
     /// The file, or the `--set` argument, that holds the mistake.
     pub origin: String,
@@ -46,6 +47,11 @@ pub struct ConfigError {
     pub key: String,
     /// What is wrong there.
     pub problem: Problem,
+}
+
+fn told(origin: &str, key: &str, problem: &Problem) -> String {
+    let key = if key.is_empty() { String::new() } else { format!("{key}: ") };
+    redacted(&format!("{origin}: {key}{problem}"))
 }
 
 /// The kinds of mistakes.

@@ -218,6 +218,24 @@ fn a_wrong_set_is_named_instead_of_the_file() {
 }
 
 #[test]
+fn no_mistake_shows_credentials() {
+    let fixture = Fixture::new();
+    let sets = [
+        "data.train.0.shards=[https://user:secret@host/0.tar]",
+        "data.val=https://user:secret@host/0.tar?signature=secret",
+        "data.vall.shards=\"htps://user:secret@host/0.tar\"",
+        "https://user:secret@host/0.tar",
+    ];
+    for set in sets {
+        let mistakes = fixture.mistakes(&fixture.file("c.yaml", ""), &[set]);
+        assert!(mistakes.iter().any(|line| line.contains("://...@host/0.tar")), "{mistakes:?}");
+        assert!(!mistakes.iter().any(|line| line.contains("secret")), "{mistakes:?}");
+    }
+    let file = fixture.file("d.yaml", "eval: {every: 'https://user:secret@host'}\n");
+    assert!(fixture.mistakes(&file, &[])[0].contains(", got \"https://...@host\""));
+}
+
+#[test]
 fn what_is_not_a_configuration_is_one_clear_line() {
     let fixture = Fixture::new();
     assert!(

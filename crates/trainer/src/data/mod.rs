@@ -195,11 +195,6 @@ impl TrainData {
         self.features.disk().map(DiskFeatures::introduction)
     }
 
-    /// Names the shards' contents, wherever they lie.
-    pub fn digest(&self) -> String {
-        self.corpus.digest()
-    }
-
     /// Samples in the set.
     pub fn samples(&self) -> u64 {
         self.corpus.len()

@@ -15,10 +15,10 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::assembly::Assembly;
+use crate::assembly::blueprint::Blueprint;
 use crate::assembly::preprocessing::Preprocessing;
 use crate::config::{Config, FeatureCache};
 use crate::data::batch::{Batch, Share};
-use crate::data::sets::open_questions;
 use crate::data::text::TextFrame;
 use crate::error::Error;
 use crate::features::Features;
@@ -96,10 +96,25 @@ pub struct SampleText {
 }
 
 impl HeldOutSet {
+    /// Makes sure, before a model is loaded, that a sample of open shards can be read.
+    ///
+    /// # Errors
+    /// When none can.
+    pub fn check(config: &Config, corpus: &Arc<Corpus>, blueprint: &Blueprint) -> Result<(), Error> {
+        let set = HeldOutSet::encoding(corpus.clone(), config, &blueprint.preprocessing);
+        let mut reader = set.reader(blueprint.text(), 0..set.corpus.len(), true, None)?;
+        if reader.next().transpose()?.is_some() {
+            return Ok(());
+        }
+        let first = reader.take_quarantined().first().map(ToString::to_string).unwrap_or_default();
+        let all = set.corpus.len();
+        Err(Error::Mismatch(format!("data.val: none of the {all} samples can be read; the first: {first}")))
+    }
+
     /// Makes the held-out set of open shards and fills its memory cache where the run has one. `writer` stores its features in a cache on disk.
     ///
     /// # Errors
-    /// When the shards cannot be read or hold no usable sample, or the cache on disk cannot be used.
+    /// When the shards cannot be read, or the cache on disk cannot be used.
     pub fn open(
         config: &Config,
         corpus: &Arc<Corpus>,
@@ -116,39 +131,33 @@ impl HeldOutSet {
             set.features =
                 Features::Memory(caches.get_or_fill(&set.corpus, &text.encoder, encoder, &options, ranks, said)?);
         }
-        // Now and not at the first evaluation, by when hours may have gone.
-        let mut reader = set.reader(text, 0..set.corpus.len(), true, None)?;
-        if reader.next().transpose()?.is_none() {
-            let first = reader.take_quarantined().first().map(ToString::to_string).unwrap_or_default();
-            return Err(Error::Mismatch(format!(
-                "data.val: none of the {} samples can be read; the first: {first}",
-                set.corpus.len()
-            )));
+        Ok(set)
+    }
+
+    /// The set, its features computed in every pass unless they are kept on disk.
+    ///
+    /// # Errors
+    /// When the cache on disk cannot be used.
+    pub fn of(
+        corpus: Arc<Corpus>,
+        config: &Config,
+        encoder: &ImageEncoder,
+        writer: Writer,
+    ) -> Result<HeldOutSet, Error> {
+        let mut set = HeldOutSet::encoding(corpus, config, encoder.preprocessing());
+        if let FeatureCache::Directory(folder) = &config.data.feature_cache {
+            let disk = DiskFeatures::of_held_out(folder, config, encoder, &set.corpus, writer)?;
+            set.features = Features::Disk(disk);
         }
         Ok(set)
     }
 
-    /// Opens the set that `config` names as questions with answers, for one pass: the captions of its batches are the questions, and no features
-    /// are kept in memory.
-    ///
-    /// # Errors
-    /// When the shards cannot be read or hold no picture, or the cache on disk cannot be used.
-    pub fn of_questions(config: &Config, encoder: &ImageEncoder) -> Result<Option<HeldOutSet>, Error> {
-        open_questions(config)?.map(|corpus| HeldOutSet::of(corpus, config, encoder, Writer::NoRun)).transpose()
-    }
-
-    /// The set, its features computed in every pass unless they are kept on disk.
-    fn of(corpus: Arc<Corpus>, config: &Config, encoder: &ImageEncoder, writer: Writer) -> Result<HeldOutSet, Error> {
-        let Preprocessing { size: image_size, filter, .. } = *encoder.preprocessing();
-        let features = match &config.data.feature_cache {
-            FeatureCache::Directory(folder) => {
-                Features::Disk(DiskFeatures::of_held_out(folder, config, encoder, &corpus, writer)?)
-            }
-            FeatureCache::Off | FeatureCache::Memory => Features::Encode,
-        };
-        Ok(HeldOutSet {
+    /// The set, its features computed in every pass.
+    fn encoding(corpus: Arc<Corpus>, config: &Config, preprocessing: &Preprocessing) -> HeldOutSet {
+        let Preprocessing { size: image_size, filter, .. } = *preprocessing;
+        HeldOutSet {
             corpus,
-            features,
+            features: Features::Encode,
             batch: config.micro_batch().min(MAX_BATCH),
             threads: crate::data::threads(&config.data.loader.threads),
             image_size,
@@ -159,17 +168,12 @@ impl HeldOutSet {
             captions: config.eval.captions,
             retrieval: config.eval.retrieval,
             rerank: 0,
-        })
+        }
     }
 
     /// Number of samples, those that cannot be used included.
     pub fn samples(&self) -> u64 {
         self.corpus.len()
-    }
-
-    /// Names the shards' contents, wherever they lie.
-    pub fn digest(&self) -> String {
-        self.corpus.digest()
     }
 
     /// What the shards' indices say cannot be used.
@@ -412,9 +416,16 @@ impl Evaluation {
 
     /// The sample texts as a Markdown table.
     pub fn markdown(&self) -> String {
-        let row = |s: &SampleText| format!("| {} | {} | {} |\n", s.index, s.truth, s.said);
+        let cell = |text: &str| one_line(text).replace('|', "\\|");
+        let row = |s: &SampleText| format!("| {} | {} | {} |\n", s.index, cell(&s.truth), cell(&s.said));
         format!("| picture | truth | model |\n|---|---|---|\n{}", self.texts.iter().map(row).collect::<String>())
     }
+}
+
+/// A text as a part of a line: single blanks for its white space, and nothing in it that a terminal obeys. Captions come from anywhere.
+pub fn one_line(text: &str) -> String {
+    let shown: String = text.chars().filter(|c| c.is_whitespace() || !c.is_control()).collect();
+    shown.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -422,6 +433,13 @@ mod tests {
     use blip2_data::{Dataset, OpenOptions, PackOptions, Reading, RgbImage, SourceFormat, decode, pack};
 
     use super::*;
+
+    #[test]
+    fn a_text_stays_in_its_cell() {
+        let (truth, said) = ("a | b\n\nc".to_owned(), "\u{1b}[2J d\t".to_owned());
+        let evaluation = Evaluation { texts: vec![SampleText { index: 7, truth, said }], ..Evaluation::default() };
+        assert!(evaluation.markdown().ends_with("|\n| 7 | a \\| b c | [2J d |\n"), "{}", evaluation.markdown());
+    }
 
     #[test]
     fn a_picture_that_cannot_be_read_any_more_leaves_its_place_empty() {

@@ -15,7 +15,7 @@ mod rerank;
 mod retrieval;
 mod vqa;
 
-pub use held_out::{Evaluation, HeldOut};
+pub use held_out::{Evaluation, HeldOut, one_line};
 pub(crate) use held_out::{HeldOutSet, Means, RECALL_RANKS, SampleText, Tell};
 pub use report::{CaptionPair, EvaluationTask, Measured, Recall, Report, RunReport, evaluate_run};
 pub use rerank::Gallery;

@@ -1,21 +1,22 @@
 //! `blip2 evaluate`: a run's model on its held-out set.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
-use blip2_data::Quarantined;
 use blip2_data::feature_store::Writer;
+use blip2_data::{Corpus, Quarantined};
 pub use blip2_metrics::Recall;
 use blip2_metrics::summarize_captions;
 use blip2_torchx::params::LoadPlan;
 use blip2_weights::WeightsDir;
 use serde::Serialize;
 
-use crate::assembly::Assembly;
 use crate::assembly::blueprint::Blueprint;
-use crate::checkpoint::{CheckpointStore, Rejected};
+use crate::assembly::{Assembly, check_frozen};
+use crate::checkpoint::{CheckpointStore, Rejected, TrainState};
 use crate::config::{Change, Config, Difference, Stage};
 use crate::data::index_lines::SetOpening;
-use crate::data::sets::open_held_out_set;
+use crate::data::sets::{open_held_out_set, open_questions};
 use crate::device;
 use crate::error::Error;
 use crate::evaluation::vqa::{AnsweredQuestion, Examiner};
@@ -134,13 +135,29 @@ pub fn evaluate_run(config: &Config, task: EvaluationTask, tell: Tell) -> Result
     let found = CheckpointStore::read_only(&folder.join("checkpoints"), config.checkpoint.best).preferred()?;
     let (checkpoint, rejected) = found.or_none_of(&folder)?;
     let differences = measured_otherwise(config)?;
+    let blueprint = Blueprint::open(config)?;
+    // Before a model is loaded.
+    let corpus = match task {
+        EvaluationTask::Vqa => open_questions(config)?.ok_or_else(no_set)?,
+        EvaluationTask::Retrieval { .. } | EvaluationTask::Captions => {
+            let corpus = open_held_out_set(config, SetOpening::default(), &Pulse::default())?.ok_or_else(no_set)?;
+            HeldOutSet::check(config, &corpus, &blueprint)?;
+            corpus
+        }
+    };
     config.run.precision.set_tf32();
-    let assembly = Assembly::build(config, Blueprint::open(config)?, device::select(config.run.device)?)?;
+    let assembly = Assembly::build(config, blueprint, device::select(config.run.device)?)?;
     assembly.task.params().load(&WeightsDir::open(checkpoint.path())?, &LoadPlan::exact())?;
+    // Who measures with another model on purpose is told so by the differences.
+    if !differences.iter().any(|difference| difference.key.starts_with("model.")) {
+        check_frozen(&TrainState::read(&checkpoint)?.frozen_weights, &assembly.frozen_weights())?;
+    }
     let pass = ForwardOptions { autocast: config.run.precision.autocast(), dropout: 0.0, seed: config.run.seed };
     let measured = match task {
-        EvaluationTask::Vqa => examine(config, &assembly, &pass, tell)?,
-        EvaluationTask::Retrieval { .. } | EvaluationTask::Captions => measure(config, &assembly, &pass, task, tell)?,
+        EvaluationTask::Vqa => examine(config, corpus, &assembly, &pass, tell)?,
+        EvaluationTask::Retrieval { .. } | EvaluationTask::Captions => {
+            measure(config, &corpus, &assembly, &pass, task, tell)?
+        }
     };
     Ok(RunReport { step: checkpoint.step(), rejected, differences, measured })
 }
@@ -148,13 +165,13 @@ pub fn evaluate_run(config: &Config, task: EvaluationTask, tell: Tell) -> Result
 /// What the stage measures while training, of the whole set.
 fn measure(
     config: &Config,
+    corpus: &Arc<Corpus>,
     assembly: &Assembly,
     pass: &ForwardOptions,
     task: EvaluationTask,
     tell: Tell,
 ) -> Result<Measured, Error> {
-    let corpus = open_held_out_set(config, SetOpening::default(), &Pulse::default())?.ok_or_else(no_set)?;
-    let mut set = HeldOutSet::open(config, &corpus, assembly, &Alone, &mut MemoryCaches::default(), Writer::NoRun)?;
+    let mut set = HeldOutSet::open(config, corpus, assembly, &Alone, &mut MemoryCaches::default(), Writer::NoRun)?;
     (set.captions, set.retrieval) = (usize::MAX, true);
     if let EvaluationTask::Retrieval { rerank } = task {
         set.rerank = rerank;
@@ -166,10 +183,16 @@ fn measure(
 }
 
 /// VQA accuracy.
-fn examine(config: &Config, assembly: &Assembly, pass: &ForwardOptions, tell: Tell) -> Result<Measured, Error> {
+fn examine(
+    config: &Config,
+    corpus: Arc<Corpus>,
+    assembly: &Assembly,
+    pass: &ForwardOptions,
+    tell: Tell,
+) -> Result<Measured, Error> {
     let Assembly { encoder, text, task, .. } = assembly;
     let stage2 = task.as_stage2().ok_or_else(|| Error::Mismatch("task.stage: 1 writes no answers".into()))?;
-    let set = HeldOutSet::of_questions(config, encoder)?.ok_or_else(no_set)?;
+    let set = HeldOutSet::of(corpus, config, encoder, Writer::NoRun)?;
     let examiner = Examiner::new(stage2, text.prompts()?, &config.eval.vqa.prompt);
     let mut held_out = set.pass(assembly, &Alone, ONCE)?.heard_by(tell);
     let (answers, left_out) = examiner.ask(&mut held_out, pass)?;

@@ -69,7 +69,7 @@ impl Hub {
         let revision = id.known_commit().unwrap_or(id.revision()).replace('/', "%2F");
         let url = format!("{}/api/models/{}/revision/{revision}?blobs=true", self.settings.endpoint, id.repo);
         let mut text = String::new();
-        let answer = |message: String| HubError::Answer { id: id.to_string(), url: url.clone(), message };
+        let answer = |message: String| HubError::Answer { id: id.to_string(), url: self.settings.shown(&url), message };
         let body = client.get(&url, 0)?.into_body().into_reader();
         body.take(16 * MIB).read_to_string(&mut text).map_err(|error| answer(client.broken(&error)))?;
         let listing: Listing = serde_json::from_str(&text).map_err(|error| answer(format!("invalid JSON: {error}")))?;
@@ -275,7 +275,8 @@ impl Fetch<'_> {
                 Err(error) => return Err(Stop::Interrupted(self.client.broken(&error))),
             };
             if partial.done == 0 && buffer[..n].starts_with(POINTER) {
-                let (id, endpoint) = (self.id.to_string(), self.hub.settings.endpoint.clone());
+                let settings = &self.hub.settings;
+                let (id, endpoint) = (self.id.to_string(), settings.shown(&settings.endpoint));
                 return Err(Stop::Fatal(HubError::Pointer { id, file: file.name.clone(), endpoint }));
             }
             if partial.done + n as u64 > file.size {

@@ -60,7 +60,7 @@ impl<'a> Client<'a> {
                 Ok(response) => return Err(self.refusal(url, &response)),
                 Err(error) => {
                     let message = error.to_string();
-                    HubError::Unreachable { id: self.id.to_string(), url: url.into(), message }
+                    HubError::Unreachable { id: self.id.to_string(), url: self.settings.shown(url), message }
                 }
             };
             match pauses.next() {
@@ -79,7 +79,8 @@ impl<'a> Client<'a> {
     }
 
     fn refusal(&self, url: &str, response: &Response<Body>) -> HubError {
-        let (id, endpoint, repo) = (self.id.to_string(), self.settings.endpoint.clone(), self.id.repo.clone());
+        let (id, endpoint, repo) =
+            (self.id.to_string(), self.settings.shown(&self.settings.endpoint), self.id.repo.clone());
         let code = response.headers().get("x-error-code").and_then(|code| code.to_str().ok()).unwrap_or_default();
         let token = self.settings.token.is_some();
         match (response.status().as_u16(), code) {
@@ -90,7 +91,9 @@ impl<'a> Client<'a> {
             (401, _) => HubError::TokenRefused { id, endpoint },
             (403, _) => HubError::Gated { id, endpoint, repo },
             (404, _) if url.contains("/api/") => HubError::Absent { id, endpoint },
-            (status, _) => HubError::Answer { id, url: url.into(), message: format!("the answer is {status}") },
+            (status, _) => {
+                HubError::Answer { id, url: self.settings.shown(url), message: format!("the answer is {status}") }
+            }
         }
     }
 }

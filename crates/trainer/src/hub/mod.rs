@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use blip2_data::redacted;
 use blip2_weights::{FrozenElsewhere, Part};
 use cache::RepoCache;
 pub use error::HubError;
@@ -79,7 +80,15 @@ pub struct Hub {
 impl fmt::Debug for HubSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Without the token: debug output ends in logs.
-        write!(f, "HubSettings({}, {}, offline: {})", self.endpoint, self.cache.display(), self.offline)
+        let endpoint = self.shown(&self.endpoint);
+        write!(f, "HubSettings({endpoint}, {}, offline: {})", self.cache.display(), self.offline)
+    }
+}
+
+impl HubSettings {
+    /// An address on the hub without the credentials that its endpoint may hold.
+    fn shown(&self, url: &str) -> String {
+        url.replacen(&self.endpoint, &redacted(&self.endpoint), 1)
     }
 }
 

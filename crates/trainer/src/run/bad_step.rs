@@ -1,5 +1,5 @@
 //! The record of a non-finite step: a model directory and a batch file that `blip2 replay` takes; with several ranks one model, which is the same on
-//! all, and a batch of each.
+//! all, and a batch of each. The model names its frozen towers: a long run may have many such steps, and no room for as many copies.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -53,6 +53,6 @@ pub fn record(
     }
     let trained = assembly.task.params().entries().into_iter().map(|(n, t, _)| (n, t)).collect::<Vec<_>>();
     let (json, tokenizer) = (&assembly.model_json, &assembly.tokenizer);
-    export_model(config, json, tokenizer, &trained, FrozenTowers::Copied, &folder.join("model"))?;
+    export_model(config, json, tokenizer, &trained, FrozenTowers::Named, &folder.join("model"))?;
     Ok(())
 }

@@ -57,6 +57,17 @@ pub enum RunFolderError {
         /// What is wrong with it.
         source: ConfigErrors,
     },
+    /// The tokenizer is not the one that the run began with.
+    #[error(
+        "{}: expected the file that the run began with, {}, got another; put it back, or give this run another run.name",
+        path.display(), kept.display()
+    )]
+    OtherTokenizer {
+        /// The file that is to be used.
+        path: PathBuf,
+        /// The run's copy.
+        kept: PathBuf,
+    },
     /// A new run was asked for where there is one.
     #[error("{}: holds a run already; continue it with --resume auto, or give this run another run.name", folder.display())]
     Exists {
@@ -216,7 +227,7 @@ impl RunFolder {
     /// BERT with a `vocab.txt` alone that is all there is.
     ///
     /// # Errors
-    /// A file cannot be read or written.
+    /// A file cannot be read or written, or is another than the run has kept: it would go on with other ids.
     pub fn keep_tokenizer(&self, from: &Path) -> Result<(), RunFolderError> {
         let to = self.tokenizer();
         fs::create_dir_all(&to).map_err(io_error(&to))?;
@@ -225,10 +236,15 @@ impl RunFolder {
             write_file(&to.join("tokenizer.json"), &json).map_err(io_error(&to))?;
         }
         for name in blip2_weights::TOKENIZER_FILES {
-            let source = from.join(name);
-            if source.exists() && !to.join(name).exists() {
-                let bytes = fs::read(&source).map_err(io_error(&source))?;
-                write_file(&to.join(name), &bytes).map_err(io_error(&to))?;
+            let (path, kept) = (from.join(name), to.join(name));
+            if !path.exists() {
+                continue;
+            }
+            let bytes = fs::read(&path).map_err(io_error(&path))?;
+            if !kept.exists() {
+                write_file(&kept, &bytes).map_err(io_error(&to))?;
+            } else if fs::read(&kept).map_err(io_error(&kept))? != bytes {
+                return Err(RunFolderError::OtherTokenizer { path, kept });
             }
         }
         Ok(())
@@ -254,6 +270,11 @@ impl RunFolder {
         let finished = marker.trim().parse::<u64>().is_ok_and(|steps| steps >= config.schedule.steps);
         // Other shards are compared by their digests, which takes opening them.
         Ok(finished && allowed_changes(config)?.iter().all(|d| d.change != Change::ShardsMoved))
+    }
+
+    /// Whether `folder` is that of a run that is not done.
+    pub fn is_unfinished(folder: &Path) -> bool {
+        config_path(folder).exists() && !finished_path(folder).exists()
     }
 
     fn record_start(&self, start: Start) -> Result<(), RunFolderError> {
@@ -431,6 +452,23 @@ mod tests {
     }
 
     #[test]
+    fn a_tokenizer_that_was_changed_is_refused() {
+        let base = tempfile::tempdir().unwrap();
+        let folder = begun(&config(base.path(), ""), Existing::Continue);
+        let file = base.path().join("tokenizer.json");
+        fs::write(&file, "{}").unwrap();
+        folder.keep_tokenizer(base.path()).unwrap();
+        folder.keep_tokenizer(base.path()).unwrap();
+        fs::write(&file, "{ }").unwrap();
+        let error = folder.keep_tokenizer(base.path()).unwrap_err().to_string();
+        assert!(
+            error.starts_with(&format!("{}: expected the file that the run began with, ", file.display())),
+            "{error}"
+        );
+        assert_eq!(fs::read_to_string(folder.tokenizer().join("tokenizer.json")).unwrap(), "{}");
+    }
+
+    #[test]
     fn a_new_run_does_not_take_a_folder_that_holds_one() {
         let base = tempfile::tempdir().unwrap();
         let config = config(base.path(), "");
@@ -455,7 +493,9 @@ mod tests {
         let config = config(base.path(), "schedule: {steps: 2000}\n");
         let folder = begun(&config, Existing::Continue);
         assert!(!RunFolder::is_finished(&config).unwrap());
+        assert!(RunFolder::is_unfinished(folder.path()) && !RunFolder::is_unfinished(base.path()));
         folder.mark_finished(2000).unwrap();
+        assert!(!RunFolder::is_unfinished(folder.path()));
         assert!(RunFolder::is_finished(&config).unwrap());
         let mut longer = config.clone();
         longer.schedule.steps = 2001;

@@ -22,7 +22,7 @@ use crate::checkpoint::{Best, Metric, TrainState};
 use crate::config::{BestMetric, Config, FeatureCache};
 use crate::data::TrainData;
 use crate::error::Error;
-use crate::evaluation::{Evaluation, HeldOutSet};
+use crate::evaluation::{Evaluation, HeldOutSet, one_line};
 use crate::ranks::{Ranks, STEPPING, share};
 use crate::run::meter::Meter;
 use crate::run::schedule::LearningRate;
@@ -309,7 +309,7 @@ fn summary(step: u64, evaluation: &Evaluation) -> String {
         line += &format!(" | R@{} {i2t:.1}% / {t2i:.1}% (chance {chance:.1}%)", recall.k);
     }
     for text in evaluation.texts.iter().take(3) {
-        line += &format!("\n    {} -> {}", text.truth, text.said);
+        line += &format!("\n    {} -> {}", one_line(&text.truth), one_line(&text.said));
     }
     line
 }

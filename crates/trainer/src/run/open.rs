@@ -3,7 +3,6 @@
 use std::rc::Rc;
 
 use blip2_data::BadSamples;
-use blip2_data::feature_store::Writer;
 use blip2_torchx::adamw::{AdamW, AdamWConfig};
 use blip2_torchx::grad_scaler::GradScaler;
 use tch::Device;
@@ -13,9 +12,9 @@ use super::opening::Opening;
 use crate::assembly::Assembly;
 use crate::assembly::blueprint::Blueprint;
 use crate::config::{Config, FeatureCache, Precision};
+use crate::data::TrainData;
 use crate::data::index_lines::SetOpening;
 use crate::data::sets::DataSets;
-use crate::data::{TrainData, check_shares};
 use crate::error::Error;
 use crate::evaluation::HeldOutSet;
 use crate::features::memory::MemoryCaches;
@@ -41,10 +40,11 @@ impl Run {
         let opening = Opening::new(config, request, &*ranks);
         let kept = opening.take_folder()?;
         let checkpoint = opening.choose_checkpoint(kept.as_ref().map(|(store, _)| store))?;
+        let sets = opening.open_sets(checkpoint.as_ref(), &blueprint)?;
         let assembly = opening.build(blueprint, device)?;
-        let (data, held_out) = opening.open_data(&assembly, caches)?;
         let mut stepper = new_stepper(config, &assembly, &*ranks)?;
-        let state = opening.take_up(checkpoint.as_ref(), &assembly, &mut stepper, &data, held_out.as_ref())?;
+        let state = opening.take_up(checkpoint.as_ref(), &assembly, &mut stepper, &sets)?;
+        let (data, held_out) = opening.fill_caches(&sets, &assembly, caches)?;
         let loader = data.loader(state.stream_position, &state.bad_samples)?;
         let begin = |kept| opening.begin(kept, &assembly, &state, checkpoint.is_some());
         let books = kept.map(begin).transpose()?;
@@ -67,7 +67,7 @@ impl Run {
         Ok(run)
     }
 
-    /// Builds the stage, runs one batch forward and backward and reads one that is held out; writes nothing but, into the folder that `config`
+    /// Reads a held-out batch, builds the stage and runs one batch forward and backward; writes nothing but, into the folder that `config`
     /// names, the indices of shards that have none. Returns a line about it.
     ///
     /// # Errors
@@ -78,16 +78,15 @@ impl Run {
         device: Device,
         ranks: &dyn Ranks,
     ) -> Result<String, Error> {
-        let assembly = Assembly::build(config, blueprint, device)?;
         let mut one = config.clone();
         one.data.feature_cache = FeatureCache::Off;
-        check_shares(config, ranks.world())?;
         let sets = DataSets::open(&one, SetOpening { say: None, dry_run: true }, ranks)?;
+        if let Some(held_out) = &sets.held_out {
+            HeldOutSet::check(&one, held_out, &blueprint)?;
+        }
+        let assembly = Assembly::build(config, blueprint, device)?;
         let mut caches = MemoryCaches::default();
         let data = TrainData::open(&one, &sets, &assembly, ranks, &mut caches, &mut |_, _| {})?;
-        if let Some(held_out) = &sets.held_out {
-            HeldOutSet::open(&one, held_out, &assembly, ranks, &mut caches, Writer::NoRun)?;
-        }
         let host = data.loader(0, &BadSamples::default())?.next_batch()?;
         let mut stepper = new_stepper(config, &assembly, ranks)?;
         let micro_batches = data.micro_batches(host, &assembly.encoder, ranks)?;

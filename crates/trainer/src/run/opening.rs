@@ -4,22 +4,21 @@ use std::time::{Duration, Instant};
 
 use blip2_data::feature_store::Writer;
 use blip2_torchx::device;
-use blip2_torchx::params::ParamStore;
-use tch::{Device, Tensor};
+use tch::Device;
 
 use super::books::Books;
-use crate::assembly::Assembly;
 use crate::assembly::blueprint::Blueprint;
+use crate::assembly::{Assembly, check_frozen, weights_checksum};
 use crate::checkpoint::snapshot::restore;
 use crate::checkpoint::{Checkpoint, CheckpointStore, CheckpointWriter, TrainState};
 use crate::config::{Config, NegativeSamples, Stage};
 use crate::data::index_lines::SetOpening;
 use crate::data::sets::DataSets;
-use crate::data::{TrainData, check_shares, run_number};
+use crate::data::{TrainData, run_number};
 use crate::error::Error;
 use crate::evaluation::HeldOutSet;
 use crate::features::memory::MemoryCaches;
-use crate::ranks::{Claims, Ranks, SHOWN_WITHIN, check_shared, checksum};
+use crate::ranks::{Claims, Ranks, SHOWN_WITHIN, check_shared};
 use crate::run::folder::{RunFolder, Start};
 use crate::run::quarantine::Quarantine;
 use crate::step::Stepper;
@@ -97,6 +96,27 @@ impl<'a> Opening<'a> {
         }
     }
 
+    /// The sets, which must be those that the checkpoint was trained on; one that is named must be of this configuration. That something held out
+    /// can be read is seen here, too: before weights are loaded and caches filled, and not at the first evaluation, by when hours may have gone.
+    pub(super) fn open_sets(&self, checkpoint: Option<&Checkpoint>, blueprint: &Blueprint) -> Result<DataSets, Error> {
+        let state = checkpoint.map(TrainState::read).transpose()?;
+        if let (Some(state), Some(checkpoint), Resume::Path(_)) = (&state, checkpoint, &self.request.resume)
+            && state.config_digest != self.config.digest()
+        {
+            return Err(Error::OtherRun { checkpoint: checkpoint.path().to_path_buf() });
+        }
+        self.ranks.enter(0, "opening data");
+        let say = self.ranks.is_first().then_some(self.request.say);
+        let sets = DataSets::open(self.config, SetOpening { say, dry_run: false }, self.ranks)?;
+        if let Some(state) = &state {
+            self.check_continues(state, &sets)?;
+        }
+        if let Some(held_out) = &sets.held_out {
+            HeldOutSet::check(self.config, held_out, blueprint)?;
+        }
+        Ok(sets)
+    }
+
     /// The models with the weights that they begin from.
     pub(super) fn build(&self, blueprint: Blueprint, device: Device) -> Result<Assembly, Error> {
         self.say(&format!("{}: loading models on {}", self.name, device::name(device)));
@@ -107,20 +127,18 @@ impl<'a> Opening<'a> {
     }
 
     /// The training data and the held-out set, with the memory caches filled that the configuration wants.
-    pub(super) fn open_data(
+    pub(super) fn fill_caches(
         &self,
+        sets: &DataSets,
         assembly: &Assembly,
         caches: &mut MemoryCaches,
     ) -> Result<(TrainData, Option<HeldOutSet>), Error> {
-        check_shares(self.config, self.ranks.world())?;
         let mut fill = FillLines::new(self);
         let mut tell = |done, all| {
             self.ranks.enter(done, "image features");
             fill.tell(done, all);
         };
-        let say = self.ranks.is_first().then_some(self.request.say);
-        let sets = DataSets::open(self.config, SetOpening { say, dry_run: false }, self.ranks)?;
-        let data = TrainData::open(self.config, &sets, assembly, self.ranks, caches, &mut tell)?;
+        let data = TrainData::open(self.config, sets, assembly, self.ranks, caches, &mut tell)?;
         let writer = Writer::Evaluations(run_number(self.config, &sets.train));
         let held_out = sets.held_out.as_ref();
         let held_out = held_out.map(|set| HeldOutSet::open(self.config, set, assembly, self.ranks, caches, writer));
@@ -133,40 +151,33 @@ impl<'a> Opening<'a> {
         checkpoint: Option<&Checkpoint>,
         assembly: &Assembly,
         stepper: &mut Stepper,
-        data: &TrainData,
-        held_out: Option<&HeldOutSet>,
+        sets: &DataSets,
     ) -> Result<TrainState, Error> {
-        let mut state = TrainState::new(self.config.digest(), data.digest());
+        let mut state = TrainState::new(self.config.digest(), sets.train.digest());
+        let frozen = assembly.frozen_weights();
         if let Some(checkpoint) = checkpoint {
             let Stepper { adamw, scaler, .. } = stepper;
             state = restore(checkpoint, assembly.task.params(), adamw, scaler)?;
-            self.check_continues(&state, checkpoint, data, held_out)?;
+            check_frozen(&state.frozen_weights, &frozen)?;
         }
+        state.frozen_weights = frozen;
         compare(assembly, &state, self.ranks)?;
-        state.held_out_digest = held_out.map(HeldOutSet::digest);
+        state.held_out_digest = sets.held_out.as_ref().map(|held_out| held_out.digest());
         Ok(state)
     }
 
-    /// A checkpoint must be of the same data, and one that is named of the same configuration.
-    fn check_continues(
-        &self,
-        state: &TrainState,
-        checkpoint: &Checkpoint,
-        data: &TrainData,
-        held_out: Option<&HeldOutSet>,
-    ) -> Result<(), Error> {
+    /// A checkpoint must be of the same data.
+    fn check_continues(&self, state: &TrainState, sets: &DataSets) -> Result<(), Error> {
         // Without a digest: a checkpoint of before there was one, or of a run without a held-out set.
-        let held_out = held_out.map(HeldOutSet::digest).or_else(|| state.held_out_digest.clone());
+        let held_out = sets.held_out.as_ref().map(|held_out| held_out.digest());
+        let held_out = held_out.or_else(|| state.held_out_digest.clone());
         for (key, same) in [
-            ("data.train", state.dataset_digest == data.digest()),
+            ("data.train", state.dataset_digest == sets.train.digest()),
             ("data.val", state.held_out_digest.is_none() || state.held_out_digest == held_out),
         ] {
             if !same {
                 return Err(Error::OtherData { key, run: self.name.clone() });
             }
-        }
-        if matches!(self.request.resume, Resume::Path(_)) && state.config_digest != self.config.digest() {
-            return Err(Error::OtherRun { checkpoint: checkpoint.path().to_path_buf() });
         }
         Ok(())
     }
@@ -224,15 +235,11 @@ fn compare(assembly: &Assembly, state: &TrainState, ranks: &dyn Ranks) -> Result
     }
     let mut claims = Claims::default();
     claims.claim("step", state.step.to_string());
-    claims.claim("trained weights", format!("{:016x}", checksum(&tensors(assembly.task.params()))));
-    for (name, params) in assembly.frozen() {
-        claims.claim(name, format!("{:016x}", checksum(&tensors(params))));
+    claims.claim("trained weights", format!("{:016x}", weights_checksum(assembly.task.params())));
+    for (key, sum) in &state.frozen_weights {
+        claims.claim(key, sum);
     }
     claims.compare(ranks)
-}
-
-fn tensors(params: &ParamStore) -> Vec<Tensor> {
-    params.entries().into_iter().map(|(_, tensor, _)| tensor).collect()
 }
 
 /// Lines about a cache that is being filled.

@@ -61,7 +61,7 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
-    /// Cuts the JSONL file back to the step that the run goes on from, and begins a new event file there.
+    /// Cuts the JSONL file and TensorBoard's back to the step that the run goes on from, and begins a new event file there.
     ///
     /// # Errors
     /// A file cannot be read or written.
@@ -69,10 +69,11 @@ impl Telemetry {
         let comes_again = |record: &Record| plan.evaluation_due && record.is_of_evaluation();
         let keeps = |record: &Record| record.step < plan.start || (record.step == plan.start && !comes_again(record));
         let kept = cut_back(&plan.metrics, keeps)?;
-        // TensorBoard drops what older files hold from the session's first step on, texts and images too. The step of the
+        // A viewer that has read older files drops what they hold from the session's first step on, texts and images too. The step of the
         // checkpoint stays as it is, unless its evaluation comes again: then only what was trained is said again.
         let stays = plan.start > 0 && !plan.evaluation_due;
         let session = plan.start + u64::from(stays);
+        tensorboard::cut_back(&plan.tensorboard, session)?;
         let mut events = EventWriter::create(&plan.tensorboard, session)?;
         for record in kept.iter().filter(|record| record.step >= session) {
             events.scalars(record)?;

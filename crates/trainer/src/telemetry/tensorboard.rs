@@ -1,6 +1,6 @@
 //! TensorBoard event files: protocol buffers in records of length, its checksum, bytes, their checksum.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -14,6 +14,9 @@ use super::events::{
 };
 use super::jsonl::Record;
 use crate::run::folder::host_name;
+
+/// How the names of event files begin.
+const NAME: &str = "events.out.tfevents.";
 
 /// Writes one event file; every event is on its way to the disk when a call returns.
 #[derive(Debug)]
@@ -109,6 +112,62 @@ impl EventWriter {
     }
 }
 
+/// Cuts the event files of a folder back to what lies before `step`, and what a crash tore off their ends: where a session starts, TensorBoard
+/// drops no texts, and its fast loader nothing at all. A file that does not begin with an event stays as it is.
+///
+/// # Errors
+/// A file cannot be read or written.
+pub(super) fn cut_back(folder: &Path, step: u64) -> Result<(), TelemetryError> {
+    for path in event_files(folder).map_err(TelemetryError::at(folder))? {
+        let bytes = fs::read(&path).map_err(TelemetryError::at(&path))?;
+        let comes_again =
+            |event: &Event| event.summary.is_some() && u64::try_from(event.step).is_ok_and(|at| at >= step);
+        let kept = Events { bytes: &bytes, at: 0 }.take_while(|(event, _)| !comes_again(event)).last();
+        if let Some((_, end)) = kept.filter(|(_, end)| *end < bytes.len()) {
+            let cut = OpenOptions::new().write(true).open(&path).and_then(|file| file.set_len(end as u64));
+            cut.map_err(TelemetryError::at(&path))?;
+        }
+    }
+    Ok(())
+}
+
+/// The events of a file up to its end or to one that is torn, each with the place where it ends.
+struct Events<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl Iterator for Events<'_> {
+    type Item = (Event, usize);
+
+    fn next(&mut self) -> Option<(Event, usize)> {
+        let rest = &self.bytes[self.at..];
+        let length = u64::from_le_bytes(rest.get(..8)?.try_into().ok()?);
+        let data = rest.get(12..)?.get(..usize::try_from(length).ok()?)?;
+        let record = frame(data);
+        if !rest.starts_with(&record) {
+            return None;
+        }
+        self.at += record.len();
+        Some((Event::decode(data).ok()?, self.at))
+    }
+}
+
+/// The event files of a folder, where it is there.
+fn event_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let paths = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+    Ok(paths.into_iter().filter(|path| begun_s(path).is_some() && path.is_file()).collect())
+}
+
+/// The second in an event file's name.
+fn begun_s(path: &Path) -> Option<u64> {
+    path.file_name()?.to_str()?.strip_prefix(NAME)?.split('.').next()?.parse().ok()
+}
+
 fn event(step: u64) -> Event {
     Event { wall_time: unix_seconds(), step: i64::try_from(step).unwrap_or(i64::MAX), ..Default::default() }
 }
@@ -117,18 +176,14 @@ fn unix_seconds() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
-/// `events.out.tfevents.SECONDS.HOST.PID`, with a number behind it where one process begins two files in a second.
+/// `events.out.tfevents.SECONDS.HOST.PID`. Files are read in the order of their names, so the second is later than that of every file which is there,
+/// whatever the clock says.
 fn create_new(folder: &Path) -> io::Result<(PathBuf, File)> {
-    let name = format!("events.out.tfevents.{:010}.{}.{}", unix_seconds() as u64, host_name(), std::process::id());
-    for number in 0u32.. {
-        let path = folder.join(if number == 0 { name.clone() } else { format!("{name}.{number}") });
-        match File::create_new(&path) {
-            Ok(file) => return Ok((path, file)),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Err(io::ErrorKind::AlreadyExists.into())
+    let newest = event_files(folder)?.iter().filter_map(|path| begun_s(path)).max();
+    let seconds = newest.map_or(0, |newest| newest.saturating_add(1)).max(unix_seconds() as u64);
+    let path = folder.join(format!("{NAME}{seconds:010}.{}.{}", host_name(), std::process::id()));
+    let file = File::create_new(&path)?;
+    Ok((path, file))
 }
 
 /// A record of TFRecord's format.
@@ -181,10 +236,53 @@ mod tests {
     }
 
     #[test]
-    fn two_files_begun_in_one_second_have_two_names() {
+    fn a_file_s_name_comes_behind_those_that_are_there() {
         let folder = tempfile::tempdir().unwrap();
-        let first = EventWriter::create(folder.path(), 0).unwrap();
-        let second = EventWriter::create(folder.path(), 0).unwrap();
-        assert_ne!(first.path(), second.path());
+        // Of a host whose clock is ahead by years.
+        fs::write(folder.path().join("events.out.tfevents.9000000000.host.7"), "").unwrap();
+        for second in [9_000_000_001, 9_000_000_002] {
+            let begun = EventWriter::create(folder.path(), 0).unwrap();
+            assert_eq!(begun_s(begun.path()), Some(second));
+        }
+    }
+
+    /// Steps and tags of a file.
+    fn told(path: &Path) -> Vec<(i64, String)> {
+        let bytes = fs::read(path).unwrap();
+        let values = |(event, _): (Event, usize)| {
+            let values = event.summary.map_or(Vec::new(), |summary| summary.value);
+            values.into_iter().map(move |value| (event.step, value.tag))
+        };
+        Events { bytes: &bytes, at: 0 }.flat_map(values).collect()
+    }
+
+    #[test]
+    fn what_lies_behind_a_step_and_what_was_torn_is_cut_off() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = EventWriter::create(folder.path(), 0).unwrap();
+        for step in [10, 20, 30] {
+            writer.scalars(&Record::new(step, [("loss", 1.0)])).unwrap();
+            writer.text(step, "text", "a red *apple*").unwrap();
+        }
+        let foreign = folder.path().join("events.out.tfevents.7.foreign");
+        fs::write(&foreign, "no events").unwrap();
+        let path = writer.path().to_owned();
+        let all = [10, 20, 30].map(|step| [(step, "loss".to_owned()), (step, "text".to_owned())]).concat();
+        assert_eq!(told(&path), all);
+        let whole = fs::read(&path).unwrap();
+        for torn in [0, 1, 15] {
+            fs::write(&path, [&whole[..], &whole[..torn]].concat()).unwrap();
+            cut_back(folder.path(), 31).unwrap();
+            assert!(fs::read(&path).unwrap() == whole);
+        }
+        fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+        cut_back(folder.path(), 31).unwrap();
+        assert_eq!(told(&path), all[..5]);
+        for (step, kept) in [(21, 4), (20, 2), (0, 0)] {
+            cut_back(folder.path(), step).unwrap();
+            assert_eq!(told(&path), all[..kept]);
+        }
+        assert_eq!(fs::read_to_string(foreign).unwrap(), "no events");
+        cut_back(&folder.path().join("absent"), 0).unwrap();
     }
 }

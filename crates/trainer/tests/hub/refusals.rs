@@ -53,6 +53,15 @@ fn permissions_and_absence_say_what_to_do() {
 }
 
 #[test]
+fn the_credentials_of_an_endpoint_are_not_shown() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Server::start(|_| Answer::new(418, ""));
+    let endpoint = |user: &str| server.endpoint().replace("://", &format!("://{user}@"));
+    let got = message(&hub(home.path(), endpoint("user:secret")));
+    assert!(got.contains(&format!("{}/api/models/org/name", endpoint("..."))) && !got.contains("secret"), "{got}");
+}
+
+#[test]
 fn a_gated_file_of_a_listed_model_says_so_too() {
     let (home, model) = (tempfile::tempdir().unwrap(), Model::usual());
     let server = Server::start(move |request| match request.path.contains("/resolve/") {
