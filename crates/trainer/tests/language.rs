@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 /// Each case's folder.
-const FAMILIES: [&str; 21] = [
+const FAMILIES: [&str; 22] = [
     "opt",
     "opt_350m",
     "galactica",
@@ -36,6 +36,7 @@ const FAMILIES: [&str; 21] = [
     "qwen3",
     "qwen3_window",
     "smollm3",
+    "smollm3_window",
     "phi3",
     "phi3_long",
     "gemma",

@@ -1,7 +1,7 @@
-//! T5, T5 1.1 and FlanT5's exact GELU equal `transformers` on small random models: hidden states, logits, generated ids; and every way of
-//! decoding does with a decoder, too.
+//! T5, T5 1.1, FlanT5's exact GELU and UL2's SiLU equal `transformers` on small random models: hidden states, logits, generated ids; and every way
+//! of decoding does with a decoder, too.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ use blip2_weights::{ModelDir, Part, SafetensorsFile};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
-const CASES: [&str; 3] = ["t5", "t5_v1_1", "t5_exact_gelu"];
+const CASES: [&str; 5] = ["t5", "t5_v1_1", "t5_exact_gelu", "t5_gelu", "t5_silu"];
 
 fn case(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/language").join(name)
@@ -149,8 +149,16 @@ fn options(json: &Value, max_new_tokens: usize) -> GenerateOptions {
             Decoding::Beam { beams, length_penalty, early_stopping }
         }
     };
-    let min_new_tokens = json["min_new_tokens"].as_u64().unwrap_or(0) as usize;
-    GenerateOptions { max_new_tokens, min_new_tokens, eos: vec![1], decoding }
+    let eos = serde_json::from_value(json["eos_token_id"].clone()).unwrap_or_else(|_| vec![1]);
+    GenerateOptions { max_new_tokens, min_new_tokens: min_new_tokens(json), eos, decoding }
+}
+
+fn min_new_tokens(json: &Value) -> usize {
+    json["min_new_tokens"].as_u64().unwrap_or(0) as usize
+}
+
+fn recorded(name: &str) -> Value {
+    serde_json::from_slice(&fs::read(case(name).join("generate.json")).unwrap()).unwrap()
 }
 
 #[test]
@@ -160,7 +168,7 @@ fn generated_ids_equal_transformers() {
         let (embeds, mask) = (given("inputs_embeds"), given("attention_mask").to_kind(Kind::Bool));
         let prefixes: Vec<Prompt> =
             (0..embeds.size()[0]).map(|row| embeds.get(row).index(&[Some(mask.get(row))])).collect();
-        let json: Value = serde_json::from_slice(&fs::read(case(name).join("generate.json")).unwrap()).unwrap();
+        let json = recorded(name);
         let max_new_tokens = json["max_new_tokens"].as_u64().unwrap() as usize;
         let mut lengths = BTreeSet::new();
         let model = model(name, Kind::Float);
@@ -175,5 +183,41 @@ fn generated_ids_equal_transformers() {
             }
         }
         assert!(lengths.len() > 1, "{name}: every text has the same length, so no end token was tried");
+    }
+}
+
+/// One token behind many copies of a prefix, against the probabilities by which `transformers` draws it.
+#[test]
+fn tokens_are_drawn_with_the_probabilities_of_transformers() {
+    const DRAWS: usize = 2000;
+    let prefix = expected("decoder_beams")("inputs_embeds").get(0);
+    let prefixes: Vec<Prompt> = (0..DRAWS).map(|_| prefix.shallow_clone()).collect();
+    let model = model("decoder_beams", Kind::Float);
+    let recorded = recorded("decoder_beams");
+    for (sampling, seed) in recorded["samplings"].as_array().unwrap().iter().zip(0..) {
+        let number = |key: &str| sampling[key].as_f64().unwrap();
+        let top_k = Some(number("top_k") as usize).filter(|&top_k| top_k > 0);
+        let decoding = Decoding::Nucleus { top_k, top_p: number("top_p"), temperature: number("temperature"), seed };
+        let min_new_tokens = min_new_tokens(sampling);
+        let options = GenerateOptions { max_new_tokens: 1, min_new_tokens, eos: vec![1], decoding };
+        let mut drawn: BTreeMap<i64, f64> = BTreeMap::new();
+        for ids in generate(&model, &prefixes, &options) {
+            // Nothing in front of the end token.
+            *drawn.entry(ids.first().copied().unwrap_or(1)).or_default() += 1.0;
+        }
+        for id in 0..48 {
+            let count = drawn.get(&id).copied().unwrap_or(0.0);
+            match sampling["probabilities"][id.to_string()].as_f64() {
+                None => assert_eq!(count, 0.0, "token {id} is not among those that are kept: {sampling}"),
+                Some(p) => {
+                    let (mean, deviation) = (p * DRAWS as f64, (p * (1.0 - p) * DRAWS as f64).sqrt());
+                    let off = (count - mean).abs();
+                    assert!(
+                        off < 4.5 * deviation + 2.0,
+                        "token {id}: {count} of {DRAWS} draws, expected {mean}: {sampling}"
+                    );
+                }
+            }
+        }
     }
 }

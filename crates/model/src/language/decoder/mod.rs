@@ -21,6 +21,8 @@ mod pass;
 mod positions;
 mod projection;
 mod rope_parameters;
+#[cfg(test)]
+mod rope_parity;
 pub mod rope_scaling;
 
 use blip2_torchx::params::{Init, Scope};

@@ -164,19 +164,19 @@ impl Reader<'_> {
 
     fn yarn(&self) -> Result<RopeScaling, ConfigError> {
         let factor = self.number("factor")?;
-        let original = self.optional("original_max_position_embeddings")?.unwrap_or(self.max_positions as f64);
+        let original = self.unless_zero("original_max_position_embeddings")?.unwrap_or(self.max_positions as f64);
         let magnitude = |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 };
         let attention_factor = match self.optional("attention_factor")? {
             Some(given) => given,
-            None => match (self.optional("mscale")?, self.optional("mscale_all_dim")?) {
+            None => match (self.unless_zero("mscale")?, self.unless_zero("mscale_all_dim")?) {
                 (Some(one), Some(all)) => magnitude(one) / magnitude(all),
                 _ => magnitude(1.0),
             },
         };
         // The dimension that turns so many times over the original length.
         let dimension = |turns: f64| self.size as f64 * (original / (turns * 2.0 * PI)).ln() / (2.0 * self.theta.ln());
-        let fast = dimension(self.optional("beta_fast")?.unwrap_or(32.0));
-        let slow = dimension(self.optional("beta_slow")?.unwrap_or(1.0));
+        let fast = dimension(self.unless_zero("beta_fast")?.unwrap_or(32.0));
+        let slow = dimension(self.unless_zero("beta_slow")?.unwrap_or(1.0));
         let whole = match self.scaling.get("truncate") {
             None | Some(Value::Bool(true)) => true,
             // `transformers` has the default only where the key is absent.
@@ -220,6 +220,11 @@ impl Reader<'_> {
                 _ => Err(invalid(&format!("rope_scaling.{key}"), "a number above 0", value)),
             },
         }
+    }
+
+    /// [`Reader::optional`] where `transformers` takes 0 for a key that is not set.
+    fn unless_zero(&self, key: &str) -> Result<Option<f64>, ConfigError> {
+        if self.scaling.get(key).and_then(Value::as_f64) == Some(0.0) { Ok(None) } else { self.optional(key) }
     }
 
     /// One number above zero for each frequency.

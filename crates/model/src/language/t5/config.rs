@@ -148,8 +148,8 @@ impl T5Config {
             }
         }
         match c.named_activation().0 {
-            "relu" | "gelu" | "gelu_new" | "gelu_pytorch_tanh" => Ok(c),
-            other => unsupported("feed_forward_proj", other.into(), "relu, gelu, gelu_new, each also gated-"),
+            "relu" | "gelu" | "gelu_new" | "gelu_pytorch_tanh" | "silu" => Ok(c),
+            other => unsupported("feed_forward_proj", other.into(), "relu, gelu, gelu_new, silu, each also gated-"),
         }
     }
 
@@ -169,6 +169,7 @@ impl T5Config {
         match self.named_activation().0 {
             "relu" => Activation::Relu,
             "gelu" => Activation::Gelu,
+            "silu" => Activation::Silu,
             _ => Activation::GeluTanh,
         }
     }
@@ -251,7 +252,7 @@ mod tests {
     #[test]
     fn what_cannot_be_computed_is_refused_by_its_key() {
         for (key, value) in [
-            ("feed_forward_proj", json!("gated-silu")),
+            ("feed_forward_proj", json!("gated-mish")),
             ("relative_attention_num_buckets", json!(30)),
             ("relative_attention_max_distance", json!(16)),
             ("dropout_rate", json!(1.0)),
