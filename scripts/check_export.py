@@ -53,7 +53,10 @@ def read_weights(folder):
 def load_whole(folder, config):
     """The class that config.json names, with every key found and none unknown."""
     cls = CLASSES[config["architectures"][0]]
-    model, info = cls.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    # Its default attention leaves out Gemma 2's caps and GPT-2's scales.
+    eager = config.get("text_config", {}).get("model_type") in ("gemma2", "gpt2")
+    kernel = {"attn_implementation": "eager"} if eager else {}
+    model, info = cls.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **kernel)
     wrong = {kind: info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs") if info[kind]}
     require(not wrong, f"{cls.__name__} does not load completely: {wrong}")
     return model.eval(), f"{cls.__name__}, {len(model.state_dict())} tensors, none missing, none unexpected"

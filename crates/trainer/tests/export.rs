@@ -220,6 +220,70 @@ fn a_vocabulary_without_an_id_for_the_queries_is_told() {
     assert_eq!(remarks(json!({"byte_fallback": true, "unk_token": "t0"})), (json!(0), Vec::new()));
 }
 
+/// A golden case whose language model has these end tokens, with a tokenizer that has a token for each id, the last two special.
+fn with_ends(own: Option<Value>, of_generation: Value) -> (tempfile::TempDir, RunOf) {
+    let case = tempfile::tempdir().unwrap();
+    fs::copy(golden("stage2_llama").join("model.safetensors"), case.path().join("model.safetensors")).unwrap();
+    let mut config = read_json(golden("stage2_llama").join("config.json"));
+    config["image_token_index"] = Value::Null;
+    let text = config["text_config"].as_object_mut().unwrap();
+    text.remove("eos_token_id");
+    text.extend(own.map(|own| ("eos_token_id".to_string(), own)));
+    fs::write(case.path().join("config.json"), config.to_string()).unwrap();
+    let generation = json!({"eos_token_id": of_generation, "pad_token_id": 1});
+    fs::write(case.path().join("generation_config.json"), generation.to_string()).unwrap();
+    let run = RunOf::of(case.path().to_path_buf(), 2, "");
+    run.checkpoint(10, None, 0.0);
+    let vocabulary: serde_json::Map<String, Value> = (0..120).map(|id| (format!("t{id}"), json!(id))).collect();
+    let special = [118, 119].map(|id| json!({"id": id, "content": format!("t{id}"), "special": true}));
+    let tokenizer = json!({"model": {"type": "BPE", "vocab": vocabulary}, "added_tokens": special});
+    fs::write(run.path().join("tokenizer/tokenizer.json"), tokenizer.to_string()).unwrap();
+    (case, run)
+}
+
+#[test]
+fn a_text_ends_by_the_same_tokens_here_and_in_transformers() {
+    for (own, of_generation, expected, image_token) in [
+        (Some(json!(3)), json!(3), json!(3), 119),
+        (Some(json!(3)), json!([119, 3]), json!([3, 119]), 118),
+        (Some(json!([3, 5])), json!(7), json!([3, 5, 7]), 119),
+        // Llama's own is 2.
+        (None, json!(7), json!([2, 7]), 119),
+    ] {
+        let (_case, run) = with_ends(own, of_generation);
+        export_checkpoint(&run.path(), &run.out(), FrozenTowers::Copied, &Hub::local()).unwrap();
+        let config = read_json(run.out().join("config.json"));
+        assert_eq!(config["text_config"]["eos_token_id"], expected);
+        assert_eq!(read_json(run.out().join("generation_config.json"))["eos_token_id"], expected);
+        assert_eq!(config["image_token_index"], image_token, "a token that ends texts is none for the queries");
+    }
+}
+
+#[test]
+fn a_tower_s_relative_path_is_not_handed_on() {
+    let first = RunOf::new("stage2_llama", 2, "");
+    first.checkpoint(10, None, 0.0);
+    export_checkpoint(&first.path(), &first.out(), FrozenTowers::Named, &Hub::local()).unwrap();
+    let towers = first.folder.path().join("towers");
+    fs::create_dir(&towers).unwrap();
+    for file in ["model.safetensors", "config.json"] {
+        fs::copy(golden("stage2_llama").join(file), towers.join(file)).unwrap();
+    }
+    let mut config = read_json(first.out().join("config.json"));
+    for part in ["vision", "language"] {
+        config["frozen_weights"][part]["path"] = json!("../towers");
+    }
+    fs::write(first.out().join("config.json"), config.to_string()).unwrap();
+
+    let second = RunOf::of(first.out(), 2, "");
+    second.checkpoint(10, None, 0.0);
+    export_checkpoint(&second.path(), &second.out(), FrozenTowers::Named, &Hub::local()).unwrap();
+    let named = &read_json(second.out().join("config.json"))["frozen_weights"];
+    for part in ["vision", "language"] {
+        assert_eq!(Path::new(named[part]["path"].as_str().unwrap()), towers.canonicalize().unwrap(), "{part}");
+    }
+}
+
 #[test]
 fn stage_1_replays_as_the_model_it_came_from() {
     let run = RunOf::new("stage1", 1, "");

@@ -12,7 +12,7 @@ use crate::directory::{ModelDir, Part};
 use crate::error::WeightsError;
 use crate::export_config::{
     ImagePreprocessing, PRODUCER_KEY, copy_present, dtype_name, generation_config, model_config, preprocessor_config,
-    trained_end, unsigned_in, write_json,
+    unsigned_in, write_json,
 };
 use crate::export_tokenizer::write_tokenizer;
 use crate::frozen_elsewhere::FrozenElsewhere;
@@ -91,8 +91,8 @@ pub enum ExportTask<'a> {
     Stage2 {
         /// Where the frozen language model comes from.
         language: &'a ModelDir,
-        /// Its configuration as it was trained with. Where its `eos_token_id` is not the language model's own (OPT's line break), it replaces that
-        /// in `generation_config.json`, too.
+        /// Its configuration as it was trained with. Its `eos_token_id`, by which `transformers` ends a text, becomes that of
+        /// `generation_config.json`, by which we do.
         text_config: &'a Value,
         /// Token ids in front of the queries; `None` where they stand as `transformers` has them.
         before_queries: Option<&'a [i64]>,
@@ -148,9 +148,10 @@ impl Export<'_> {
                 if !directory.join(name).exists() {
                     write_json(&directory.join(name), &generation_config(text_config))?;
                 }
-                if let Some(end) = trained_end(model, text_config)? {
-                    let mut generation = read_object(&directory.join(name))?;
-                    generation["eos_token_id"] = end.clone();
+                let ends = &config["text_config"]["eos_token_id"];
+                let mut generation = read_object(&directory.join(name))?;
+                if !ends.is_null() && generation["eos_token_id"] != *ends {
+                    generation["eos_token_id"] = ends.clone();
                     write_json(&directory.join(name), &generation)?;
                 }
             }

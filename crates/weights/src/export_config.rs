@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 use tch::Kind;
 
-use crate::directory::{ModelDir, Part};
+use crate::directory::Part;
 use crate::error::WeightsError;
 use crate::export::{Export, ExportTask, Towers};
 use crate::frozen_elsewhere::{FROZEN_KEY, FrozenElsewhere};
@@ -82,14 +82,9 @@ pub(crate) fn model_config(export: &Export) -> Result<Value, WeightsError> {
             set("image_token_index", Value::Null);
             set("qformer_decoder_start_token_id", json!(decoder_start_token_id));
         }
-        ExportTask::Stage2 { language, text_config, before_queries, image_token_index } => {
+        ExportTask::Stage2 { text_config, before_queries, image_token_index, .. } => {
             set("architectures", json!(["Blip2ForConditionalGeneration"]));
-            let replaced = trained_end(language, text_config)?.is_some();
-            let mut text_config = (*text_config).clone();
-            if !replaced {
-                end_where_we_end(&mut text_config, language.path())?;
-            }
-            set("text_config", text_config);
+            set("text_config", (*text_config).clone());
             set("image_token_index", json!(image_token_index));
             if let Some(before) = before_queries {
                 set("before_queries", json!(before));
@@ -134,17 +129,16 @@ pub(crate) fn preprocessor_config(image: &ImagePreprocessing) -> Value {
     })
 }
 
-/// What ends the captions that were trained on, where it is not what the language model's own configuration says.
-pub(crate) fn trained_end<'a>(language: &ModelDir, text_config: &'a Value) -> Result<Option<&'a Value>, WeightsError> {
-    let own = language.part(Part::Language)?.config.get("eos_token_id");
-    Ok(text_config.get("eos_token_id").filter(|trained| own != Some(trained)))
-}
-
-/// `transformers` ends a caption by `text_config.eos_token_id` alone, we by `generation_config.json`'s: its ids are added there.
-fn end_where_we_end(text_config: &mut Value, language: &Path) -> Result<(), WeightsError> {
+/// A language model's configuration with the end tokens that only the `generation_config.json` of its directory `language` has:
+/// `transformers` ends a caption by `text_config.eos_token_id` alone.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn with_all_ends(text_config: &Value, language: &Path) -> Result<Value, WeightsError> {
+    let mut text_config = text_config.clone();
     let path = language.join("generation_config.json");
     if !path.exists() {
-        return Ok(());
+        return Ok(text_config);
     }
     let ids = |value: &Value| match value {
         Value::Array(ids) => ids.clone(),
@@ -164,7 +158,7 @@ fn end_where_we_end(text_config: &mut Value, language: &Path) -> Result<(), Weig
         [one] => text_config["eos_token_id"] = one.clone(),
         _ => text_config["eos_token_id"] = Value::Array(once),
     }
-    Ok(())
+    Ok(text_config)
 }
 
 /// `generation_config.json` for a language model whose directory has none.

@@ -33,7 +33,7 @@ pub fn image_token_index(
     let json = read_object(&tokenizer.join(FILE))?;
     let tokens = Tokens::of(&json);
     let fits = |id: &i64| (0..vocabulary).contains(id);
-    let named = inherited.or_else(|| tokens.id(IMAGE_TOKEN)).unwrap_or(tokens.next());
+    let named = inherited.or_else(|| tokens.id(IMAGE_TOKEN)).unwrap_or_else(|| tokens.next());
     if fits(&named) {
         return Ok(Some(named));
     }
@@ -89,7 +89,8 @@ pub(crate) fn write_tokenizer(from: &Path, to: &Path, image_token_index: Option<
     if let Some(id) = tokens.id(IMAGE_TOKEN) {
         return Ok(id == index);
     }
-    if tokens.next() != index {
+    // Where the ids have gaps, a further token would get another.
+    if tokens.next() != index || tokens.ids.len() as i64 != index {
         return Ok(false);
     }
     if json["model"]["vocab"].is_array() {
@@ -146,9 +147,9 @@ impl Tokens {
         self.ids.get(token).copied()
     }
 
-    /// The id that a further token gets.
+    /// The first id behind the last token's.
     fn next(&self) -> i64 {
-        self.ids.len() as i64
+        self.ids.values().max().map_or(0, |last| last + 1)
     }
 
     /// A class that takes `tokenizer.json` as it is, and the roles of BERT's and the usual models' special tokens. Only what the file itself

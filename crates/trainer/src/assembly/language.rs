@@ -96,7 +96,7 @@ impl LanguagePlan {
 /// The configuration with GELU by its definition, as LAVIS ran FlanT5; `transformers` reads it from there, too.
 fn with_exact_gelu(mut json: Value, config: &LanguageConfig) -> Result<Value, Error> {
     match config {
-        LanguageConfig::T5(t5) if t5.activation() != Activation::Relu => {
+        LanguageConfig::T5(t5) if matches!(t5.activation(), Activation::Gelu | Activation::GeluTanh) => {
             // `transformers` takes both from the file where they stand in it, and else works them out of `feed_forward_proj`.
             json["is_gated_act"] = json!(t5.is_gated());
             json["dense_act_fn"] = json!("gelu");

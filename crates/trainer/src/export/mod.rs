@@ -5,13 +5,14 @@ mod remarks;
 use std::path::{Path, PathBuf};
 
 use blip2_model::Blip2Config;
+use blip2_model::language::LanguageConfig as LanguageModelConfig;
 use blip2_model::vision::VisionConfig;
 use blip2_torchx::params::TensorSource;
 use blip2_weights::{
     DEFAULT_MAX_SHARD_BYTES, Export, ExportTask, FrozenElsewhere, LavisCheckpoint, ModelDir, Part, Projection, Stage,
-    Towers, image_token_index, is_pad_token, save_lavis,
+    Towers, image_token_index, is_pad_token, save_lavis, with_all_ends,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use tch::Tensor;
 
 use crate::assembly::preprocessing::Preprocessing;
@@ -118,10 +119,12 @@ fn named_towers(
     language: Option<&ModelDir>,
 ) -> Result<Vec<FrozenElsewhere>, Error> {
     let tower = |part, source: &WeightsSource, dir: &ModelDir| -> Result<FrozenElsewhere, Error> {
+        // A relative path starts at the directory that says it.
+        let canonical = |path: &Path| path.canonicalize().map_err(|error| Error::file(path, error));
         if let Some(named) = dir.frozen_elsewhere(part) {
-            return Ok(named.clone());
+            return Ok(FrozenElsewhere { path: canonical(&named.path)?, ..named.clone() });
         }
-        let path = dir.path().canonicalize().map_err(|error| Error::file(dir.path(), error))?;
+        let path = canonical(dir.path())?;
         let source = match source.hub_id() {
             Some(id) => id.to_string(),
             None => path.display().to_string(),
@@ -211,10 +214,10 @@ pub(crate) fn export_model(
         (Some(language), Some(LanguageConfig { weights, .. })) => {
             let dir = weights.open()?;
             let inherited = dir.config().get("image_token_index").and_then(Value::as_i64);
-            let text_config = dir.part(Part::Language)?.config;
-            let index = image_token_index(tokenizer, text_config, inherited, language.vocab_size())?;
-            let pads = index.map(|id| is_pad_token(tokenizer, text_config, id)).transpose()?.unwrap_or(false);
-            Some((dir, ImageToken { index, pads }))
+            let text_config = exported_text_config(&dir, &model_json["text_config"], language)?;
+            let index = image_token_index(tokenizer, &text_config, inherited, language.vocab_size())?;
+            let pads = index.map(|id| is_pad_token(tokenizer, &text_config, id)).transpose()?.unwrap_or(false);
+            Some((dir, text_config, ImageToken { index, pads }))
         }
         (Some(_), None) => {
             let message = "model.language: missing, but the checkpoint is of stage 2";
@@ -226,16 +229,16 @@ pub(crate) fn export_model(
             image_text_hidden_size: model.top.image_text_hidden_size as usize,
             decoder_start_token_id: model.decoder_start_token(),
         },
-        Some((language, image_token)) => ExportTask::Stage2 {
+        Some((language, text_config, image_token)) => ExportTask::Stage2 {
             language,
-            text_config: &model_json["text_config"],
+            text_config,
             before_queries: model.top.before_queries.as_deref(),
             image_token_index: image_token.index,
         },
     };
     let named = match towers {
         FrozenTowers::Copied => Vec::new(),
-        FrozenTowers::Named => named_towers(config, &vision, language.as_ref().map(|(dir, _)| dir))?,
+        FrozenTowers::Named => named_towers(config, &vision, language.as_ref().map(|(dir, ..)| dir))?,
     };
     let export = Export {
         towers: match towers {
@@ -254,7 +257,25 @@ pub(crate) fn export_model(
         max_shard_bytes: DEFAULT_MAX_SHARD_BYTES,
     };
     export.write(out)?;
-    Ok(remarks(&model, model_json, language.as_ref().map(|(_, image_token)| image_token)))
+    Ok(remarks(&model, model_json, language.as_ref().map(|(.., image_token)| image_token)))
+}
+
+/// The language model's configuration with all that ends its texts. What ends the captions that were trained on replaces the language model's own
+/// ends (OPT's line break); else those that only its `generation_config.json` has are added.
+fn exported_text_config(dir: &ModelDir, trained: &Value, language: &LanguageModelConfig) -> Result<Value, Error> {
+    let own = dir.part(Part::Language)?.config.get("eos_token_id");
+    let mut config = trained.clone();
+    match trained.get("eos_token_id") {
+        Some(end) if own != Some(end) => return Ok(config),
+        Some(_) => {}
+        // The class knows it, but the ids that are added would take its place.
+        None => config["eos_token_id"] = json!(language.eos_token_ids().first()),
+    }
+    match language {
+        LanguageModelConfig::Decoder(_) => Ok(with_all_ends(&config, dir.path())?),
+        // It has one.
+        LanguageModelConfig::T5(_) => Ok(config),
+    }
 }
 
 /// The table of positions of BLIP-2's ViT for images of `size` pixels, by its name, where that is not the ViT's own size. Other towers keep theirs:

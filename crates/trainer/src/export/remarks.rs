@@ -26,15 +26,34 @@ pub(crate) fn remarks(model: &Blip2Config, json: &Value, image_token: Option<&Im
     if let Some(reason) = without_class(model, json) {
         return vec![format!("transformers has no class for it: {reason}")];
     }
-    match image_token {
+    let about_image_token = match image_token {
         Some(ImageToken { index: None, .. }) => {
-            vec!["transformers cannot generate with it: its vocabulary has no id left for the queries".into()]
+            Some("transformers cannot generate with it: its vocabulary has no id left for the queries".into())
         }
-        Some(ImageToken { index: Some(id), pads: true }) => vec![format!(
+        Some(ImageToken { index: Some(id), pads: true }) => Some(format!(
             "the queries take the places of token {id} (image_token_index), with which its tokenizer fills batches; batches of several lengths need \
              another pad token in transformers"
-        )],
-        _ => Vec::new(),
+        )),
+        _ => None,
+    };
+    let left_out = left_out_by_sdpa(&json["text_config"]).map(|part| {
+        format!(
+            "load it with attn_implementation=\"eager\": the attention that transformers takes by default leaves out {part}"
+        )
+    });
+    about_image_token.into_iter().chain(left_out).collect()
+}
+
+/// What `scaled_dot_product_attention` has no argument for, and `transformers` no warning.
+fn left_out_by_sdpa(text: &Value) -> Option<&'static str> {
+    match text["model_type"].as_str()? {
+        // Its class has a cap where the file says nothing.
+        "gemma2" if text.get("attn_logit_softcapping").is_none_or(|cap| !cap.is_null()) => {
+            Some("attn_logit_softcapping")
+        }
+        "gpt2" if text["scale_attn_by_inverse_layer_idx"] == true => Some("scale_attn_by_inverse_layer_idx"),
+        "gpt2" if text["scale_attn_weights"] == false => Some("scale_attn_weights"),
+        _ => None,
     }
 }
 
@@ -90,6 +109,28 @@ mod tests {
         let narrow = json!({"model_type": "opt", "hidden_size": 1024, "num_attention_heads": 16, "word_embed_proj_dim": 512, "do_layer_norm_before": false});
         let expected = "its BLIP-2 projects the queries to hidden_size, 1024, and this model's embeddings are 512 wide";
         assert_eq!(reason(BLIP2_VIT, narrow).unwrap(), expected);
+    }
+
+    #[test]
+    fn attention_that_the_default_kernel_does_not_compute_is_told() {
+        let gpt2 = |key: &str, value: bool| json!({"model_type": "gpt2", key: value});
+        for (text, part) in [
+            (json!({"model_type": "gemma2"}), Some("attn_logit_softcapping")),
+            (json!({"model_type": "gemma2", "attn_logit_softcapping": 50.0}), Some("attn_logit_softcapping")),
+            (json!({"model_type": "gemma2", "attn_logit_softcapping": null}), None),
+            (gpt2("scale_attn_by_inverse_layer_idx", true), Some("scale_attn_by_inverse_layer_idx")),
+            (gpt2("scale_attn_weights", false), Some("scale_attn_weights")),
+            (gpt2("scale_attn_weights", true), None),
+            (json!({"model_type": "gemma3_text"}), None),
+        ] {
+            let lines = said(BLIP2_VIT, text.clone(), TOKEN);
+            assert_eq!(lines.len(), usize::from(part.is_some()), "{text}: {lines:?}");
+            assert!(
+                lines.iter().all(|line| line.starts_with("load it with attn_implementation=\"eager\"")),
+                "{lines:?}"
+            );
+            assert!(part.is_none_or(|part| lines[0].ends_with(part)), "{lines:?}");
+        }
     }
 
     #[test]

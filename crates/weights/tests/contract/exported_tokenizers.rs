@@ -111,6 +111,18 @@ fn the_image_token_is_added_and_nothing_else_changes() {
 }
 
 #[test]
+fn ids_with_gaps_leave_the_queries_one_that_no_word_has() {
+    let mut gaps = tokenizer();
+    gaps["model"]["vocab"]["tree"] = json!(8);
+    assert_eq!(index(&gaps, None, 12), Some(9), "eight tokens, but 8 is taken");
+    // A tokenizer would give the next token another id.
+    let given = folder(&gaps);
+    let out = exported(given.path(), Some(9));
+    assert!(!out.path().join("out/processor_config.json").exists());
+    assert_eq!(read_json(out.path().join("out/tokenizer.json")), gaps);
+}
+
+#[test]
 fn a_processor_is_written_only_where_it_would_place_the_queries() {
     let given = folder(&tokenizer());
     for index in [Some(3), Some(9), None] {
