@@ -260,6 +260,28 @@ fn a_text_ends_by_the_same_tokens_here_and_in_transformers() {
 }
 
 #[test]
+fn a_t5_without_a_prompt_reads_behind_the_queries_what_it_was_trained_with_in_transformers_too() {
+    let run = RunOf::new("stage2_t5", 2, "");
+    run.checkpoint(10, None, 0.0);
+    let exported = || {
+        export_checkpoint(&run.path(), &run.out(), FrozenTowers::Copied, &Hub::local()).unwrap();
+        let text = read_json(run.out().join("config.json"))["text_config"].take();
+        (text["bos_token_id"].clone(), text["eos_token_id"].clone())
+    };
+    assert_eq!(exported(), (Value::Null, json!(1)), "this tokenizer adds nothing");
+    let file = run.path().join("tokenizer/tokenizer.json");
+    let mut tokenizer = read_json(file.clone());
+    let (text, end) =
+        (json!({"Sequence": {"id": "A", "type_id": 0}}), json!({"SpecialToken": {"id": "t1", "type_id": 0}}));
+    tokenizer["post_processor"] = json!({
+        "type": "TemplateProcessing", "single": [text, end], "pair": [text, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"t1": {"id": "t1", "ids": [1], "tokens": ["t1"]}},
+    });
+    fs::write(file, tokenizer.to_string()).unwrap();
+    assert_eq!(exported(), (json!(1), json!(1)));
+}
+
+#[test]
 fn a_tower_s_relative_path_is_not_handed_on() {
     let first = RunOf::new("stage2_llama", 2, "");
     first.checkpoint(10, None, 0.0);

@@ -4,6 +4,7 @@ mod remarks;
 
 use std::path::{Path, PathBuf};
 
+use blip2_data::TextEncoder;
 use blip2_model::Blip2Config;
 use blip2_model::language::LanguageConfig as LanguageModelConfig;
 use blip2_model::vision::VisionConfig;
@@ -214,7 +215,7 @@ pub(crate) fn export_model(
         (Some(language), Some(LanguageConfig { weights, .. })) => {
             let dir = weights.open()?;
             let inherited = dir.config().get("image_token_index").and_then(Value::as_i64);
-            let text_config = exported_text_config(&dir, &model_json["text_config"], language)?;
+            let text_config = exported_text_config(&dir, &model_json["text_config"], language, tokenizer)?;
             let index = image_token_index(tokenizer, &text_config, inherited, language.vocab_size())?;
             let pads = index.map(|id| is_pad_token(tokenizer, &text_config, id)).transpose()?.unwrap_or(false);
             Some((dir, text_config, ImageToken { index, pads }))
@@ -262,7 +263,12 @@ pub(crate) fn export_model(
 
 /// The language model's configuration with all that ends its texts. What ends the captions that were trained on replaces the language model's own
 /// ends (OPT's line break); else those that only its `generation_config.json` has are added.
-fn exported_text_config(dir: &ModelDir, trained: &Value, language: &LanguageModelConfig) -> Result<Value, Error> {
+fn exported_text_config(
+    dir: &ModelDir,
+    trained: &Value,
+    language: &LanguageModelConfig,
+    tokenizer: &Path,
+) -> Result<Value, Error> {
     let own = dir.part(Part::Language)?.config.get("eos_token_id");
     let mut config = trained.clone();
     match trained.get("eos_token_id") {
@@ -273,8 +279,14 @@ fn exported_text_config(dir: &ModelDir, trained: &Value, language: &LanguageMode
     }
     match language {
         LanguageModelConfig::Decoder(_) => Ok(with_all_ends(&config, dir.path())?),
-        // It has one.
-        LanguageModelConfig::T5(_) => Ok(config),
+        LanguageModelConfig::T5(t5) => {
+            // Where there is no prompt, `transformers` lets it read this token behind the queries. It was trained with what its tokenizer puts there.
+            let special = TextEncoder::from_file(&tokenizer.join("tokenizer.json"), usize::MAX, true)?.encode("")?;
+            if config["bos_token_id"].is_null() && special.iter().map(|&id| i64::from(id)).eq([t5.eos_token_id]) {
+                config["bos_token_id"] = json!(t5.eos_token_id);
+            }
+            Ok(config)
+        }
     }
 }
 
