@@ -2,6 +2,7 @@
 
 mod bench;
 mod cache;
+mod config;
 mod evaluate;
 mod export;
 mod generate;
@@ -26,6 +27,7 @@ pub(crate) enum Command {
     Shards(shards::ShardsCommand),
     #[command(subcommand)]
     Cache(cache::CacheCommand),
+    Config(config::ConfigArguments),
     Inspect(inspect::InspectArguments),
     Replay(replay::ReplayArguments),
     #[command(subcommand)]
@@ -42,6 +44,7 @@ impl Command {
             Command::Evaluate(arguments) => arguments.run(),
             Command::Shards(command) => command.run(),
             Command::Cache(command) => command.run(),
+            Command::Config(arguments) => arguments.run(),
             Command::Inspect(arguments) => arguments.run(),
             Command::Replay(arguments) => arguments.run(),
             Command::Bench(command) => command.run(),

@@ -1,8 +1,11 @@
 //! `--help` and wrong command lines.
 
+use std::fs;
+use std::path::Path;
+
 use crate::{blip2, run_program};
 
-const COMMANDS: [&[&str]; 20] = [
+const COMMANDS: [&[&str]; 21] = [
     &["train"],
     &["export"],
     &["generate"],
@@ -14,6 +17,7 @@ const COMMANDS: [&[&str]; 20] = [
     &["cache", "build"],
     &["cache", "stats"],
     &["cache", "verify"],
+    &["config"],
     &["inspect"],
     &["replay"],
     &["bench", "loader"],
@@ -35,6 +39,14 @@ fn every_command_explains_itself_with_examples() {
             if *command == ["train"] { "train --config".into() } else { format!("blip2 {}", command.join(" ")) };
         assert!(examples.contains(&example), "{command:?}: {examples}");
     }
+}
+
+#[test]
+fn the_page_of_the_keys_is_what_the_program_prints() {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/config.md")).unwrap();
+    let printed = blip2(["config", "--reference"]).success();
+    let first = printed.lines().zip(page.lines()).find(|(printed, written)| printed != written);
+    assert!(printed == page, "blip2 config --reference > docs/config.md; printed and written: {first:?}");
 }
 
 #[test]

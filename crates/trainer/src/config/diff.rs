@@ -34,7 +34,7 @@ pub struct Difference {
 }
 
 /// Keys and sections that a continued run may change, but for [`DECIDES`]. `run.name` and `run.dir` say where the folder is.
-const FREE: &[&str] = &[
+pub(super) const FREE: &[&str] = &[
     "log",
     "eval",
     "checkpoint",
@@ -47,7 +47,7 @@ const FREE: &[&str] = &[
 ];
 
 /// The key among them that decides about the order of the samples.
-const DECIDES: &str = "data.loader.window_shards";
+pub(super) const DECIDES: &str = "data.loader.window_shards";
 
 impl Config {
     /// All keys whose values differ between the run's configuration and this one, in the order of the file. Credentials in

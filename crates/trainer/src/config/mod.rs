@@ -11,6 +11,7 @@ mod load;
 mod node;
 mod overrides;
 mod reader;
+mod reference;
 mod source;
 #[cfg(test)]
 mod tests;

@@ -331,6 +331,32 @@ fn keys_lists_leaves_at_every_depth() {
     }
 }
 
+#[test]
+fn the_reference_has_every_key_with_range_default_and_words() {
+    let text = Config::reference();
+    for line in [
+        "## `task.losses`",
+        "| `stage` | 1 \\| 2 | must be given | The pre-training stage. |",
+        "| `label_smoothing` | a number from 0 to below 1 | `0.1` | Label smoothing of ITC and ITG. |",
+        "| `betas` | two numbers from 0 to below 1 | `[0.9, 0.98]` | Decay rates of the two moments. |",
+        "| `tokenizer` | null or a path | `null` | Folder of stage 1's tokenizer files; left out: that of `init`. |",
+        "| `gelu` | config \\| exact | `config` | Which GELU a T5 1.1 or FlanT5 computes. `config`: The one that its `config.json` names. \
+         `exact`: GELU by its definition, as in LAVIS. |",
+        "| `model` | a section | must be given | The three parts of the model. |",
+        "| `log` | a section |  | How often metrics are logged. |",
+        "The same keys stand in `data.val.captions`.",
+        "A run that goes on may change `log`, `eval`, `checkpoint`, `data.loader`, `data.shard_cache`, `run.device`, `run.name`, \
+         `run.dir`, `schedule.steps`, but not `data.loader.window_shards`; and `shards`, where the same ones lie there.",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\nin\n{text}");
+    }
+    for key in Config::keys() {
+        let name = key.rsplit('.').next().unwrap();
+        assert!(text.contains(&format!("\n| `{name}` | ")), "{key}");
+    }
+    assert_eq!(text.matches("\n| `min` | ").count(), 1, "a section that stands in several places is listed once");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]

@@ -172,7 +172,7 @@ section! {
         pub feature_cache: FeatureCache = FeatureCache::Off,
         /// Augmented views of each image that a folder holds; epoch e trains on view e modulo this.
         pub feature_views: u64 = 1 => at_least(1),
-        /// How a folder stores features; training and evaluation see the stored values.
+        /// How a folder stores features, int8 with a scale for each token; training and evaluation see the stored values.
         pub feature_format: FeatureFormat = FeatureFormat::Bf16,
         /// What features may take in a folder, in GiB, those of the held-out set before those of the training sets; null: no limit.
         pub feature_max_gib: Option<f64> => rule("null or a number above 0", |gib: &Option<f64>| gib.is_none_or(|gib| gib > 0.0)),
@@ -260,7 +260,7 @@ section! {
     pub struct ImageConfig {
         /// Height and width in pixels; auto: the tower's own.
         pub size: AutoOr<usize> = AutoOr::Given(224) => rule("auto or a whole number of at least 1", |size| *size != AutoOr::Given(0)),
-        /// How training images are varied.
+        /// How training images are varied. `crop_flip`: random resized crop and horizontal flip. `none`: the evaluation transform.
         pub augment: Augment = Augment::CropFlip,
     }
 }
@@ -268,7 +268,7 @@ section! {
 section! {
     /// From caption to tokens.
     pub struct TextConfig {
-        /// How captions are cleaned.
+        /// How captions are cleaned. `blip`: lower case, few marks, at most 50 words. `none`: case and marks stay.
         pub clean: Clean = Clean::Blip,
     }
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::node::Node;
 use super::reader::Reader;
+use super::reference::Section;
 
 /// Anything that can stand behind a key: a leaf, a list, an optional value, or a section.
 pub(super) trait ConfigValue: Sized {
@@ -19,6 +20,17 @@ pub(super) trait ConfigValue: Sized {
 
     /// Adds the dotted paths of all keys at and below `path`.
     fn keys(path: &str, out: &mut Vec<String>);
+
+    /// What belongs there, for the reference.
+    fn takes() -> String;
+
+    /// What the words mean that it may be; empty where its key says enough.
+    fn words() -> String {
+        String::new()
+    }
+
+    /// Adds the sections at and below `path`.
+    fn sections(_: &str, _: &mut Vec<Section>) {}
 }
 
 /// A value without keys of its own.
@@ -37,6 +49,11 @@ pub(super) trait Leaf: Sized {
     /// What to do about `node`, where that is not plain from [`Leaf::expected`].
     fn hint(_node: &Node) -> Option<String> {
         None
+    }
+
+    /// As [`ConfigValue::words`].
+    fn words() -> String {
+        String::new()
     }
 }
 
@@ -60,6 +77,14 @@ impl<T: Leaf> ConfigValue for T {
     fn keys(path: &str, out: &mut Vec<String>) {
         out.push(path.to_string());
     }
+
+    fn takes() -> String {
+        T::expected()
+    }
+
+    fn words() -> String {
+        <T as Leaf>::words()
+    }
 }
 
 impl<T: ConfigValue> ConfigValue for Option<T> {
@@ -77,6 +102,18 @@ impl<T: ConfigValue> ConfigValue for Option<T> {
 
     fn keys(path: &str, out: &mut Vec<String>) {
         T::keys(path, out);
+    }
+
+    fn takes() -> String {
+        format!("null or {}", T::takes())
+    }
+
+    fn words() -> String {
+        T::words()
+    }
+
+    fn sections(path: &str, out: &mut Vec<Section>) {
+        T::sections(path, out);
     }
 }
 
@@ -106,6 +143,14 @@ impl<T: ConfigValue> ConfigValue for Vec<T> {
 
     fn keys(path: &str, out: &mut Vec<String>) {
         T::keys(&format!("{path}.0"), out);
+    }
+
+    fn takes() -> String {
+        "a list".into()
+    }
+
+    fn sections(path: &str, out: &mut Vec<Section>) {
+        T::sections(&format!("{path}.0"), out);
     }
 }
 
@@ -138,6 +183,14 @@ impl<T: ConfigValue> ConfigValue for Keyed<T> {
 
     fn keys(path: &str, out: &mut Vec<String>) {
         T::keys(&format!("{path}.FIELD"), out);
+    }
+
+    fn takes() -> String {
+        "a section with a key for each field".into()
+    }
+
+    fn sections(path: &str, out: &mut Vec<Section>) {
+        T::sections(&format!("{path}.FIELD"), out);
     }
 }
 
@@ -337,19 +390,24 @@ pub(super) fn share() -> Rule<f64> {
     rule("a number from 0 to 1", |value| (0.0..=1.0).contains(value))
 }
 
-/// Declares a section: its struct, and how it is read and written. `key: Type = default => rule` has a default and a
-/// range; a key without `= default` must stand in the file, a section or an optional value may be left out.
+/// The path of `key` in the section at `path`.
+pub(super) fn join(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_string() } else { format!("{path}.{key}") }
+}
+
+/// Declares a section: its struct, how it is read and written, and its part of the reference. `key: Type = default => rule` has a
+/// default and a range; a key without `= default` must stand in the file, a section or an optional value may be left out.
 macro_rules! section {
     (
-        $(#[$doc:meta])*
+        $(#[doc = $doc:literal])*
         pub struct $name:ident {
-            $( $(#[$key_doc:meta])* pub $key:ident: $type:ty $(= $default:expr)? $(=> $rule:expr)? ),* $(,)?
+            $( $(#[doc = $key_doc:literal])* pub $key:ident: $type:ty $(= $default:expr)? $(=> $rule:expr)? ),* $(,)?
         }
     ) => {
-        $(#[$doc])*
+        $(#[doc = $doc])*
         #[derive(Debug, Clone, PartialEq)]
         pub struct $name {
-            $( $(#[$key_doc])* pub $key: $type, )*
+            $( $(#[doc = $key_doc])* pub $key: $type, )*
         }
 
         impl $crate::config::value::ConfigValue for $name {
@@ -374,8 +432,25 @@ macro_rules! section {
             }
 
             fn keys(path: &str, out: &mut Vec<String>) {
-                let join = |key: &str| if path.is_empty() { key.to_string() } else { format!("{path}.{key}") };
-                $( <$type as ConfigValue>::keys(&join(stringify!($key)), out); )*
+                $( <$type as ConfigValue>::keys(&$crate::config::value::join(path, stringify!($key)), out); )*
+            }
+
+            fn takes() -> String {
+                "a section".into()
+            }
+
+            fn sections(path: &str, out: &mut Vec<$crate::config::reference::Section>) {
+                use $crate::config::reference::{Key, Section};
+                let keys = vec![$(
+                    Key::of::<$type>(
+                        stringify!($key),
+                        concat!($($key_doc),*),
+                        section!(@optional $($default)?),
+                        section!(@optional $($rule)?),
+                    )
+                ),*];
+                Section::add(out, stringify!($name), path, concat!($($doc),*), keys);
+                $( <$type as ConfigValue>::sections(&$crate::config::value::join(path, stringify!($key)), out); )*
             }
         }
     };
@@ -386,13 +461,13 @@ macro_rules! section {
 /// Declares an enum whose variants are words in the file.
 macro_rules! choice {
     (
-        $(#[$doc:meta])*
-        pub enum $name:ident { $( $(#[$variant_doc:meta])* $variant:ident = $word:literal ),* $(,)? }
+        $(#[doc = $doc:literal])*
+        pub enum $name:ident { $( $(#[doc = $variant_doc:literal])* $variant:ident = $word:literal ),* $(,)? }
     ) => {
-        $(#[$doc])*
+        $(#[doc = $doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum $name {
-            $( $(#[$variant_doc])* $variant, )*
+            $( $(#[doc = $variant_doc])* $variant, )*
         }
 
         impl $name {
@@ -411,13 +486,13 @@ macro_rules! choice {
             }
         }
 
-        words!($name);
+        words!($name [$( $word: concat!($($variant_doc),*) ),*]);
     };
 }
 
-/// Makes enums whose variants are words, with `ALL` and `as_str`, values of a key.
+/// Makes enums whose variants are words, with `ALL` and `as_str`, values of a key; with what their words mean for the reference.
 macro_rules! words {
-    ($($name:ident),*) => { $(
+    ($($name:ident $([ $($word:literal: $meaning:expr),* ])?),*) => { $(
         impl Leaf for $name {
             fn expected() -> String {
                 Self::ALL.iter().map(|choice| choice.as_str()).collect::<Vec<_>>().join(" | ")
@@ -437,6 +512,12 @@ macro_rules! words {
             fn fallback() -> Self {
                 Self::ALL[0]
             }
+
+            $(
+                fn words() -> String {
+                    $crate::config::reference::meanings(&[$( ($word, $meaning) ),*])
+                }
+            )?
         }
     )* };
 }
