@@ -281,7 +281,7 @@ fn exported_text_config(
         LanguageModelConfig::Decoder(_) => Ok(with_all_ends(&config, dir.path())?),
         LanguageModelConfig::T5(t5) => {
             // Where there is no prompt, `transformers` lets it read this token behind the queries. It was trained with what its tokenizer puts there.
-            let special = TextEncoder::from_file(&tokenizer.join("tokenizer.json"), usize::MAX, true)?.encode("")?;
+            let special = TextEncoder::from_file(tokenizer.join("tokenizer.json"), usize::MAX, true)?.encode("")?;
             if config["bos_token_id"].is_null() && special.iter().map(|&id| i64::from(id)).eq([t5.eos_token_id]) {
                 config["bos_token_id"] = json!(t5.eos_token_id);
             }
