@@ -134,11 +134,6 @@ impl Stage2 {
             generate(language, &prefixes, options)
         })
     }
-
-    /// The tokens in front of the queries.
-    pub fn before_queries(&self) -> &[i64] {
-        &self.before_queries
-    }
 }
 
 /// Flat positions of labels other than `ignore` in `labels i64 [B, T]`.

@@ -183,3 +183,28 @@ fn an_evaluation_that_a_signal_came_before_is_made_when_the_run_goes_on() {
     assert!(run.join("finished").exists());
     assert_eq!(evaluated(&run), (1..=step).collect::<Vec<_>>());
 }
+
+#[test]
+fn an_evaluation_that_a_signal_comes_into_ends_and_is_made_when_the_run_goes_on() {
+    let tiny = TinyRun::new();
+    tiny.pack(&tiny.path("held_out"), 600);
+    let held_out = [("/eval/every", json!(2)), ("/schedule/steps", json!(4)), ("/log/every", json!(1))];
+    let shards = ("/data/val", json!({"shards": tiny.path("held_out/*.tar")}));
+    let changes = [&changes()[..], &held_out, &[shards]].concat();
+    let (whole, stopped) = (tiny.stage1("whole", &changes), tiny.stage1("stopped", &changes));
+    train(&whole, &[]).success();
+
+    let run = tiny.run("stopped");
+    let mut child = start(&stopped);
+    // The record is written before the evaluation, which takes hundreds of batches.
+    assert!(runs_until(&mut child, || recorded_step(&run) == 2));
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let said = Ended::of(child.wait_with_output().unwrap()).success();
+    assert!(said.starts_with("stopped after step 2,"), "{said}");
+    assert_eq!(evaluated(&run), []);
+    assert!(checkpoint(&run, 2).join("MANIFEST.json").exists(), "nothing is lost");
+
+    train(&stopped, &[]).success();
+    assert_eq!(evaluated(&run), [2, 4]);
+    assert_same_end(&run, &tiny.run("whole"), 4);
+}

@@ -27,10 +27,11 @@ impl TinyRun {
         tiny
     }
 
-    /// Packs the first pictures into shards.
-    pub fn pack(&self, out: &Path, pictures: usize) {
+    /// Packs so many samples into shards, of six pictures in turn.
+    pub fn pack(&self, out: &Path, samples: usize) {
         let captions = self.path("captions.tsv");
-        let rows = (0..pictures).map(|i| format!("image_{i}.png\tt{} t{} t{}\n", 10 + i, 20 + i, 30 + i));
+        let rows = (0..samples)
+            .map(|i| format!("image_{}.png\tt{} t{} t{}\n", i % 6, 10 + i % 200, 20 + i % 200, 30 + i % 200));
         fs::write(&captions, rows.collect::<String>()).unwrap();
         let images = golden("stage2_llama");
         let arguments = ["--captions".into(), captions, "--images".into(), images, "--out".into(), out.to_path_buf()];

@@ -26,6 +26,7 @@ use crate::features::disk::DiskFeatures;
 use crate::features::encoder::ImageEncoder;
 use crate::features::memory::{FillOptions, MemoryCaches};
 use crate::ranks::{self, Ranks};
+use crate::run::signals::StopSignal;
 use crate::task::TargetRule;
 
 /// Recall is measured at these ranks.
@@ -65,6 +66,8 @@ pub struct HeldOut<'a> {
     images: u64,
     done: u64,
     tell: Tell<'a>,
+    stop: Option<&'a StopSignal>,
+    cut_short: bool,
 }
 
 /// What was measured.
@@ -252,7 +255,20 @@ impl HeldOutSet {
         let images = range.end - range.start;
         let features = self.features.disk().map(|disk| EvalFeatures { rows: disk.rows().clone(), position });
         let reader = self.reader(text, range, self.features.needs_pixels(), features)?;
-        Ok(HeldOut { reader, encoder, text, rule, set: self, ranks, images, done: 0, tell: &|_, _, _| {} })
+        let tell = &|_: &'static str, _, _| {};
+        Ok(HeldOut {
+            reader,
+            encoder,
+            text,
+            rule,
+            set: self,
+            ranks,
+            images,
+            done: 0,
+            tell,
+            stop: None,
+            cut_short: false,
+        })
     }
 
     /// A PNG with the pictures of these samples side by side, with its width and height; the place of one that can no longer be read stays
@@ -277,6 +293,19 @@ impl<'a> HeldOut<'a> {
     /// The same, and `tell` hears how far it is.
     pub fn heard_by(self, tell: Tell<'a>) -> HeldOut<'a> {
         HeldOut { tell, ..self }
+    }
+
+    /// The same, and it ends where a signal comes: what it gives is then of no use.
+    pub fn until(self, stop: &'a StopSignal) -> HeldOut<'a> {
+        HeldOut { stop: Some(stop), ..self }
+    }
+
+    /// Whether a signal has ended the pass on any rank.
+    ///
+    /// # Errors
+    /// When a rank is lost.
+    pub fn was_cut_short(&self) -> Result<bool, Error> {
+        self.ranks.any(self.cut_short)
     }
 
     /// Tells how far the evaluation is.
@@ -305,6 +334,10 @@ impl<'a> HeldOut<'a> {
         // A rank whose part takes longer than that of others does not hang.
         self.ranks.pulse().beat();
         self.tell("images", self.done, self.images);
+        self.cut_short |= self.stop.is_some_and(StopSignal::is_set);
+        if self.cut_short {
+            return None;
+        }
         let host = match self.reader.next()? {
             Ok(host) => host,
             Err(error) => return Some(Err(error.into())),
@@ -336,7 +369,7 @@ impl<'a> HeldOut<'a> {
 
     /// Whether retrieval is to be measured.
     pub fn retrieval(&self) -> bool {
-        self.set.retrieval
+        self.set.retrieval && !self.cut_short
     }
 
     /// How many candidates of each query are to be re-ranked by ITM; 0: none.

@@ -35,6 +35,14 @@ use books::Books;
 /// So many non-finite steps in a row end a run.
 const MAX_BAD_STEPS: u64 = 10;
 
+/// What comes of an evaluation.
+enum Evaluated {
+    /// The metric by which the best checkpoint is kept, where there is one.
+    Whole(Option<Metric>),
+    /// Nothing: a signal came. It is made up when the run goes on.
+    CutShort,
+}
+
 /// A stage that is being trained.
 pub struct Run {
     config: Config,
@@ -65,7 +73,7 @@ impl Run {
         ranks.take_traffic(); // what was exchanged so far belongs to no step
         let mut meter = Meter::resume(self.state.unrecorded.clone());
         if self.state.evaluation_due && !stopping {
-            self.make_up_evaluation(&mut meter)?;
+            stopping = !self.make_up_evaluation(&mut meter, stop)?;
         }
         while self.state.step < steps && !stopping {
             let step = self.state.step;
@@ -99,10 +107,14 @@ impl Run {
                 // A disk that is full is told now, not at the next checkpoint.
                 books.writer.poll().transpose()?;
             }
-            // Whoever asks to stop seldom has the time that an evaluation takes.
-            self.state.evaluation_due = evaluate && stopping;
-            let best = if evaluate && !stopping { meter.leave_out(&*ranks, || self.evaluate())? } else { None };
-            if save {
+            let mut best = None;
+            if evaluate {
+                match meter.leave_out(&*ranks, || self.evaluate(stop))? {
+                    Evaluated::Whole(metric) => best = metric,
+                    Evaluated::CutShort => (stopping, self.state.evaluation_due) = (true, true),
+                }
+            }
+            if save || stopping {
                 self.save(best, &meter)?;
             }
         }
@@ -114,14 +126,15 @@ impl Run {
         self.state.step.is_multiple_of(every) || self.state.step == self.config.schedule.steps
     }
 
-    /// Does what a signal came before, so that the run goes on as if none had come.
-    fn make_up_evaluation(&mut self, meter: &mut Meter) -> Result<(), Error> {
+    /// Does what a signal came before, so that the run goes on as if none had come; false where the next one came.
+    fn make_up_evaluation(&mut self, meter: &mut Meter, stop: &StopSignal) -> Result<bool, Error> {
         let ranks = Rc::clone(&self.ranks);
-        let best = meter.leave_out(&*ranks, || self.evaluate())?;
+        let Evaluated::Whole(best) = meter.leave_out(&*ranks, || self.evaluate(stop))? else { return Ok(false) };
         self.state.evaluation_due = false;
         // A checkpoint that is there for the signal's sake alone is not kept as the best.
         let best = best.filter(|_| self.is_due(self.config.checkpoint.every));
-        self.save(best, meter)
+        self.save(best, meter)?;
+        Ok(true)
     }
 
     fn next_batch(&mut self) -> Result<blip2_data::HostBatch, Error> {
@@ -188,17 +201,23 @@ impl Run {
         self.books.as_mut().map_or(Ok(()), |books| books.quarantine(&found.concat()))
     }
 
-    /// Measures on held-out data; returns the metric by which the best checkpoint is kept, where there is one.
-    fn evaluate(&mut self) -> Result<Option<Metric>, Error> {
-        let Some(set) = &self.held_out else { return Ok(None) };
+    /// Measures on held-out data, unless a signal came or comes: whoever asks to stop seldom has the time that it takes.
+    fn evaluate(&mut self, stop: &StopSignal) -> Result<Evaluated, Error> {
+        let Some(set) = &self.held_out else { return Ok(Evaluated::Whole(None)) };
         let step = self.state.step;
         self.ranks.enter(step, "evaluation");
-        let mut pass = set.pass(&self.assembly, &*self.ranks, self.state.stream_position)?;
+        if self.ranks.any(stop.is_set())? {
+            return Ok(Evaluated::CutShort);
+        }
+        let mut pass = set.pass(&self.assembly, &*self.ranks, self.state.stream_position)?.until(stop);
         let mut evaluation: Evaluation = self.assembly.task.evaluate(&mut pass, &self.forward)?;
+        if pass.was_cut_short()? {
+            return Ok(Evaluated::CutShort);
+        }
         let unreadable = pass.take_quarantined()?;
         evaluation.scalars.extend(set.take_cache_metrics(&*self.ranks)?);
         let notes = self.notes_of_ranks(set.take_note())?;
-        let Some(books) = &mut self.books else { return Ok(None) };
+        let Some(books) = &mut self.books else { return Ok(Evaluated::Whole(None)) };
         books.quarantine(&unreadable)?;
         notes.iter().for_each(|line| books.telemetry.note(line));
         books.telemetry.record(&Record::new(step, evaluation.scalars.clone()))?;
@@ -218,7 +237,7 @@ impl Run {
         {
             self.state.best = Some(Best { metric: metric.clone(), step });
         }
-        Ok(metric)
+        Ok(Evaluated::Whole(metric))
     }
 
     /// Writes a checkpoint, which is the same on every rank: the first one writes it.
