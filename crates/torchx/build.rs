@@ -56,22 +56,24 @@ fn cpp() -> cc::Build {
     build
 }
 
-/// Everything that sees libtorch, as one file: its headers take far longer to read than all of this to compile. The Gloo backend's header
-/// names types of gloo, whose own headers no wheel has, and stands alone with ours.
+/// Everything that sees libtorch, as one file: its headers take far longer to read than all of this to compile. The Gloo backend's header names
+/// types of gloo, whose own headers no wheel has: `gloo_headers/` declares them.
 fn compile_shim(include: &Path) {
-    let (gloo, others): (Vec<_>, Vec<_>) =
-        [sources("csrc"), sources("csrc/dist")].concat().into_iter().partition(|file| file.ends_with("gloo.cpp"));
     let root = env::current_dir().expect("cargo runs this in the crate's folder");
-    let lines: String = others.iter().map(|file| format!("#include \"{}\"\n", root.join(file).display())).collect();
+    let files = [sources("csrc"), sources("csrc/dist")].concat();
+    let lines: String = files.iter().map(|file| format!("#include \"{}\"\n", root.join(file).display())).collect();
     let all = Path::new(&env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("shim.cpp");
     std::fs::write(&all, lines).expect("OUT_DIR can be written");
-    let with_torch = |files: &[PathBuf]| {
-        let mut build = cpp();
-        build.files(files).flag("-isystem").flag(include).flag("-isystem").flag(include.join("torch/csrc/api/include"));
-        build
-    };
-    with_torch(&[all]).flag("-fopenmp").compile("torchx_shim");
-    with_torch(&gloo).include("csrc/dist/gloo_headers").define("USE_C10D_GLOO", None).compile("torchx_gloo");
+    cpp()
+        .file(all)
+        .include("csrc/dist/gloo_headers")
+        .define("USE_C10D_GLOO", None)
+        .flag("-isystem")
+        .flag(include)
+        .flag("-isystem")
+        .flag(include.join("torch/csrc/api/include"))
+        .flag("-fopenmp")
+        .compile("torchx_shim");
 }
 
 /// One instruction set's kernels; `csrc/kernels/kernels.h` says why they are compiled apart and without contraction.

@@ -7,6 +7,7 @@
 #include <ATen/ops/empty.h>
 
 #include <dlfcn.h>
+#include <malloc.h>
 #include <unistd.h>
 
 #include <cstdint>
@@ -108,6 +109,14 @@ int torchx_memory_stats(int cuda_index, int64_t* allocated, int64_t* reserved, i
 
 int torchx_memory_reset_peak(int cuda_index) {
   return guarded([&] { at::accelerator::resetPeakStats(static_cast<c10::DeviceIndex>(cuda_index)); });
+}
+
+// Freed memory stays in the process: neither maps of their own for large blocks, which a free gives back, nor a heap that shrinks.
+void torchx_memory_keep_freed() {
+#ifdef __GLIBC__
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, -1);
+#endif
 }
 
 // Page-locked host memory of the dtype of `like`.

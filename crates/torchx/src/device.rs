@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use tch::{Cuda, Device, Kind};
 
 use crate::error::Error;
-use crate::ffi;
+use crate::{ffi, memory};
 
 /// Loads libtorch's CUDA half where it is installed; true where it was found.
 ///
@@ -61,7 +61,8 @@ impl fmt::Display for DeviceChoice {
     }
 }
 
-/// Resolves a choice against this machine, and makes a CUDA device the current one.
+/// Resolves a choice against this machine, and makes a CUDA device the current one; for the CPU, has freed memory kept
+/// ([`memory::keep_freed`]).
 ///
 /// # Errors
 /// [`Error::NoCuda`] and [`Error::NoSuchCudaDevice`] where CUDA was asked for by name and cannot be had.
@@ -78,7 +79,10 @@ pub fn select_for(choice: DeviceChoice, process: usize) -> Result<Device, Error>
     load_cuda();
     let count = if Cuda::is_available() { usize::try_from(Cuda::device_count()).unwrap_or(0) } else { 0 };
     let device = resolve(choice, process, count)?;
-    set_current(device);
+    match device {
+        Device::Cpu => memory::keep_freed(),
+        _ => set_current(device),
+    }
     Ok(device)
 }
 

@@ -29,6 +29,7 @@ unsafe extern "C" {
         peak_allocated: *mut i64,
     ) -> c_int;
     pub fn torchx_memory_reset_peak(cuda_index: c_int) -> c_int;
+    pub fn torchx_memory_keep_freed();
     pub fn torchx_empty_pinned(shape: *const i64, dims: usize, like: *const C_tensor, out: *mut *mut C_tensor)
     -> c_int;
     pub fn torchx_sdpa_get() -> c_int;

@@ -38,10 +38,28 @@ pub fn reset_peak(device: Device) {
     }
 }
 
+/// Has this process keep the memory of freed CPU tensors for the next ones.
+///
+/// The C library gives large blocks back to the system, so that each step of a training finds its activations and gradients as pages that have
+/// to be mapped and cleared once more, which takes up to a third of the step. [`crate::device::select`] calls this for the CPU.
+pub fn keep_freed() {
+    // SAFETY: sets two parameters of the C library's allocator, under its own lock.
+    unsafe { ffi::torchx_memory_keep_freed() }
+}
+
+/// The resident memory of this process, where the system says.
+pub fn rss_bytes() -> Option<u64> {
+    status_bytes("VmRSS:")
+}
+
 /// The most resident memory this process has had, where the system says.
 pub fn peak_rss_bytes() -> Option<u64> {
+    status_bytes("VmHWM:")
+}
+
+fn status_bytes(name: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }

@@ -164,7 +164,9 @@ impl TextEncoder {
         if file.starts_with(LFS_POINTER) {
             return Err(load("it is a Git LFS pointer, not the file; run `git lfs pull`".to_owned()));
         }
-        let mut tokenizer = Tokenizer::from_bytes(file).map_err(|error| load(one_line(&error)))?;
+        let text = std::str::from_utf8(file).map_err(|error| load(format!("not UTF-8: {error}")))?;
+        // Not `Tokenizer::from_bytes`, a generic function that compiles the reading of every kind of tokenizer once more, here.
+        let mut tokenizer: Tokenizer = text.parse().map_err(|error| load(one_line(&error)))?;
         tokenizer.with_padding(None);
         let added = tokenizer.get_added_tokens_decoder().into_iter().collect();
         TextEncoder { path: path.to_owned(), tokenizer, add_special_tokens, lead: String::new(), added }

@@ -1,4 +1,4 @@
-// The Gloo backend, the only file that sees its header; build.rs gives it the declarations in gloo_headers/.
+// The Gloo backend; build.rs gives its header the declarations in gloo_headers/.
 #include "dist.h"
 
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
