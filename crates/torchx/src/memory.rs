@@ -38,7 +38,8 @@ pub fn reset_peak(device: Device) {
     }
 }
 
-/// Has this process keep the memory of freed CPU tensors for the next ones.
+/// Has this process keep the memory of CPU tensors that the main thread frees for the next ones; other threads' largest blocks are given back all
+/// the same.
 ///
 /// The C library gives large blocks back to the system, so that each step of a training finds its activations and gradients as pages that have
 /// to be mapped and cleared once more, which takes up to a third of the step. [`crate::device::select`] calls this for the CPU.

@@ -80,19 +80,6 @@ fn the_loaded_libtorch_says_its_version() {
 }
 
 #[test]
-fn freed_memory_is_kept_for_the_next_tensor() {
-    let _alone = alone();
-    memory::keep_freed();
-    let before = memory::rss_bytes().unwrap();
-    drop(Tensor::ones([256 << 20], (Kind::Uint8, Device::Cpu)));
-    let kept = memory::rss_bytes().unwrap();
-    assert!(kept > before + (240 << 20), "{kept} after {before}");
-    drop(Tensor::ones([256 << 20], (Kind::Uint8, Device::Cpu)));
-    let again = memory::rss_bytes().unwrap();
-    assert!(again < kept + (16 << 20), "{again} after {kept}");
-}
-
-#[test]
 fn memory_figures_follow_a_tensor() {
     let _alone = alone();
     assert!(memory::stats(Device::Cpu).is_none());
