@@ -24,7 +24,9 @@ impl Case {
             Tensor::rand([columns], CPU) + 0.5,
             Tensor::randn([columns], CPU),
         ];
-        Self { inputs, rows: Tensor::arange(shape[0], (Kind::Int64, Device::Cpu)), upstream: Tensor::randn(shape, CPU) }
+        // Not around zero: sums over few rows would cancel.
+        let upstream = Tensor::randn(shape, CPU) + 1.0;
+        Self { inputs, rows: Tensor::arange(shape[0], (Kind::Int64, Device::Cpu)), upstream }
     }
 
     /// The result and the gradients of x, residual, weight and bias.
