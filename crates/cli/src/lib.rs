@@ -64,4 +64,23 @@ mod tests {
         Blip2::command().debug_assert();
         Train::command().debug_assert();
     }
+
+    #[test]
+    fn every_command_explains_itself_with_examples() {
+        let mut program = Blip2::command();
+        program.build();
+        let mut commands = vec![(program, "blip2".to_owned()), (Train::command(), "train".to_owned())];
+        let mut seen = Vec::new();
+        while let Some((mut command, name)) = commands.pop() {
+            let help = command.render_long_help().to_string();
+            assert!(help.contains(&format!("Usage: {name}")), "{name}: {help}");
+            let (_, examples) = help.split_once("Examples:\n").unwrap_or_else(|| panic!("{name} has no examples"));
+            let trains = name == "blip2 train";
+            assert!(examples.contains(if trains { "train --config" } else { &name }), "{name}: {examples}");
+            let below = command.get_subcommands().filter(|command| command.get_name() != "help");
+            commands.extend(below.map(|command| (command.clone(), format!("{name} {}", command.get_name()))));
+            seen.push(name);
+        }
+        assert!(seen.len() > 20 && seen.contains(&"blip2 shards pack".to_owned()), "{seen:?}");
+    }
 }

@@ -6,6 +6,13 @@ use tch::{Device, Kind, Tensor};
 const MIB: u64 = 1 << 20;
 
 fn main() {
+    // As runners of tests ask for names.
+    if std::env::args().any(|argument| argument == "--list") {
+        if !std::env::args().any(|argument| argument == "--ignored") {
+            println!("freed_memory_is_kept: test");
+        }
+        return;
+    }
     let resident = || memory::rss_bytes().unwrap() / MIB;
     let use_and_free = || drop(Tensor::ones([256 << 20], (Kind::Uint8, Device::Cpu)));
 

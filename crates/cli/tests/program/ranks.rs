@@ -321,7 +321,7 @@ fn start_in(folders: &[PathBuf], config: &Path) -> Vec<Ended> {
     let start = |(rank, folder): (usize, &PathBuf)| {
         let mut command = rank_command(env!("CARGO_BIN_EXE_train"), rank, folders.len(), port);
         // So long they wait for each other, and for what a shared folder shows late.
-        command.env("BLIP2_JOIN_TIMEOUT_S", "20");
+        command.env("BLIP2_JOIN_TIMEOUT_S", "10");
         command.current_dir(folder).arg("--config").arg(config).spawn().unwrap()
     };
     ends(folders.iter().enumerate().map(start).collect())
