@@ -389,6 +389,13 @@ mod parquet {
             let error = refused(&options);
             assert!(error.contains("train.parquet: no whole Parquet file: "), "{error}");
         }
+        // A schema of groups in groups would end the reader's stack: version, the list of elements, each with a name and one child.
+        let mut footer = vec![0x15, 0x02, 0x19, 0xFC, 0xC0, 0x9A, 0x0C];
+        footer.extend([0x48, 0x01, b'a', 0x15, 0x02, 0x00].repeat(200_000));
+        let length = (footer.len() as u32).to_le_bytes();
+        fs::write(&path, [b"PAR1", &footer[..], &length, b"PAR1"].concat()).unwrap();
+        let error = refused(&options);
+        assert!(error.contains("train.parquet: its schema nests 199999 levels deep, more than 100"), "{error}");
         file(&path, &[], Compression::SNAPPY);
         assert!(refused(&options).contains("holds no row"));
         // Any byte of the data may be another: rows fail or pass, and nothing ends the program.

@@ -19,6 +19,8 @@ mod lines;
 mod pairs;
 #[cfg(feature = "parquet")]
 mod parquet;
+#[cfg(feature = "parquet")]
+mod parquet_nesting;
 mod prepare;
 mod row;
 mod source;

@@ -14,6 +14,7 @@ use ::parquet::record::{Field, Row as Record};
 use ::parquet::schema::types::{SchemaDescPtr, SchemaDescriptor, Type};
 use serde_json::{Map, Number, Value};
 
+use super::parquet_nesting::nesting;
 use super::row::{Content, ImageSource, Place, Row, RowData, Unusable};
 use super::source::{Input, RowIter, Source, file_input, file_name};
 use super::{CAPTION_FIELD, IMAGE_FIELD, Keep, Reading};
@@ -23,6 +24,8 @@ use crate::pack::lines::{listed, utf8};
 
 /// Rows of a column that are held at once.
 const ROWS_AT_ONCE: usize = 16;
+/// Levels of a schema: the reader walks it recursively, and a thread's stack ends.
+const MOST_LEVELS: usize = 100;
 
 /// The files, one behind the other.
 pub(crate) struct ParquetFiles {
@@ -73,7 +76,11 @@ impl Source for ParquetFiles {
 impl ParquetFile {
     fn open(path: PathBuf, reading: &Reading, rows_before: u64) -> Result<ParquetFile, DataError> {
         let refuse = |reason: String| DataError::Source { path: path.clone(), reason };
-        let file = File::open(&path).map_err(DataError::io(&path))?;
+        let mut file = File::open(&path).map_err(DataError::io(&path))?;
+        let levels = nesting(&mut file).map_err(DataError::io(&path))?;
+        if levels > MOST_LEVELS {
+            return Err(refuse(format!("its schema nests {levels} levels deep, more than {MOST_LEVELS}")));
+        }
         let opened = unpanicked(&path, || Ok(SerializedFileReader::new(file)?));
         let reader = opened.map_err(|error| match error {
             Unusable::Row(reason) => refuse(format!("no whole Parquet file: {reason}")),
