@@ -17,6 +17,8 @@ const WHOLE: &str = "tar";
 const PART: &str = "part";
 /// Locked by who waits for room.
 const ASKED: &str = "asked.lock";
+/// Locked by who evicts, or must not see anything evicted.
+const ROOM: &str = "room.lock";
 
 /// The folder.
 pub(crate) struct Cache {
@@ -95,8 +97,7 @@ impl Cache {
     /// Makes room for a part of `bytes` by evicting what was used longest ago; false when what is in use leaves none.
     pub(crate) fn reserve(&self, part: &Part, bytes: u64) -> io::Result<bool> {
         // One at a time, so that two never count on the same room.
-        let turn = File::create(self.dir.join("room.lock"))?;
-        turn.lock()?;
+        let _turn = locked(&self.dir)?;
         let parts = self.files(PART)?.into_iter().filter(|(path, _)| *path != part.path);
         let mut used: u64 = parts.map(|(_, metadata)| metadata.len()).sum();
         let mut whole = self.files(WHOLE)?;
@@ -150,13 +151,19 @@ impl Cache {
 }
 
 impl Part {
-    /// Makes it a whole file, safely on disk.
-    pub(crate) fn finish(mut self) -> io::Result<()> {
+    /// Makes it a whole file, safely on disk, and opens that; as long as it is open it stays.
+    pub(crate) fn finish(mut self) -> io::Result<File> {
         self.file.sync_all()?;
-        fs::rename(&self.path, self.path.with_extension(WHOLE))?;
+        let (whole, folder) = (self.path.with_extension(WHOLE), self.path.parent().unwrap_or(Path::new(".")));
+        // Between its two locks, of who fills it and of who uses it, it would be fair game.
+        let _turn = locked(folder)?;
+        fs::rename(&self.path, &whole)?;
         self.finished = true;
-        let folder = self.path.parent().unwrap_or(Path::new("."));
-        File::open(folder)?.sync_all()
+        File::open(folder)?.sync_all()?;
+        self.file.unlock()?;
+        let file = File::open(&whole)?;
+        file.lock_shared()?;
+        Ok(file)
     }
 }
 
@@ -167,6 +174,13 @@ impl Drop for Part {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// Nothing is evicted as long as the file is open.
+fn locked(dir: &Path) -> io::Result<File> {
+    let file = File::create(dir.join(ROOM))?;
+    file.lock()?;
+    Ok(file)
 }
 
 /// Whether somebody waits for room in a folder.
@@ -231,7 +245,7 @@ mod tests {
 
     fn names(dir: &Path) -> Vec<String> {
         let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        let mut names: Vec<String> = names.filter(|name| name != "room.lock").collect();
+        let mut names: Vec<String> = names.filter(|name| name != ROOM).collect();
         names.sort();
         names
     }
@@ -257,6 +271,28 @@ mod tests {
         assert!(make(&cache, "f", 30));
         assert_eq!(names(dir.path()), ["f.tar"]);
         assert!(!make(&cache, "g", 31));
+    }
+
+    #[test]
+    fn what_was_just_fetched_is_not_evicted_before_it_is_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = cache(dir.path(), 10);
+        std::thread::scope(|scope| {
+            for thread in 0..2 {
+                let cache = &cache;
+                scope.spawn(move || {
+                    for round in 0..300 {
+                        let key = format!("{thread}-{round}");
+                        let Entry::Missing(part) = cache.get(&key).unwrap() else { panic!("{key} is there") };
+                        while !cache.reserve(&part, 10).unwrap() {
+                            std::thread::yield_now();
+                        }
+                        let file = part.finish().unwrap();
+                        assert!(is_at(&file, &cache.path(&key, WHOLE)).unwrap(), "{key} is gone");
+                    }
+                });
+            }
+        });
     }
 
     #[test]

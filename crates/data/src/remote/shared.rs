@@ -208,12 +208,12 @@ impl Shared {
         }
         self.check(url)?;
         let key = key_of(url, version);
-        let (mut fetched, mut waited) = (false, Duration::ZERO);
+        let mut waited = Duration::ZERO;
         loop {
             let begin = Instant::now();
             let part = match self.cache.get(&key).map_err(|error| self.broken(error))? {
                 Entry::Whole(file) => match file.metadata().map_err(|error| self.broken(error))?.len() {
-                    bytes if bytes == version.bytes => return Ok(Some(Had { file, fetched })),
+                    bytes if bytes == version.bytes => return Ok(Some(Had { file, fetched: false })),
                     // Damaged: another length is in its key.
                     _ => {
                         self.discard(url, version)?;
@@ -230,20 +230,20 @@ impl Shared {
             }
             // Who has waited while another tried in vain has that much less patience.
             let patience = Patience::new(&self.retries, &self.stop).having_waited(waited);
-            match fetch(&self.network, url, version, &part.file, patience, &self.stop, fits) {
+            let file = match fetch(&self.network, url, version, &part.file, patience, &self.stop, fits) {
                 Ok(()) => part.finish().map_err(|error| self.broken(error))?,
                 Err(Failed::Here(error)) => return Err(self.broken(error)),
                 Err(Failed::There(fault)) => {
                     self.remember(url, &fault, need);
                     return Err(failed(url)(fault));
                 }
-            }
-            fetched = true;
+            };
             self.reached.store(true, Ordering::Relaxed);
             self.count(|usage| {
                 usage.fetched += 1;
                 usage.fetched_bytes += version.bytes;
             });
+            return Ok(Some(Had { file, fetched: true }));
         }
     }
 
