@@ -1,8 +1,8 @@
 //! The image decoders: any bytes are an image of the size that their header says, or refused in one line.
 #![no_main]
 
-use blip2_data::image::inspect;
-use blip2_data::{DecodeError, Filter, decode, train_transform};
+use blip2_data::image::{Picture, Scale, inspect};
+use blip2_data::{DecodeError, Filter, JpegSize, decode, train_transform};
 use libfuzzer_sys::fuzz_target;
 
 /// Larger images are the same code for longer.
@@ -12,6 +12,15 @@ fuzz_target!(|data: &[u8]| {
     let header = inspect(data);
     if header.as_ref().is_ok_and(|(_, width, height)| width * height > MAX_PIXELS) {
         return;
+    }
+    if let Ok(picture) = Picture::open(data, JpegSize::Reduced) {
+        for scale in Scale::REDUCED {
+            if let Ok((image, scale)) = picture.decode(scale) {
+                let sides = [picture.width, picture.height].map(|side| side.div_ceil(scale.divisor()));
+                assert_eq!([image.width, image.height], sides);
+                assert_eq!(image.data.len(), image.width * image.height * 3);
+            }
+        }
     }
     match decode(data) {
         Ok(image) => {

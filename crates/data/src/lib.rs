@@ -40,7 +40,8 @@ pub use dataset::{Dataset, OpenOptions, RawSample, reindex};
 pub use digest_writer::DigestWriter;
 pub use error::{DataError, SampleError, is_disk_full};
 pub use image::{
-    Augment, DecodeError, EncodeError, Filter, RgbImage, decode, encode_png, evaluate_transform, train_transform,
+    Augment, DecodeError, EncodeError, Filter, JpegSize, RgbImage, decode, encode_png, evaluate_transform,
+    train_transform,
 };
 pub use loader::collate::HostBatch;
 pub use loader::eval::{EvalFeatures, EvalOptions, EvalReader};

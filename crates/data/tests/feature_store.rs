@@ -13,8 +13,8 @@ use blip2_data::feature_store::{
     RunFeatures, RunFeaturesOptions, StoredRow, Writer, stats, verify,
 };
 use blip2_data::{
-    Augment, Clean, Corpus, Dataset, EvalFeatures, EvalOptions, EvalReader, Filter, HostBatch, ImageViews, Loader,
-    LoaderOptions,
+    Augment, Clean, Corpus, Dataset, EvalFeatures, EvalOptions, EvalReader, Filter, HostBatch, ImageViews, JpegSize,
+    Loader, LoaderOptions,
 };
 use fixture::{corpus, loader_options, shards, text};
 use proptest::prelude::*;
@@ -26,7 +26,7 @@ const RUN: Writer = Writer::Steps(77);
 fn description() -> Description {
     Description {
         encoder: EncoderIdentity { weights: "abc".into(), layer: 2, dtype: "bf16".into() },
-        image: ImageSteps::new(4, Filter::Bicubic, 1.0 / 255.0, [0.0; 3], [1.0; 3], Augment::CropFlip),
+        image: ImageSteps::new(4, Filter::Bicubic, 1.0 / 255.0, [0.0; 3], [1.0; 3], Augment::CropFlip, JpegSize::Full),
         tokens: 3,
         width: 4,
         stored_as: FeatureFormat::Bf16,
@@ -362,6 +362,7 @@ fn filling_reads_what_is_lacking_and_nothing_twice() {
         image_size: 4,
         filter: Filter::Bicubic,
         augment: Augment::CropFlip,
+        jpegs: JpegSize::Full,
     };
     let fill = |max_bytes: Option<u64>, most: usize| {
         let features = run_features(cache.path(), &set, 2, max_bytes);
@@ -431,6 +432,7 @@ fn filling_makes_the_views_that_training_makes() {
         image_size: 4,
         filter: Filter::Bicubic,
         augment: Augment::CropFlip,
+        jpegs: JpegSize::Full,
     };
     let reader = FillReader::new(run_features(cache.path(), &set, 3, None), options).unwrap();
     let mut filled: Vec<(u64, u64, Vec<u8>)> = Vec::new();

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 pub use crate::packing_speed::{PackingOptions, PackingReport, packing};
 use blip2_data::HostBatch;
-pub use blip2_data::{Augment, Throughput, ThroughputOptions, throughput};
+pub use blip2_data::{Augment, JpegSize, Throughput, ThroughputOptions, throughput};
 use blip2_model::{Blip2Config, Stage1};
 use blip2_torchx::adamw::{AdamW, AdamWConfig};
 use blip2_torchx::params::ParamStore;

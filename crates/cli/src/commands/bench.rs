@@ -5,7 +5,7 @@ use std::thread;
 
 use anyhow::Result;
 use blip2_trainer::bench::{
-    Augment, BenchOptions, PackingOptions, PackingReport, StepReport, Throughput, ThroughputOptions, packing,
+    Augment, BenchOptions, JpegSize, PackingOptions, PackingReport, StepReport, Throughput, ThroughputOptions, packing,
     stage1_step, throughput,
 };
 use clap::{Args, Subcommand, ValueEnum};
@@ -71,6 +71,9 @@ pub(crate) struct LoaderArguments {
     /// What is done to the images
     #[arg(long, value_name = "HOW", default_value = "crop_flip")]
     augment: AugmentArgument,
+    /// The size at which JPEGs are decoded
+    #[arg(long, value_name = "SIZE", default_value = "full")]
+    jpegs: JpegsArgument,
     /// Folder of the tokenizer; left out, captions are cleaned and not tokenised
     #[arg(long, value_name = "DIR")]
     tokenizer: Option<PathBuf>,
@@ -89,6 +92,14 @@ enum AugmentArgument {
     CropFlip,
     /// The evaluation transform
     None,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum JpegsArgument {
+    /// Whole
+    Full,
+    /// At a half, quarter or eighth of their sides where the crop allows it
+    Reduced,
 }
 
 /// Measure packing pictures into shards: time and memory
@@ -167,6 +178,10 @@ impl LoaderArguments {
             augment: match self.augment {
                 AugmentArgument::CropFlip => Augment::CropFlip,
                 AugmentArgument::None => Augment::None,
+            },
+            jpegs: match self.jpegs {
+                JpegsArgument::Full => JpegSize::Full,
+                JpegsArgument::Reduced => JpegSize::Reduced,
             },
             tokenizer: self.tokenizer,
             passes: self.passes as usize,

@@ -160,8 +160,8 @@ fn described(stats: &CacheStats) -> String {
         encoder.layer, encoder.dtype, description.tokens, description.width
     );
     text += &format!(
-        "  transform    {} pixels, augment {}, resample {}, mean {:?}, deviation {:?}\n",
-        image.size, image.augment, image.resample, image.mean, image.std
+        "  transform    {} pixels, augment {}, JPEGs {}, resample {}, mean {:?}, deviation {:?}\n",
+        image.size, image.augment, image.jpegs, image.resample, image.mean, image.std
     );
     text += &format!("  holds        {pictures} pictures of {shards} shards, {views} views, {rows} rows\n");
     text += &format!(

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::image::PIXELS_VERSION;
+use crate::image::{JpegSize, PIXELS_VERSION};
 use crate::{Augment, Filter};
 
 const FORMAT: &str = "blip2-feature-cache";
@@ -61,6 +61,9 @@ pub struct ImageSteps {
     pub std: [f64; 3],
     /// How the views of an image are varied, as [`Augment::as_str`] says it.
     pub augment: String,
+    /// The size at which JPEGs are decoded, as [`JpegSize::as_str`] says it; whole ones are not said.
+    #[serde(default = "whole", skip_serializing_if = "is_whole")]
+    pub jpegs: String,
     /// Version of the code that makes pixels.
     pub pixels_version: u32,
 }
@@ -74,10 +77,19 @@ impl ImageSteps {
         mean: [f64; 3],
         std: [f64; 3],
         augment: Augment,
+        jpegs: JpegSize,
     ) -> ImageSteps {
-        let (resample, augment) = (filter.pillow(), augment.as_str().to_owned());
-        ImageSteps { size, resample, rescale_factor, mean, std, augment, pixels_version: PIXELS_VERSION }
+        let (resample, augment, jpegs) = (filter.pillow(), augment.as_str().to_owned(), jpegs.as_str().to_owned());
+        ImageSteps { size, resample, rescale_factor, mean, std, augment, jpegs, pixels_version: PIXELS_VERSION }
     }
+}
+
+fn whole() -> String {
+    JpegSize::Full.as_str().to_owned()
+}
+
+fn is_whole(jpegs: &str) -> bool {
+    jpegs == JpegSize::Full.as_str()
 }
 
 /// What a row holds and of what it is a function, besides the image and the number of the view.
@@ -142,7 +154,15 @@ impl Description {
 pub(super) fn example() -> Description {
     Description {
         encoder: EncoderIdentity { weights: "abc".into(), layer: 2, dtype: "bf16".into() },
-        image: ImageSteps::new(8, Filter::Bicubic, 1.0 / 255.0, [0.1, 0.2, 0.3], [0.5; 3], Augment::CropFlip),
+        image: ImageSteps::new(
+            8,
+            Filter::Bicubic,
+            1.0 / 255.0,
+            [0.1, 0.2, 0.3],
+            [0.5; 3],
+            Augment::CropFlip,
+            JpegSize::Full,
+        ),
         tokens: 3,
         width: 4,
         stored_as: FeatureFormat::Bf16,
@@ -155,7 +175,7 @@ mod tests {
 
     #[test]
     fn whatever_decides_about_values_decides_about_the_key() {
-        let changes: [fn(&mut Description); 13] = [
+        let changes: [fn(&mut Description); 14] = [
             |d| d.encoder.weights = "abd".into(),
             |d| d.encoder.layer = 1,
             |d| d.encoder.dtype = "fp32".into(),
@@ -165,6 +185,7 @@ mod tests {
             |d| d.image.mean[2] = f64::from_bits(0.3f64.to_bits() + 1),
             |d| d.image.std[0] = 0.25,
             |d| d.image.augment = "none".into(),
+            |d| d.image.jpegs = "reduced".into(),
             |d| d.image.pixels_version += 1,
             |d| d.tokens = 4,
             |d| d.width = 5,

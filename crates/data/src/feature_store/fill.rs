@@ -1,12 +1,13 @@
 //! Reading what a store lacks of a set, to fill it ahead of time: every picture once, for all of its views.
 
 use std::collections::VecDeque;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{RunFeatures, view_pixels};
-use crate::image::{Augment, Filter, decode};
+use super::{RunFeatures, view_frame};
+use crate::image::{Augment, Filter, JpegSize, Picture};
 use crate::loader::sample::{Quarantined, guarded, quarantine};
 use crate::loader::workers::{Queue, Workers};
 use crate::text::caption::Pick;
@@ -27,6 +28,8 @@ pub struct FillOptions {
     pub filter: Filter,
     /// How the views are varied.
     pub augment: Augment,
+    /// The size at which JPEGs are decoded.
+    pub jpegs: JpegSize,
 }
 
 /// A view of a sample that is not stored yet.
@@ -125,7 +128,7 @@ impl FillReader {
     }
 }
 
-/// Reads an image; decodes it, once for all views, where one of them is lacking.
+/// Reads an image; decodes it where one of its views is lacking, once for all that want it at the same scale.
 fn look(features: &RunFeatures, options: &FillOptions, index: u64) -> Result<Looked, SampleError> {
     let raw = features.corpus().read(index, Pick::First)?;
     let image = xxh3_64(&raw.image);
@@ -135,11 +138,22 @@ fn look(features: &RunFeatures, options: &FillOptions, index: u64) -> Result<Loo
     if lacking.is_empty() {
         return Ok(Looked { lacking: Vec::new(), there });
     }
-    let FillOptions { image_size, filter, augment, .. } = *options;
-    let picture = decode(&raw.image)?;
-    let made =
-        |view| (LackingRow { index, view, image }, view_pixels(&picture, image_size, filter, augment, image, view));
-    Ok(Looked { lacking: lacking.into_iter().map(made).collect(), there })
+    let FillOptions { image_size: size, filter, augment, jpegs, .. } = *options;
+    let picture = Picture::open(&raw.image, jpegs)?;
+    let mut decoded = BTreeMap::new();
+    let mut made = Vec::with_capacity(lacking.len());
+    for view in lacking {
+        let frame = view_frame(picture.width, picture.height, augment, image, view);
+        let (pixels, scale) = match decoded.entry(picture.scale(&frame, size)) {
+            Entry::Occupied(there) => there.into_mut(),
+            Entry::Vacant(place) => {
+                let scale = *place.key();
+                place.insert(picture.decode(scale)?)
+            }
+        };
+        made.push((LackingRow { index, view, image }, frame.pixels(pixels, *scale, size, filter)));
+    }
+    Ok(Looked { lacking: made, there })
 }
 
 impl Drop for FillReader {

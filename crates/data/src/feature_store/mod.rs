@@ -30,7 +30,7 @@ pub use shard_file::StoredRow;
 
 use crate::{DataError, Shard, atomic};
 use shard_file::{Access, ShardFile, ShardHeader};
-pub(crate) use view::view_pixels;
+pub(crate) use view::view_frame;
 
 /// Says what the features of a folder are.
 const DESCRIPTION_FILE: &str = "cache.json";

@@ -1,26 +1,16 @@
 //! The views of an image that the epochs take in turn.
 
-use crate::image::{Augment, Filter, RgbImage, evaluate_transform, train_transform};
+use crate::image::{Augment, Frame};
 use crate::keyed::key;
 
 /// Sets the views' numbers apart from those of any run's seed; never changes, since all runs share the views.
 const VIEWS: u64 = 0x7669_6577_7320_6f66;
 
 /// View number `view` of the image with this digest: keyed by nothing else, so that every run and stage sees the same.
-///
-/// # Shapes
-/// Returns `[3, size, size]`.
-pub(crate) fn view_pixels(
-    image: &RgbImage,
-    size: usize,
-    filter: Filter,
-    augment: Augment,
-    image_id: u64,
-    view: u64,
-) -> Vec<u8> {
+pub(crate) fn view_frame(width: usize, height: usize, augment: Augment, image_id: u64, view: u64) -> Frame {
     match augment {
-        Augment::None => evaluate_transform(image, size, filter),
-        Augment::CropFlip => train_transform(image, size, filter, key(VIEWS, &[image_id]), view),
+        Augment::None => Frame::whole(width, height),
+        Augment::CropFlip => Frame::crop_flip(width, height, key(VIEWS, &[image_id]), view),
     }
 }
 
@@ -28,22 +18,17 @@ pub(crate) fn view_pixels(
 mod tests {
     use super::*;
 
-    fn picture() -> RgbImage {
-        let data = (0..64 * 64 * 3).map(|i| (i * 7 % 251) as u8).collect();
-        RgbImage { width: 64, height: 64, data }
-    }
-
     #[test]
     fn views_differ_from_each_other_and_between_images() {
-        let pixels = |augment, id, view| view_pixels(&picture(), 16, Filter::Bicubic, augment, id, view);
-        assert_ne!(pixels(Augment::CropFlip, 1, 0), pixels(Augment::CropFlip, 1, 1));
-        assert_ne!(pixels(Augment::CropFlip, 1, 0), pixels(Augment::CropFlip, 2, 0));
-        assert_eq!(pixels(Augment::None, 1, 0), pixels(Augment::None, 2, 1));
+        let frame = |augment, id, view| view_frame(64, 64, augment, id, view);
+        assert_ne!(frame(Augment::CropFlip, 1, 0), frame(Augment::CropFlip, 1, 1));
+        assert_ne!(frame(Augment::CropFlip, 1, 0), frame(Augment::CropFlip, 2, 0));
+        assert_eq!(frame(Augment::None, 1, 0), frame(Augment::None, 2, 1));
     }
 
     #[test]
     fn a_view_never_changes() {
-        let view = view_pixels(&picture(), 16, Filter::Bicubic, Augment::CropFlip, 1, 3);
-        assert_eq!(view, train_transform(&picture(), 16, Filter::Bicubic, 5_047_704_270_920_242_309, 3));
+        let view = view_frame(64, 64, Augment::CropFlip, 1, 3);
+        assert_eq!(view, Frame::crop_flip(64, 64, 5_047_704_270_920_242_309, 3));
     }
 }

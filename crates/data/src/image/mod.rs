@@ -2,11 +2,15 @@
 
 mod decode;
 mod encode;
+#[cfg(feature = "reduced-jpeg")]
+mod reduced;
+mod scale;
 mod transform;
 
 pub use decode::{DecodeError, ImageFormat, MAX_PIXELS, MAX_SIDE, decode, inspect};
 pub use encode::{EncodeError, encode_jpeg, encode_png};
-pub use transform::{Augment, Filter, evaluate_transform, fit, train_transform};
+pub use scale::{JpegSize, Picture, Scale};
+pub use transform::{Augment, Filter, Frame, evaluate_transform, fit, train_transform};
 
 /// Raised whenever decoding or a transform gives other pixels for the same image: features made from the old ones are not used any more.
 pub(crate) const PIXELS_VERSION: u32 = 1;

@@ -6,7 +6,7 @@ use fast_image_resize::images::{TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 
-use super::RgbImage;
+use super::{RgbImage, Scale};
 use crate::keyed::{KeyedRng, key};
 
 /// The part of the image's area that a crop covers.
@@ -15,6 +15,9 @@ const SCALE: (f64, f64) = (0.5, 1.0);
 const RATIO: (f64, f64) = (3.0 / 4.0, 4.0 / 3.0);
 const TRIES: usize = 10;
 const FLIP_PROBABILITY: f64 = 0.5;
+/// So many times the square's side are left to the resizing filter where an image is decoded at a fraction of its size: with less, its
+/// pixels would show it (tens of levels at 1.2 times).
+const KEPT_SIDES: usize = 2;
 /// Sets the augmentation's numbers apart from those of the order.
 const AUGMENT: u64 = 3;
 
@@ -92,6 +95,45 @@ struct Crop {
     height: usize,
 }
 
+/// What of an image becomes the square: known from its sides, before it is decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame {
+    crop: Crop,
+    flip: bool,
+}
+
+impl Frame {
+    /// The whole image.
+    pub fn whole(width: usize, height: usize) -> Frame {
+        Frame { crop: Crop { left: 0, top: 0, width, height }, flip: false }
+    }
+
+    /// A random crop, flipped half of the time. The numbers are those of `position` in the stream of `seed`.
+    pub fn crop_flip(width: usize, height: usize, seed: u64, position: u64) -> Frame {
+        let mut rng = KeyedRng::new(key(seed, &[AUGMENT, position]));
+        let crop = random_crop(width, height, &mut rng);
+        Frame { crop, flip: rng.unit() < FLIP_PROBABILITY }
+    }
+
+    /// The smallest scale at which this part still has [`KEPT_SIDES`] times `size` pixels a side.
+    pub fn scale(&self, size: usize) -> Scale {
+        let side = self.crop.width.min(self.crop.height);
+        let enough = |scale: &Scale| side >= KEPT_SIDES * size * scale.divisor();
+        Scale::REDUCED.into_iter().rev().find(enough).unwrap_or(Scale::Full)
+    }
+
+    /// The square's pixels, from the image as decoded at `scale`.
+    ///
+    /// # Shapes
+    /// Returns `[3, size, size]`.
+    ///
+    /// # Panics
+    /// When `size` is zero, the image does not hold what its sides say, or this part does not lie inside.
+    pub fn pixels(&self, image: &RgbImage, scale: Scale, size: usize, filter: Filter) -> Vec<u8> {
+        to_planes(&resize(image, self.crop, scale, (size, size), filter), size, self.flip)
+    }
+}
+
 /// The whole image, squeezed into a square of `size` pixels.
 ///
 /// # Shapes
@@ -100,8 +142,7 @@ struct Crop {
 /// # Panics
 /// When `size` is zero or the image does not hold what its sides say.
 pub fn evaluate_transform(image: &RgbImage, size: usize, filter: Filter) -> Vec<u8> {
-    let whole = Crop { left: 0, top: 0, width: image.width, height: image.height };
-    to_planes(&resize(image, whole, (size, size), filter), size, false)
+    Frame::whole(image.width, image.height).pixels(image, Scale::Full, size, filter)
 }
 
 /// The image with its longer side brought to `longest_side` pixels, its shape kept.
@@ -114,7 +155,7 @@ pub fn fit(image: &RgbImage, longest_side: usize, filter: Filter) -> RgbImage {
     let scaled = |side: usize| ((side * longest_side * 2 + longest) / (2 * longest)).max(1);
     let (width, height) = (scaled(image.width), scaled(image.height));
     let whole = Crop { left: 0, top: 0, width: image.width, height: image.height };
-    RgbImage { width, height, data: resize(image, whole, (width, height), filter) }
+    RgbImage { width, height, data: resize(image, whole, Scale::Full, (width, height), filter) }
 }
 
 /// A random crop of the image, resized to a square of `size` pixels and flipped half of the time. The numbers are
@@ -126,10 +167,7 @@ pub fn fit(image: &RgbImage, longest_side: usize, filter: Filter) -> RgbImage {
 /// # Panics
 /// When `size` is zero or the image does not hold what its sides say.
 pub fn train_transform(image: &RgbImage, size: usize, filter: Filter, seed: u64, position: u64) -> Vec<u8> {
-    let mut rng = KeyedRng::new(key(seed, &[AUGMENT, position]));
-    let crop = random_crop(image.width, image.height, &mut rng);
-    let flip = rng.unit() < FLIP_PROBABILITY;
-    to_planes(&resize(image, crop, (size, size), filter), size, flip)
+    Frame::crop_flip(image.width, image.height, seed, position).pixels(image, Scale::Full, size, filter)
 }
 
 /// torchvision's `RandomResizedCrop.get_params`.
@@ -157,13 +195,14 @@ fn random_crop(width: usize, height: usize, rng: &mut KeyedRng) -> Crop {
     Crop { left: (width - w) / 2, top: (height - h) / 2, width: w, height: h }
 }
 
-/// `[height, width, 3]`
-fn resize(image: &RgbImage, crop: Crop, (width, height): (usize, usize), filter: Filter) -> Vec<u8> {
+/// `[height, width, 3]` of an image that was decoded at `scale`; the crop is in pixels of the whole.
+fn resize(image: &RgbImage, crop: Crop, scale: Scale, (width, height): (usize, usize), filter: Filter) -> Vec<u8> {
+    let scaled = |pixels: usize| pixels as f64 / scale.divisor() as f64;
     let options = ResizeOptions::new().resize_alg(filter.algorithm()).crop(
-        crop.left as f64,
-        crop.top as f64,
-        crop.width as f64,
-        crop.height as f64,
+        scaled(crop.left),
+        scaled(crop.top),
+        scaled(crop.width),
+        scaled(crop.height),
     );
     // Typed: the general call would bring code for every pixel format into this crate.
     let mut resized = vec![0; 3 * width * height];

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::feature_store::RunFeatures;
-use crate::image::Augment;
+use crate::image::{Augment, JpegSize};
 use crate::loader::collate::{HostBatch, Padding, collate};
 use crate::loader::sample::{Preparer, Quarantined, Sample, View};
 use crate::loader::timings::Counters;
@@ -89,6 +89,7 @@ impl EvalReader {
             clean: options.clean,
             image_size: options.image_size,
             filter: options.filter,
+            jpegs: JpegSize::Full,
             pixels: options.pixels,
             features: options.features.as_ref().map(|features| Arc::clone(&features.rows)),
             counters: Counters::default(),

@@ -21,7 +21,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Instant;
 
 use crate::feature_store::RunFeatures;
-use crate::image::{Augment, Filter};
+use crate::image::{Augment, Filter, JpegSize};
 use crate::loader::collate::{HostBatch, Padding, collate};
 use crate::loader::sample::{BadSamples, Preparer, Quarantined, Sample, View};
 use crate::loader::timings::{Counters, Timings};
@@ -66,6 +66,8 @@ pub struct LoaderOptions {
     pub image_size: usize,
     /// How they are brought to it.
     pub filter: Filter,
+    /// The size at which JPEGs are decoded.
+    pub jpegs: JpegSize,
     /// Whether images are decoded; not when their features are cached.
     pub pixels: bool,
     /// `None`: every stream position has a view of its own.
@@ -182,6 +184,7 @@ impl Loader {
                 clean: options.clean,
                 image_size: options.image_size,
                 filter: options.filter,
+                jpegs: options.jpegs,
                 pixels: options.pixels,
                 features: options.views.as_ref().and_then(|views| views.features.clone()),
                 counters: Counters::default(),
@@ -388,6 +391,8 @@ impl LoaderOptions {
             let expected = format!("a multiple of the global batch {batch}");
             demand(position.is_multiple_of(batch as u64), option, &expected, position.to_string());
         }
+        let reduces = self.jpegs == JpegSize::Full || JpegSize::CAN_REDUCE;
+        demand(reduces, "jpegs", "full without the feature reduced-jpeg", self.jpegs.as_str().to_owned());
         let fraction = self.max_bad_fraction;
         demand((0.0..=1.0).contains(&fraction), "max_bad_fraction", "0 to 1", fraction.to_string());
         if errors.is_empty() { Ok(()) } else { Err(DataError::from_list(errors)) }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::feature_store::{FeatureRow, RunFeatures, view_pixels};
-use crate::image::{Augment, Filter, RgbImage, decode, evaluate_transform, train_transform};
+use crate::feature_store::{FeatureRow, RunFeatures, view_frame};
+use crate::image::{Augment, DecodeError, Filter, Frame, JpegSize, Picture, RgbImage, Scale};
 use crate::loader::timings::{Counters, Phase};
 use crate::text::caption::Pick;
 use crate::text::says_something;
@@ -41,6 +41,17 @@ pub(crate) enum View {
     OfImage { augment: Augment, view: u64, position: u64 },
 }
 
+impl View {
+    /// What of an image of these sides is shown.
+    fn frame(self, width: usize, height: usize, image_id: u64) -> Frame {
+        match self {
+            View::Evaluate => Frame::whole(width, height),
+            View::Train { seed, position } => Frame::crop_flip(width, height, seed, position),
+            View::OfImage { augment, view, .. } => view_frame(width, height, augment, image_id, view),
+        }
+    }
+}
+
 /// Reads, decodes, transforms and tokenises.
 pub(crate) struct Preparer {
     pub(crate) corpus: Arc<Corpus>,
@@ -48,6 +59,7 @@ pub(crate) struct Preparer {
     pub(crate) clean: Clean,
     pub(crate) image_size: usize,
     pub(crate) filter: Filter,
+    pub(crate) jpegs: JpegSize,
     pub(crate) pixels: bool,
     pub(crate) features: Option<Arc<RunFeatures>>,
     pub(crate) counters: Counters,
@@ -67,13 +79,22 @@ impl Preparer {
         let (features, there) = self.counters.time(Phase::Read, || self.stored(index, image_id, view));
         let pixels = match self.pixels && !there {
             true => {
-                let image = self.counters.time(Phase::Decode, || decode(&raw.image))?;
-                Some(self.counters.time(Phase::Resize, || self.transform(&image, image_id, view)))
+                let decode = || self.decode(&raw.image, image_id, view);
+                let (frame, image, scale) = self.counters.time(Phase::Decode, decode)?;
+                let pixels = || frame.pixels(&image, scale, self.image_size, self.filter);
+                Some(self.counters.time(Phase::Resize, pixels))
             }
             false => None,
         };
         self.counters.prepared(raw.image.len());
         Ok(Sample { index, image_id, pixels, features, ids, caption, answers: raw.answers })
+    }
+
+    fn decode(&self, bytes: &[u8], image_id: u64, view: View) -> Result<(Frame, RgbImage, Scale), DecodeError> {
+        let picture = Picture::open(bytes, self.jpegs)?;
+        let frame = view.frame(picture.width, picture.height, image_id);
+        let (image, scale) = picture.decode(picture.scale(&frame, self.image_size))?;
+        Ok((frame, image, scale))
     }
 
     fn tokenise(&self, caption: &str) -> Result<(String, Vec<u32>), SampleError> {
@@ -94,16 +115,6 @@ impl Preparer {
         let stored = features.read(index, view, image_id).map(Arc::new);
         let there = stored.as_deref().is_some_and(|row| features.was_there(row, position));
         (Some(FeatureRow { view, position, stored }), there)
-    }
-
-    fn transform(&self, image: &RgbImage, image_id: u64, view: View) -> Vec<u8> {
-        match view {
-            View::OfImage { augment, view, .. } => {
-                view_pixels(image, self.image_size, self.filter, augment, image_id, view)
-            }
-            View::Evaluate => evaluate_transform(image, self.image_size, self.filter),
-            View::Train { seed, position } => train_transform(image, self.image_size, self.filter, seed, position),
-        }
     }
 
     /// The entry that says why sample `index` is not used.

@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use crate::loader::timings::Timings;
 use crate::{
-    Augment, BadSamples, Clean, Corpus, DataError, Dataset, Filter, Loader, LoaderOptions, OpenOptions, TextEncoder,
-    TextError,
+    Augment, BadSamples, Clean, Corpus, DataError, Dataset, Filter, JpegSize, Loader, LoaderOptions, OpenOptions,
+    TextEncoder, TextError,
 };
 
 const SEED: u64 = 0;
@@ -39,6 +39,8 @@ pub struct ThroughputOptions {
     pub image_size: usize,
     /// What is done to the images.
     pub augment: Augment,
+    /// The size at which JPEGs are decoded.
+    pub jpegs: JpegSize,
     /// Folder of the tokenizer; without one captions are cleaned and not tokenised.
     pub tokenizer: Option<PathBuf>,
     /// Times that the set is read; the quickest is told.
@@ -118,6 +120,7 @@ fn pass(dataset: &Arc<Corpus>, text: &Arc<TextEncoder>, options: &ThroughputOpti
             augment: options.augment,
             image_size: options.image_size,
             filter: Filter::Bicubic,
+            jpegs: options.jpegs,
             pixels: true,
             views: None,
             clean: Clean::Blip,
@@ -179,6 +182,7 @@ mod tests {
             prefetch: 2,
             image_size: 8,
             augment: Augment::CropFlip,
+            jpegs: JpegSize::Full,
             tokenizer: None,
             passes: 2,
         }

@@ -4,7 +4,7 @@ use blip2_data::Interleave;
 
 use super::reader::Reader;
 use super::types::{
-    Augment, BoundsConfig, Config, DeviceChoice, FeatureCache, FeatureFormat, FilterConfig, Precision, Stage,
+    Augment, BoundsConfig, Config, DeviceChoice, FeatureCache, FeatureFormat, FilterConfig, JpegSize, Precision, Stage,
     TextField, TrainSetConfig, ValSetConfig, WARMUP_STEPS,
 };
 use super::value::Leaf;
@@ -123,6 +123,22 @@ impl Keys<'_, '_> {
             "1 with data.image.augment: none",
             data.feature_views.to_string(),
             "without augmentation an image has a single view",
+        );
+        self.demand(
+            "data.image.jpegs",
+            &["data.feature_cache"],
+            data.image.jpegs == JpegSize::Full || data.feature_cache != FeatureCache::Memory,
+            "full with data.feature_cache: memory",
+            data.image.jpegs.as_str(),
+            "each image is decoded once then",
+        );
+        self.demand(
+            "data.image.jpegs",
+            &[],
+            data.image.jpegs == JpegSize::Full || JpegSize::CAN_REDUCE,
+            "full",
+            data.image.jpegs.as_str(),
+            "this program was built without its feature reduced-jpeg",
         );
         let on_disk = matches!(data.feature_cache, FeatureCache::Directory(_));
         let max_gib = data.feature_max_gib.map_or(String::new(), |gib| gib.to_string());

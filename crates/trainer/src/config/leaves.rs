@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 pub use blip2_data::feature_store::FeatureFormat;
-pub use blip2_data::{Augment, Clean};
+pub use blip2_data::{Augment, Clean, JpegSize};
 pub use blip2_torchx::device::DeviceChoice;
 
 use super::node::Node;
@@ -65,7 +65,7 @@ choice! {
 }
 
 // What the data crate names itself.
-words!(Augment, FeatureFormat, Clean);
+words!(Augment, FeatureFormat, Clean, JpegSize);
 
 choice! {
     /// What part of a caption stage 2 gives to the language model.

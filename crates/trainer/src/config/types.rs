@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 pub use super::leaves::{
     Augment, AutoOr, BestMetric, Clean, Contrastive, DeviceChoice, FeatureCache, FeatureFormat, Gelu, GradientExchange,
-    LanguageDropout, NegativeSamples, Precision, Prefix, Shape, Stage, TextField, TokenIds, TokenMean,
+    JpegSize, LanguageDropout, NegativeSamples, Precision, Prefix, Shape, Stage, TextField, TokenIds, TokenMean,
 };
 use super::node::Node;
 use super::reader::Reader;
@@ -262,6 +262,8 @@ section! {
         pub size: AutoOr<usize> = AutoOr::Given(224) => rule("auto or a whole number of at least 1", |size| *size != AutoOr::Given(0)),
         /// How training images are varied. `crop_flip`: random resized crop and horizontal flip. `none`: the evaluation transform.
         pub augment: Augment = Augment::CropFlip,
+        /// How JPEGs are decoded for training. `full`: whole. `reduced`: at a half, quarter or eighth of their sides where the crop keeps twice `size`; faster for large ones, pixels differ a little. Held-out ones are always whole.
+        pub jpegs: JpegSize = JpegSize::Full,
     }
 }
 
@@ -387,6 +389,13 @@ section! {
             AutoOr::Auto => true,
             AutoOr::Given(text) => has_place(text),
         }),
+    }
+}
+
+impl ImageConfig {
+    /// The same for held-out images: not varied, and decoded whole.
+    pub fn of_held_out(&self) -> ImageConfig {
+        ImageConfig { augment: Augment::None, jpegs: JpegSize::Full, ..self.clone() }
     }
 }
 

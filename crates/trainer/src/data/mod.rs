@@ -98,6 +98,7 @@ impl TrainData {
             threads,
             prefetch: loader.prefetch,
             augment: config.data.image.augment,
+            jpegs: config.data.image.jpegs,
             image_size: encoder.preprocessing().size,
             filter: encoder.preprocessing().filter,
             pixels: features.needs_pixels(),

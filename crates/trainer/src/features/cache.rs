@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
+use blip2_data::Quarantined;
 use blip2_data::feature_store::{FillOptions, FillReader, StoredRow, Writer};
-use blip2_data::{Augment, Quarantined};
 use serde::Serialize;
 use tch::Device;
 
@@ -12,7 +12,7 @@ pub use blip2_data::feature_store::{BadRow, CacheStats, CacheVerification, stats
 
 use crate::assembly::blueprint::Blueprint;
 use crate::assembly::model_files::load_image_encoder;
-use crate::config::{Config, FeatureCache};
+use crate::config::{Config, FeatureCache, ImageConfig};
 use crate::data;
 use crate::data::index_lines::SetOpening;
 use crate::data::sets::DataSets;
@@ -72,11 +72,12 @@ pub fn build(config: &Config, device: Device, progress: &mut dyn FnMut(u64, u64)
     let first = held_out.as_ref().map_or(0, |features| features.rows().stored_rows());
     let all = first + training.rows().stored_rows();
     let held_out = match &held_out {
-        Some(features) => Some(fill(config, &encoder, features, Augment::None, &mut |done| progress(done, all))?),
+        Some(features) => {
+            Some(fill(config, &encoder, features, &config.data.image.of_held_out(), &mut |done| progress(done, all))?)
+        }
         None => None,
     };
-    let augment = config.data.image.augment;
-    let training = fill(config, &encoder, &training, augment, &mut |done| progress(first + done, all))?;
+    let training = fill(config, &encoder, &training, &config.data.image, &mut |done| progress(first + done, all))?;
     Ok(BuildReport { training, held_out })
 }
 
@@ -85,7 +86,7 @@ fn fill(
     config: &Config,
     encoder: &ImageEncoder,
     features: &DiskFeatures,
-    augment: Augment,
+    image: &ImageConfig,
     tell: &mut dyn FnMut(u64),
 ) -> Result<SetReport, Error> {
     let (rows, size) = (features.rows(), encoder.preprocessing().size);
@@ -97,7 +98,8 @@ fn fill(
             prefetch: config.data.loader.prefetch,
             image_size: size,
             filter: encoder.preprocessing().filter,
-            augment,
+            augment: image.augment,
+            jpegs: image.jpegs,
         },
     )?;
     let (mut there, mut stored) = (0, 0);

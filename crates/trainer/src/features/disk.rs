@@ -9,11 +9,11 @@ use std::sync::Arc;
 use blip2_data::feature_store::{
     Description, FeatureStore, ImageSteps, RunFeatures, RunFeaturesOptions, StoredRow, Writer,
 };
-use blip2_data::{Augment, Corpus, HostBatch};
+use blip2_data::{Corpus, HostBatch};
 use rayon::prelude::*;
 use tch::Tensor;
 
-use crate::config::Config;
+use crate::config::{Config, ImageConfig};
 use crate::data::sets::DataSets;
 use crate::error::Error;
 use crate::features::encoder::ImageEncoder;
@@ -52,7 +52,7 @@ enum Found {
 struct Rows<'a> {
     name: &'static str,
     corpus: &'a Arc<Corpus>,
-    augment: Augment,
+    image: ImageConfig,
     views: NonZero<u64>,
     writer: Writer,
     /// Rows that go before in what may be stored.
@@ -74,7 +74,7 @@ impl DiskFeatures {
         let rows = Rows {
             name: "feature cache",
             corpus: &sets.train,
-            augment: config.data.image.augment,
+            image: config.data.image.clone(),
             views: views(config),
             writer,
             before: sets.held_out.as_ref().map_or(0, |set| set.len()),
@@ -93,14 +93,14 @@ impl DiskFeatures {
         corpus: &Arc<Corpus>,
         writer: Writer,
     ) -> Result<DiskFeatures, Error> {
-        let (augment, views) = (Augment::None, NonZero::<u64>::MIN);
-        let rows = Rows { name: "feature cache of the held-out set", corpus, augment, views, writer, before: 0 };
+        let (image, views) = (config.data.image.of_held_out(), NonZero::<u64>::MIN);
+        let rows = Rows { name: "feature cache of the held-out set", corpus, image, views, writer, before: 0 };
         DiskFeatures::open(folder, config, encoder, rows)
     }
 
     fn open(folder: &Path, config: &Config, encoder: &ImageEncoder, rows: Rows<'_>) -> Result<DiskFeatures, Error> {
-        let Rows { name, corpus, augment, views, writer, before: rows_before } = rows;
-        let description = description(config, encoder, augment)?;
+        let Rows { name, corpus, image, views, writer, before: rows_before } = rows;
+        let description = description(config, encoder, &image)?;
         let numbers = StoredNumbers {
             format: description.stored_as,
             tokens: description.tokens as i64,
@@ -291,13 +291,21 @@ fn open_store(folder: &Path, description: &Description) -> Result<FeatureStore, 
         .map_err(|source| Error::DataSet { key: "data.feature_cache".into(), source })
 }
 
-/// What the features are of images that are varied so.
-fn description(config: &Config, encoder: &ImageEncoder, augment: Augment) -> Result<Description, Error> {
+/// What the features are of images that are made so.
+fn description(config: &Config, encoder: &ImageEncoder, image: &ImageConfig) -> Result<Description, Error> {
     let seen = encoder.preprocessing();
     let (tokens, width) = encoder.feature_shape();
     Ok(Description {
         encoder: encoder.stored_identity()?,
-        image: ImageSteps::new(seen.size, seen.filter, seen.rescale_factor, seen.mean, seen.std, augment),
+        image: ImageSteps::new(
+            seen.size,
+            seen.filter,
+            seen.rescale_factor,
+            seen.mean,
+            seen.std,
+            image.augment,
+            image.jpegs,
+        ),
         tokens: tokens as usize,
         width: width as usize,
         stored_as: config.data.feature_format,

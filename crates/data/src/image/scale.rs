@@ -1,0 +1,104 @@
+//! At which size a picture is decoded that becomes a small square: whole, or, for JPEGs, at a fraction of its sides.
+
+use super::{DecodeError, Frame, ImageFormat, RgbImage, decode, inspect};
+
+/// The size at which JPEGs are decoded for training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JpegSize {
+    /// Whole.
+    Full,
+    /// At the smallest [`Scale`] that the crop allows.
+    Reduced,
+}
+
+impl JpegSize {
+    /// Every choice.
+    pub const ALL: [JpegSize; 2] = [JpegSize::Full, JpegSize::Reduced];
+
+    /// Whether this program has a decoder that reduces.
+    pub const CAN_REDUCE: bool = cfg!(feature = "reduced-jpeg");
+
+    /// The word for it in files.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            JpegSize::Full => "full",
+            JpegSize::Reduced => "reduced",
+        }
+    }
+}
+
+/// A fraction of an image's sides at which a JPEG can be decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scale {
+    /// All of them.
+    Full,
+    /// 1/2.
+    Half,
+    /// 1/4.
+    Quarter,
+    /// 1/8.
+    Eighth,
+}
+
+impl Scale {
+    /// The fractions, the largest first.
+    pub const REDUCED: [Scale; 3] = [Scale::Half, Scale::Quarter, Scale::Eighth];
+
+    /// What sides are divided by, and rounded up.
+    pub fn divisor(self) -> usize {
+        match self {
+            Scale::Full => 1,
+            Scale::Half => 2,
+            Scale::Quarter => 4,
+            Scale::Eighth => 8,
+        }
+    }
+}
+
+/// An image file whose header was read, to be decoded for the frames that are wanted of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Picture<'b> {
+    bytes: &'b [u8],
+    /// Pixels a row.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    reducible: bool,
+}
+
+impl<'b> Picture<'b> {
+    /// Reads the header.
+    ///
+    /// # Errors
+    /// As [`inspect`].
+    pub fn open(bytes: &'b [u8], jpegs: JpegSize) -> Result<Picture<'b>, DecodeError> {
+        let (format, width, height) = inspect(bytes)?;
+        Ok(Picture { bytes, width, height, reducible: format == ImageFormat::Jpeg && jpegs == JpegSize::Reduced })
+    }
+
+    /// The scale at which it is decoded for a square of `size` pixels of `frame`.
+    pub fn scale(&self, frame: &Frame, size: usize) -> Scale {
+        if self.reducible { frame.scale(size) } else { Scale::Full }
+    }
+
+    /// The image, with the scale that it has: what the decoder that reduces does not take is decoded whole, which tells what is wrong with it.
+    ///
+    /// # Errors
+    /// As [`decode`].
+    pub fn decode(&self, scale: Scale) -> Result<(RgbImage, Scale), DecodeError> {
+        match reduced(self.bytes, scale, (self.width, self.height)) {
+            Some(image) => Ok((image, scale)),
+            None => Ok((decode(self.bytes)?, Scale::Full)),
+        }
+    }
+}
+
+#[cfg(feature = "reduced-jpeg")]
+fn reduced(bytes: &[u8], scale: Scale, sides: (usize, usize)) -> Option<RgbImage> {
+    (scale != Scale::Full).then(|| super::reduced::decode_reduced(bytes, scale, sides)).flatten()
+}
+
+#[cfg(not(feature = "reduced-jpeg"))]
+fn reduced(_: &[u8], _: Scale, _: (usize, usize)) -> Option<RgbImage> {
+    None
+}
