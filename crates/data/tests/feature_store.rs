@@ -411,39 +411,44 @@ fn filling_makes_the_views_that_training_makes() {
         .collect();
     let members: Vec<(&str, &[u8])> = members.iter().map(|(name, data)| (name.as_str(), data.as_slice())).collect();
     fixture::write(folder.path(), "00.tar", &fixture::tar(&members));
-    let (set, cache) = (corpus(folder.path()), tempfile::tempdir().unwrap());
-    let mut trained: Vec<(u64, u64, Vec<u8>)> = Vec::new();
-    let options = LoaderOptions {
-        global_batch: 6,
-        views: Some(ImageViews { count: NonZero::new(3).unwrap(), features: None }),
-        ..loader_options()
-    };
+    let set = corpus(folder.path());
+    let views = JpegSize::ALL.map(|jpegs| {
+        let (trained, filled) = (trained_views(&set, jpegs), filled_views(&set, jpegs));
+        assert_eq!(filled.len(), 18);
+        assert!(filled == trained, "{jpegs:?}");
+        assert!(filled[0].2 != filled[1].2 || filled[1].2 != filled[2].2, "the views do not differ");
+        filled
+    });
+    assert_ne!(views[0], views[1]);
+}
+
+/// Index, view and pixels of what three epochs of training see.
+fn trained_views(set: &Arc<Corpus>, jpegs: JpegSize) -> Vec<(u64, u64, Vec<u8>)> {
+    let views = Some(ImageViews { count: NonZero::new(3).unwrap(), features: None });
+    let options = LoaderOptions { global_batch: 6, views, jpegs, ..loader_options() };
     let mut loader = Loader::new(set.clone(), text(), options).unwrap();
+    let mut trained = Vec::new();
     for view in 0..3 {
         let batch = loader.next_batch().unwrap();
         let rows = batch.sample_index.iter().zip(batch.pixels.as_ref().unwrap().chunks_exact(48));
         trained.extend(rows.map(|(&index, pixels)| (index, view, pixels.to_vec())));
     }
     trained.sort();
-    let options = FillOptions {
-        batch: 32,
-        threads: 2,
-        prefetch: 2,
-        image_size: 4,
-        filter: Filter::Bicubic,
-        augment: Augment::CropFlip,
-        jpegs: JpegSize::Full,
-    };
-    let reader = FillReader::new(run_features(cache.path(), &set, 3, None), options).unwrap();
-    let mut filled: Vec<(u64, u64, Vec<u8>)> = Vec::new();
-    for batch in reader {
+    trained
+}
+
+/// The same of what fills a cache for them.
+fn filled_views(set: &Arc<Corpus>, jpegs: JpegSize) -> Vec<(u64, u64, Vec<u8>)> {
+    let cache = tempfile::tempdir().unwrap();
+    let (filter, augment) = (Filter::Bicubic, Augment::CropFlip);
+    let options = FillOptions { batch: 32, threads: 2, prefetch: 2, image_size: 4, filter, augment, jpegs };
+    let mut filled = Vec::new();
+    for batch in FillReader::new(run_features(cache.path(), set, 3, None), options).unwrap() {
         let batch = batch.unwrap();
         let rows = batch.rows.iter().zip(batch.pixels.chunks_exact(48));
         filled.extend(rows.map(|(row, pixels)| (row.index, row.view, pixels.to_vec())));
     }
-    assert_eq!(filled.len(), 18);
-    assert!(filled == trained);
-    assert!(filled[0].2 != filled[1].2 || filled[1].2 != filled[2].2, "the views do not differ");
+    filled
 }
 
 /// Numbers from files decide about offsets and memory.

@@ -2,10 +2,9 @@
 
 mod decode;
 mod encode;
-#[cfg(feature = "reduced-jpeg")]
-mod reduced;
 mod scale;
 mod transform;
+mod turbo;
 
 pub use decode::{DecodeError, ImageFormat, MAX_PIXELS, MAX_SIDE, decode, inspect};
 pub use encode::{EncodeError, encode_jpeg, encode_png};

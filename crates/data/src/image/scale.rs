@@ -1,22 +1,20 @@
 //! At which size a picture is decoded that becomes a small square: whole, or, for JPEGs, at a fraction of its sides.
 
+use super::turbo::decode_turbo;
 use super::{DecodeError, Frame, ImageFormat, RgbImage, decode, inspect};
 
 /// The size at which JPEGs are decoded for training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum JpegSize {
-    /// Whole.
+    /// Whole, by the decoder that has been tried longest.
     Full,
-    /// At the smallest [`Scale`] that the crop allows.
+    /// At the smallest [`Scale`] that the crop allows, by another decoder: quicker, and where that is the whole, Pillow's to the bit.
     Reduced,
 }
 
 impl JpegSize {
     /// Every choice.
     pub const ALL: [JpegSize; 2] = [JpegSize::Full, JpegSize::Reduced];
-
-    /// Whether this program has a decoder that reduces.
-    pub const CAN_REDUCE: bool = cfg!(feature = "reduced-jpeg");
 
     /// The word for it in files.
     pub fn as_str(self) -> &'static str {
@@ -81,24 +79,17 @@ impl<'b> Picture<'b> {
         if self.reducible { frame.scale(size) } else { Scale::Full }
     }
 
-    /// The image, with the scale that it has: what the decoder that reduces does not take is decoded whole, which tells what is wrong with it.
+    /// The image, with the scale that it has: a JPEG that the decoder which reduces objects to is decoded whole, or refused with what is wrong
+    /// with it.
     ///
     /// # Errors
     /// As [`decode`].
     pub fn decode(&self, scale: Scale) -> Result<(RgbImage, Scale), DecodeError> {
-        match reduced(self.bytes, scale, (self.width, self.height)) {
-            Some(image) => Ok((image, scale)),
-            None => Ok((decode(self.bytes)?, Scale::Full)),
+        if self.reducible
+            && let Some(image) = decode_turbo(self.bytes, scale, (self.width, self.height))
+        {
+            return Ok((image, scale));
         }
+        Ok((decode(self.bytes)?, Scale::Full))
     }
-}
-
-#[cfg(feature = "reduced-jpeg")]
-fn reduced(bytes: &[u8], scale: Scale, sides: (usize, usize)) -> Option<RgbImage> {
-    (scale != Scale::Full).then(|| super::reduced::decode_reduced(bytes, scale, sides)).flatten()
-}
-
-#[cfg(not(feature = "reduced-jpeg"))]
-fn reduced(_: &[u8], _: Scale, _: (usize, usize)) -> Option<RgbImage> {
-    None
 }

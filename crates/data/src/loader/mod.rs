@@ -391,8 +391,6 @@ impl LoaderOptions {
             let expected = format!("a multiple of the global batch {batch}");
             demand(position.is_multiple_of(batch as u64), option, &expected, position.to_string());
         }
-        let reduces = self.jpegs == JpegSize::Full || JpegSize::CAN_REDUCE;
-        demand(reduces, "jpegs", "full without the feature reduced-jpeg", self.jpegs.as_str().to_owned());
         let fraction = self.max_bad_fraction;
         demand((0.0..=1.0).contains(&fraction), "max_bad_fraction", "0 to 1", fraction.to_string());
         if errors.is_empty() { Ok(()) } else { Err(DataError::from_list(errors)) }

@@ -132,14 +132,6 @@ impl Keys<'_, '_> {
             data.image.jpegs.as_str(),
             "each image is decoded once then",
         );
-        self.demand(
-            "data.image.jpegs",
-            &[],
-            data.image.jpegs == JpegSize::Full || JpegSize::CAN_REDUCE,
-            "full",
-            data.image.jpegs.as_str(),
-            "this program was built without its feature reduced-jpeg",
-        );
         let on_disk = matches!(data.feature_cache, FeatureCache::Directory(_));
         let max_gib = data.feature_max_gib.map_or(String::new(), |gib| gib.to_string());
         for (key, is_default, got) in [

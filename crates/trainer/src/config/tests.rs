@@ -153,6 +153,11 @@ fn contradictions_are_mistakes() {
             vec!["data.feature_cache=c", "data.feature_views=2", "data.image.augment=none"],
             "data.feature_views: expected 1 with data.image.augment: none, got 2",
         ),
+        (
+            "",
+            vec!["data.feature_cache=memory", "data.image.augment=none", "data.image.jpegs=reduced"],
+            "data.image.jpegs: expected full with data.feature_cache: memory, got reduced",
+        ),
         ("", vec!["data.feature_views=2"], "data.feature_views: expected no such key with data.feature_cache: \"off\""),
         ("", vec!["data.feature_format=int8"], "data.feature_format: expected no such key with data.feature_cache"),
         ("", vec!["data.feature_max_gib=2"], "data.feature_max_gib: expected no such key with data.feature_cache"),

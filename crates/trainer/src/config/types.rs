@@ -262,7 +262,7 @@ section! {
         pub size: AutoOr<usize> = AutoOr::Given(224) => rule("auto or a whole number of at least 1", |size| *size != AutoOr::Given(0)),
         /// How training images are varied. `crop_flip`: random resized crop and horizontal flip. `none`: the evaluation transform.
         pub augment: Augment = Augment::CropFlip,
-        /// How JPEGs are decoded for training. `full`: whole. `reduced`: at a half, quarter or eighth of their sides where the crop keeps twice `size`; faster for large ones, pixels differ a little. Held-out ones are always whole.
+        /// How JPEGs are decoded for training. `full`: whole. `reduced`: at a half, quarter or eighth of their sides where the crop keeps twice `size`, by a quicker, younger decoder; pixels differ a little. Held-out ones are always `full`.
         pub jpegs: JpegSize = JpegSize::Full,
     }
 }

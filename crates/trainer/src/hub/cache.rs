@@ -14,21 +14,25 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use blip2_weights::{TOKENIZER_FILES, WEIGHT_FILES, read_shard_index};
+use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 
 use super::id::{HubId, is_commit};
 
 /// The files that may say how pixels are made.
 pub(super) const PREPROCESSING: [&str; 2] = ["preprocessor_config.json", "processor_config.json"];
 
-/// One model's folder.
+/// One model's folder. `hf-hub` says where things are in it; what it leaves out (atomic writes, locks, what is absent) is ours.
 pub(super) struct RepoCache {
     folder: PathBuf,
+    layout: CacheRepo,
 }
 
 impl RepoCache {
     /// The folder of a model below the cache's.
     pub fn of(cache: &Path, id: &HubId) -> RepoCache {
-        RepoCache { folder: cache.join(format!("models--{}", id.repo.replace('/', "--"))) }
+        let repo = Repo::with_revision(id.repo.clone(), RepoType::Model, id.revision().to_string());
+        let folder = cache.join(repo.folder_name());
+        RepoCache { folder, layout: Cache::new(cache.to_path_buf()).repo(repo) }
     }
 
     pub fn folder(&self) -> &Path {
@@ -36,7 +40,7 @@ impl RepoCache {
     }
 
     pub fn snapshot(&self, commit: &str) -> PathBuf {
-        self.folder.join("snapshots").join(commit)
+        self.layout.pointer_path(commit)
     }
 
     #[cfg(feature = "hub")]

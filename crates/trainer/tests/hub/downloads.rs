@@ -38,6 +38,8 @@ fn a_model_lies_as_the_hubs_own_tools_lay_it_and_only_what_is_read_is_fetched() 
     let link = fs::read_link(snapshot.join("model.safetensors")).unwrap();
     assert_eq!(link, Path::new("../../blobs").join(model.digest("model.safetensors")));
     assert_eq!(fs::read_to_string(repo_folder(home.path()).join("refs/main")).unwrap(), COMMIT);
+    let theirs = hf_hub::Cache::new(repo_folder(home.path()).parent().unwrap().into()).model("org/name".into());
+    assert_eq!(theirs.get("model.safetensors"), Some(snapshot.join("model.safetensors")));
 
     // Nothing is fetched twice: the second time only the branch is asked for.
     let before = server.requests().len();

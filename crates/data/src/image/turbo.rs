@@ -1,4 +1,5 @@
-//! JPEGs at a half, a quarter or an eighth of their sides: each block's inverse transform is taken over fewer coefficients, as libjpeg does.
+//! JPEGs as libjpeg-turbo decodes them, to the bit, and with it Pillow; whole, or at a half, a quarter or an eighth of their sides, where each
+//! block's inverse transform is taken over fewer coefficients.
 
 use libjpeg_turbo_rs::{DecodeLimits, Decoder, PixelFormat, ScalingFactor};
 
@@ -7,8 +8,8 @@ use super::{MAX_PIXELS, MAX_SIDE, RgbImage, Scale};
 /// The coefficients of a progressive JPEG are 16 bits each and all in memory.
 const MAX_MEMORY: u64 = 8 * MAX_PIXELS as u64;
 
-/// The image of a JPEG with `sides`, as its header says, at `scale`; `None` where this decoder does not take it.
-pub(super) fn decode_reduced(bytes: &[u8], scale: Scale, (width, height): (usize, usize)) -> Option<RgbImage> {
+/// The image of a JPEG with `sides`, as its header says, at `scale`; `None` where this decoder finds anything to object to.
+pub(super) fn decode_turbo(bytes: &[u8], scale: Scale, (width, height): (usize, usize)) -> Option<RgbImage> {
     let limits = DecodeLimits {
         max_width: MAX_SIDE,
         max_height: MAX_SIDE,
@@ -18,9 +19,10 @@ pub(super) fn decode_reduced(bytes: &[u8], scale: Scale, (width, height): (usize
     };
     let mut decoder = Decoder::new_with_limits(bytes, limits).ok()?;
     decoder.set_output_format(PixelFormat::Rgb);
-    // What is cut or damaged is refused, as by the decoder of whole images.
     decoder.set_stop_on_warning(true);
-    decoder.set_scale(ScalingFactor::try_new(1, scale.divisor() as u32).ok()?);
+    if scale != Scale::Full {
+        decoder.set_scale(ScalingFactor::try_new(1, scale.divisor() as u32).ok()?);
+    }
     let image = decoder.decode_image().ok()?;
     let expected = [width, height].map(|side| side.div_ceil(scale.divisor()));
     let fits = [image.width, image.height] == expected && image.data.len() == 3 * image.width * image.height;
