@@ -6,7 +6,8 @@ mod fixture;
 use std::fs;
 use std::sync::Arc;
 
-use blip2_data::{Clean, Dataset, EvalOptions, EvalReader, Filter, Quarantined, scan};
+use blip2_data::image::{Picture, Scale};
+use blip2_data::{Clean, Dataset, EvalOptions, EvalReader, Filter, JpegSize, Quarantined, decode, scan};
 use fixture::{CAPTIONS, archives, images, open, options, tar, text, write};
 
 /// SplitMix64.
@@ -88,6 +89,17 @@ fn assert_reasons(quarantined: &[Quarantined]) {
     }
 }
 
+/// Whether an image can be decoded at every fraction of its sides; what can be decoded whole is never lost.
+fn decodes_reduced(bytes: &[u8]) -> bool {
+    let Ok(picture) = Picture::open(bytes, JpegSize::Reduced) else { return false };
+    let whole = decode(bytes).is_ok();
+    Scale::REDUCED.into_iter().all(|scale| {
+        let decoded = picture.decode(scale);
+        assert!(decoded.is_ok() || !whole);
+        decoded.is_ok_and(|(_, found)| found == scale)
+    })
+}
+
 #[test]
 fn two_thousand_mutated_members_are_used_or_quarantined_with_a_reason() {
     const SAMPLES: usize = 2000;
@@ -119,8 +131,10 @@ fn two_thousand_mutated_members_are_used_or_quarantined_with_a_reason() {
     assert_eq!(dataset.len(), SAMPLES as u64);
     let before = peak_mib();
     let (used, quarantined) = read_all(dataset);
+    let decoded_reduced = members.iter().filter(|(_, bytes)| decodes_reduced(bytes)).count();
     let grown = peak_mib() - before;
 
+    assert!((50..1000).contains(&decoded_reduced), "{decoded_reduced} decoded at a fraction of their sides");
     assert_eq!(used + quarantined.len() as u64, SAMPLES as u64);
     assert!(used > 300 && quarantined.len() > 800, "{used} used, {} not", quarantined.len());
     assert_reasons(&quarantined);

@@ -115,7 +115,7 @@ impl Frame {
         Frame { crop, flip: rng.unit() < FLIP_PROBABILITY }
     }
 
-    /// The smallest scale at which this part still has [`KEPT_SIDES`] times `size` pixels a side.
+    /// The smallest scale at which this part still has twice `size` pixels a side.
     pub fn scale(&self, size: usize) -> Scale {
         let side = self.crop.width.min(self.crop.height);
         let enough = |scale: &Scale| side >= KEPT_SIDES * size * scale.divisor();
