@@ -13,8 +13,8 @@ fuzz_target!(|data: &[u8]| {
     if header.as_ref().is_ok_and(|(_, width, height)| width * height > MAX_PIXELS) {
         return;
     }
-    if let Ok(picture) = Picture::open(data, JpegSize::Reduced) {
-        for scale in Scale::REDUCED {
+    for scale in Scale::REDUCED {
+        if let Ok(mut picture) = Picture::open(data, JpegSize::Reduced) {
             if let Ok((image, scale)) = picture.decode(scale) {
                 let sides = [picture.width, picture.height].map(|side| side.div_ceil(scale.divisor()));
                 assert_eq!([image.width, image.height], sides);

@@ -165,7 +165,7 @@ pub enum DataError {
         reason: String,
     },
     /// A shard is no longer what it was when the set was made.
-    #[error("shard {} changed: {reason}; index it anew with `blip2 shards index`", .shard.display())]
+    #[error("shard {} changed: {reason}; index it anew with `blip2 shards index`, with --rescan where an old index lies beside it", .shard.display())]
     ShardChanged {
         /// The shard.
         shard: PathBuf,

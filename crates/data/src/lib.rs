@@ -36,7 +36,7 @@ mod upkeep;
 pub use atomic::write_file;
 pub use dataset::corpus::Corpus;
 pub use dataset::filter::{Bounds, Passed, SampleFilter};
-pub use dataset::{Dataset, OpenOptions, RawSample, reindex};
+pub use dataset::{Dataset, OpenOptions, RawSample, reindex, rescan};
 pub use digest_writer::DigestWriter;
 pub use error::{DataError, SampleError, is_disk_full};
 pub use image::{

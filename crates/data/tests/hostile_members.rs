@@ -91,7 +91,7 @@ fn assert_reasons(quarantined: &[Quarantined]) {
 
 /// Whether an image can be decoded at every fraction of its sides; what can be decoded whole is never lost.
 fn decodes_reduced(bytes: &[u8]) -> bool {
-    let Ok(picture) = Picture::open(bytes, JpegSize::Reduced) else { return false };
+    let Ok(mut picture) = Picture::open(bytes, JpegSize::Reduced) else { return false };
     let whole = decode(bytes).is_ok();
     Scale::REDUCED.into_iter().all(|scale| {
         let decoded = picture.decode(scale);

@@ -81,6 +81,7 @@ fn img2dataset_folders_with_failed_downloads() {
     write(folder.path(), "cc/00000/000000007.json", failed);
     write(folder.path(), "cc/00000/000000008.jpg", b"<html>");
     write(folder.path(), "cc/00000/000000008.txt", b"a page");
+    write(folder.path(), "cc/00001/000010001.png", &png(6, 4, 8));
     write(folder.path(), "cc/00001/000010009.jpg", &png(6, 4, 9));
     write(folder.path(), "cc/00001/000010009.txt", b"caf\xE9");
     let (report, samples, texts) = packed(&pack_options(folder.path(), "cc"));
@@ -96,12 +97,14 @@ fn img2dataset_folders_with_failed_downloads() {
     for (problem, part) in problems.iter().zip([
         "00000/000000007: no picture beside it (failed_to_download: HTTP Error 404)",
         "00000/000000008: ",
+        "00001/000010001.png (a second picture): ",
         "00001/000010009: ",
     ]) {
         assert!(problem.contains(part), "{problem}");
     }
-    assert!(problems[1].contains("neither JPEG, PNG nor WebP") && problems[2].contains("not UTF-8"), "{problems:?}");
-    assert_eq!(problems.len(), 3);
+    assert!(problems[1].contains("neither JPEG, PNG nor WebP") && problems[3].contains("not UTF-8"), "{problems:?}");
+    assert!(problems[2].ends_with("000010001.jpg has the same key and is packed"), "{problems:?}");
+    assert_eq!(problems.len(), 4);
 }
 
 #[test]

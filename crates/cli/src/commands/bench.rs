@@ -98,7 +98,7 @@ enum AugmentArgument {
 enum JpegsArgument {
     /// Whole
     Full,
-    /// At a half, quarter or eighth of their sides where the crop allows it, by the quicker decoder
+    /// At a half, quarter or eighth of their sides where the crop allows it
     Reduced,
 }
 

@@ -20,7 +20,7 @@ Examples:
 
 The configuration's data.feature_cache names the folder. Training fills it by itself in its first data.feature_views epochs and evaluations; this
 does so ahead of time, for all runs whose encoder and image transform are the same: the held-out set first, then every view of the training sets,
-each picture decoded once. What is there stays: an interrupted build goes on where it was.
+each picture decoded once, a JPEG that is reduced once for each scale. What is there stays: an interrupted build goes on where it was.
 Build before a run or after it, not beside it: which pictures a run encodes together depends on what it finds.";
 
 const STATS_EXAMPLES: &str = "\

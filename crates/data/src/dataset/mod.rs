@@ -541,6 +541,15 @@ pub fn reindex(patterns: &[String], options: &OpenOptions) -> Result<Vec<Shard>,
     Ok(Shards::open(patterns, options, Indices::Rebuild)?.all)
 }
 
+/// The same without belief in any index: shards that lie elsewhere are fetched and read too, as after one was exchanged and the index beside it
+/// was not.
+///
+/// # Errors
+/// As [`reindex`].
+pub fn rescan(patterns: &[String], options: &OpenOptions) -> Result<Vec<Shard>, DataError> {
+    Ok(Shards::open(patterns, options, Indices::Rescan)?.all)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

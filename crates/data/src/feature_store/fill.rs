@@ -1,7 +1,6 @@
 //! Reading what a store lacks of a set, to fill it ahead of time: every picture once, for all of its views.
 
-use std::collections::VecDeque;
-use std::collections::btree_map::{BTreeMap, Entry};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -139,19 +138,21 @@ fn look(features: &RunFeatures, options: &FillOptions, index: u64) -> Result<Loo
         return Ok(Looked { lacking: Vec::new(), there });
     }
     let FillOptions { image_size: size, filter, augment, jpegs, .. } = *options;
-    let picture = Picture::open(&raw.image, jpegs)?;
+    let mut picture = Picture::open(&raw.image, jpegs)?;
     let mut decoded = BTreeMap::new();
     let mut made = Vec::with_capacity(lacking.len());
     for view in lacking {
         let frame = view_frame(picture.width, picture.height, augment, image, view);
-        let (pixels, scale) = match decoded.entry(picture.scale(&frame, size)) {
-            Entry::Occupied(there) => there.into_mut(),
-            Entry::Vacant(place) => {
-                let scale = *place.key();
-                place.insert(picture.decode(scale)?)
+        let wanted = picture.scale(&frame, size);
+        let scale = match decoded.contains_key(&wanted) {
+            true => wanted,
+            false => {
+                let (pixels, scale) = picture.decode(wanted)?;
+                decoded.insert(scale, pixels);
+                scale
             }
         };
-        made.push((LackingRow { index, view, image }, frame.pixels(pixels, *scale, size, filter)));
+        made.push((LackingRow { index, view, image }, frame.pixels(&decoded[&scale], scale, size, filter)));
     }
     Ok(Looked { lacking: made, there })
 }

@@ -1,5 +1,8 @@
-//! JPEG, PNG and WebP to RGB. The format is taken from the bytes, since file names are often wrong; the size is taken
+//! JPEG, PNG and WebP to RGB, JPEGs with Pillow's pixels to the bit. The format is taken from the bytes, since file names are often wrong; the size is taken
 //! from the header and checked before anything is allocated for it.
+//!
+//! What the decoder of JPEGs objects to goes to a second one, whose word is the last: no file is lost that either can read, and one that is cut is
+//! refused and not filled up.
 //!
 //! Grey and CMYK become RGB, 16 bits a channel become 8, transparent pixels are laid on white, and an animation is its
 //! first frame. EXIF orientation is not applied, as in the reference.
@@ -14,7 +17,8 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
-use super::RgbImage;
+use super::turbo::decode_turbo;
+use super::{RgbImage, Scale};
 
 /// The longest side that is decoded.
 pub const MAX_SIDE: usize = 16_384;
@@ -162,6 +166,9 @@ fn decode_jpeg(bytes: &[u8]) -> Result<RgbImage, DecodeError> {
     let mut decoder = jpeg(bytes)?;
     let (width, height) = jpeg_dimensions(&decoder)?;
     check_size(width, height)?;
+    if let Some(image) = decode_turbo(bytes, Scale::Full, (width, height)) {
+        return Ok(image);
+    }
     let data = decoder.decode().map_err(|error| ImageFormat::Jpeg.damaged(error))?;
     if data.len() != width * height * 3 {
         let reason = format!("{} bytes for {width} x {height} pixels", data.len());

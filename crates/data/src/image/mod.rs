@@ -12,7 +12,7 @@ pub use scale::{JpegSize, Picture, Scale};
 pub use transform::{Augment, Filter, Frame, evaluate_transform, fit, train_transform};
 
 /// Raised whenever decoding or a transform gives other pixels for the same image: features made from the old ones are not used any more.
-pub(crate) const PIXELS_VERSION: u32 = 1;
+pub(crate) const PIXELS_VERSION: u32 = 2;
 
 /// An image in memory. `data` holds three bytes for each of the `width` times `height` pixels, at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]

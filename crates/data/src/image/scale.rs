@@ -6,9 +6,9 @@ use super::{DecodeError, Frame, ImageFormat, RgbImage, decode, inspect};
 /// The size at which JPEGs are decoded for training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum JpegSize {
-    /// Whole, by the decoder that has been tried longest.
+    /// Whole.
     Full,
-    /// At the smallest [`Scale`] that the crop allows, by another decoder: quicker, and where that is the whole, Pillow's to the bit.
+    /// At the smallest [`Scale`] that the crop allows.
     Reduced,
 }
 
@@ -79,16 +79,17 @@ impl<'b> Picture<'b> {
         if self.reducible { frame.scale(size) } else { Scale::Full }
     }
 
-    /// The image, with the scale that it has: a JPEG that the decoder which reduces objects to is decoded whole, or refused with what is wrong
-    /// with it.
+    /// The image, with the scale that it has. A JPEG that cannot be reduced is decoded whole, now and for the frames that follow, or refused
+    /// with what is wrong with it.
     ///
     /// # Errors
     /// As [`decode`].
-    pub fn decode(&self, scale: Scale) -> Result<(RgbImage, Scale), DecodeError> {
-        if self.reducible
-            && let Some(image) = decode_turbo(self.bytes, scale, (self.width, self.height))
-        {
-            return Ok((image, scale));
+    pub fn decode(&mut self, scale: Scale) -> Result<(RgbImage, Scale), DecodeError> {
+        if self.reducible && scale != Scale::Full {
+            if let Some(image) = decode_turbo(self.bytes, scale, (self.width, self.height)) {
+                return Ok((image, scale));
+            }
+            self.reducible = false;
         }
         Ok((decode(self.bytes)?, Scale::Full))
     }

@@ -91,7 +91,7 @@ impl Preparer {
     }
 
     fn decode(&self, bytes: &[u8], image_id: u64, view: View) -> Result<(Frame, RgbImage, Scale), DecodeError> {
-        let picture = Picture::open(bytes, self.jpegs)?;
+        let mut picture = Picture::open(bytes, self.jpegs)?;
         let frame = view.frame(picture.width, picture.height, image_id);
         let (image, scale) = picture.decode(picture.scale(&frame, self.image_size))?;
         Ok((frame, image, scale))

@@ -37,6 +37,8 @@ pub(crate) struct PairFiles {
     text: Option<PathBuf>,
     json: Option<PathBuf>,
     keep: Keep,
+    /// The picture that has the key already.
+    instead: Option<PathBuf>,
 }
 
 impl Pairs {
@@ -167,13 +169,19 @@ fn list(folder: &Path) -> Result<BTreeMap<String, PairFiles>, DataError> {
         if !(is_image || extension == "txt" || extension == "json") || path.is_dir() {
             continue;
         }
+        // Of two pictures with one key the first by name is the sample's; the other is told of.
+        let taken = samples.get(key).and_then(|sample| sample.image.clone()).filter(|_| is_image);
+        if let Some(instead) = taken {
+            let second = PairFiles { image: Some(path), instead: Some(instead), ..PairFiles::default() };
+            samples.insert(format!("{name} (a second picture)"), second);
+            continue;
+        }
         let sample = samples.entry(key.to_owned()).or_default();
         let slot = match extension.as_str() {
             "txt" => &mut sample.text,
             "json" => &mut sample.json,
             _ => &mut sample.image,
         };
-        // Of two pictures with one key the first by name.
         slot.get_or_insert(path);
     }
     // A text alone may be a README.
@@ -184,6 +192,9 @@ fn list(folder: &Path) -> Result<BTreeMap<String, PairFiles>, DataError> {
 impl PairFiles {
     /// Text and metadata of the sample; the picture stays where it is.
     pub(crate) fn read(self) -> Result<Content, Unusable> {
+        if let Some(instead) = &self.instead {
+            return Err(format!("{} has the same key and is packed", instead.display()).into());
+        }
         let read = |path: &PathBuf| -> Result<String, Unusable> {
             let bytes = read_bounded(path, MAX_TEXT_BYTES)?;
             Ok(utf8(&bytes).map(str::to_owned).map_err(|reason| format!("{}: {reason}", path.display()))?)

@@ -119,8 +119,8 @@ impl Remote {
         locked.map_err(|error| self.shared.broken(error))
     }
 
-    /// What is in a shard: from the index beside it where that is there and fits, else from the shard itself, which is
-    /// fetched anew where indices are built anew.
+    /// What is in a shard: from the index beside it where that is there and fits, unless shards are to be read again; else from the shard itself,
+    /// which is fetched anew where indices are built anew.
     pub(crate) fn index(&self, object: &Object, indices: Indices) -> Result<(Shard, Vec<Problem>), DataError> {
         let url = &object.url;
         let version = match &object.version {
@@ -128,10 +128,11 @@ impl Remote {
             _ => self.shared.patiently(|| self.shared.network.head(url)).map_err(failed(url))?,
         };
         let location = Location::Remote(url.clone());
-        let (index, digest, contents) = match self.sidecar(url, &version)? {
+        let beside = if indices == Indices::Rescan { None } else { self.sidecar(url, &version)? };
+        let (index, digest, contents) = match beside {
             Some((header, index)) => (index, header.digest, header.tar_digest),
             None => {
-                if indices == Indices::Rebuild {
+                if indices != Indices::Keep {
                     self.shared.discard(url, &version)?;
                 }
                 let wanted = Wanted { url, version: &version, fits: &|_, _| Ok(()) };

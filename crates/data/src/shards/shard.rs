@@ -96,7 +96,10 @@ pub(crate) struct Shards {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Indices {
     Keep,
+    /// Built anew from local shards; those beside shards that lie elsewhere are believed where they fit.
     Rebuild,
+    /// Built anew from all shards.
+    Rescan,
 }
 
 impl Shards {
@@ -157,7 +160,7 @@ impl Shards {
                     let indexed = self.remote_for(&object.url)?.index(object, indices);
                     indexed.map(|(shard, problems)| (vec![shard], problems))
                 }
-                Named::Manifest(location) if indices == Indices::Rebuild => Err(DataError::Manifest {
+                Named::Manifest(location) if indices != Indices::Keep => Err(DataError::Manifest {
                     manifest: location.shown(),
                     reason: "it only repeats what was found when it was written; name its shards by patterns"
                         .to_owned(),
@@ -209,7 +212,7 @@ impl Shards {
     fn index_file(&self, path: &Path, indices: Indices) -> Result<(Vec<Shard>, Vec<Problem>), DataError> {
         let indexed = match indices {
             Indices::Keep => IndexedShard::open_in(path, &self.places)?,
-            Indices::Rebuild => IndexedShard::rebuild(path, &self.places)?,
+            Indices::Rebuild | Indices::Rescan => IndexedShard::rebuild(path, &self.places)?,
         };
         let problems = match indexed.header.problems {
             0 => Vec::new(),

@@ -15,7 +15,9 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
 
-use blip2_data::{Corpus, DataError, Dataset, Loader, OpenOptions, Pick, SampleError, Shard, reindex, write_manifest};
+use blip2_data::{
+    Corpus, DataError, Dataset, Loader, OpenOptions, Pick, SampleError, Shard, reindex, rescan, write_manifest,
+};
 
 use cache::{files, remote_options};
 use fixture::{loader_options, open, png, shards, tar, text, write};
@@ -132,6 +134,29 @@ fn a_change_that_keeps_the_length_is_noticed_by_its_time() {
     assert!(error.to_string().contains("its tag is last-modified: Wed, 2 Jan 2030"), "{error}");
     reindex(&patterns, &options).unwrap();
     assert_eq!(Dataset::open(&patterns, &options).unwrap().read(0, Pick::First).unwrap().key, "new");
+}
+
+#[test]
+fn an_old_index_beside_a_shard_that_was_exchanged_is_passed_over_by_a_rescan() {
+    let folder = tempfile::tempdir().unwrap();
+    let shard = |key: &str| tar(&[(&format!("{key}.png"), &png(3, 3, 0)), (&format!("{key}.txt"), b"text")]);
+    write(folder.path(), "00.tar", &shard("old"));
+    reindex(&["00.tar".to_owned()], &fixture::options(folder.path())).unwrap();
+    assert!(folder.path().join("00.tar.idx").exists());
+    write(folder.path(), "00.tar", &shard("new"));
+
+    let server = WebServer::start(folder.path(), |_| true);
+    let cache = tempfile::tempdir().unwrap();
+    let options = remote_options(server.address, cache.path(), 1 << 20);
+    let patterns = [format!("http://{}/set/00.tar", server.address)];
+    let read = || Dataset::open(&patterns, &options).unwrap().read(0, Pick::First);
+    for _ in 0..2 {
+        let error = read().unwrap_err();
+        assert!(error.to_string().contains("blip2 shards index`, with --rescan"), "{error}");
+        reindex(&patterns, &options).unwrap();
+    }
+    rescan(&patterns, &options).unwrap();
+    assert_eq!(read().unwrap().key, "new");
 }
 
 /// A terabyte of zeros where an index should be.

@@ -174,7 +174,7 @@ section! {
         pub feature_views: u64 = 1 => at_least(1),
         /// How a folder stores features, int8 with a scale for each token; training and evaluation see the stored values.
         pub feature_format: FeatureFormat = FeatureFormat::Bf16,
-        /// What features may take in a folder, in GiB, those of the held-out set before those of the training sets; null: no limit.
+        /// What this run's features may take in a folder, in GiB, those of the held-out set before those of the training sets; null: no limit.
         pub feature_max_gib: Option<f64> => rule("null or a number above 0", |gib: &Option<f64>| gib.is_none_or(|gib| gib > 0.0)),
         /// Where shards are kept that lie in object stores or on web servers.
         pub shard_cache: ShardCacheConfig,
@@ -262,7 +262,7 @@ section! {
         pub size: AutoOr<usize> = AutoOr::Given(224) => rule("auto or a whole number of at least 1", |size| *size != AutoOr::Given(0)),
         /// How training images are varied. `crop_flip`: random resized crop and horizontal flip. `none`: the evaluation transform.
         pub augment: Augment = Augment::CropFlip,
-        /// How JPEGs are decoded for training. `full`: whole. `reduced`: at a half, quarter or eighth of their sides where the crop keeps twice `size`, by a quicker, younger decoder; pixels differ a little. Held-out ones are always `full`.
+        /// How JPEGs are decoded for training. `full`: whole. `reduced`: at a half, quarter or eighth of their sides where the crop keeps twice `size`; faster for large ones, pixels differ a little. Held-out ones are always whole.
         pub jpegs: JpegSize = JpegSize::Full,
     }
 }

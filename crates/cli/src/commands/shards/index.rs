@@ -1,7 +1,7 @@
 //! `shards index`.
 
 use anyhow::Result;
-use blip2_trainer::shards::{reindex, write_manifest};
+use blip2_trainer::shards::{reindex, rescan, write_manifest};
 use clap::Args;
 
 use super::SetArguments;
@@ -26,6 +26,9 @@ pub(crate) struct IndexArguments {
     /// File or URL that gets a manifest of the shards; its name ends in .jsonl
     #[arg(long, value_name = "FILE|URL")]
     manifest: Option<String>,
+    /// Fetch and read shards of stores and web servers also where an index lies beside them
+    #[arg(long)]
+    rescan: bool,
     /// Print one JSON object for each shard
     #[arg(long)]
     json: bool,
@@ -34,7 +37,8 @@ pub(crate) struct IndexArguments {
 impl IndexArguments {
     pub(super) fn run(self) -> Result<()> {
         let options = self.set.options();
-        let shards = reindex(&self.set.patterns, &options)?;
+        let index = if self.rescan { rescan } else { reindex };
+        let shards = index(&self.set.patterns, &options)?;
         if let Some(manifest) = &self.manifest {
             write_manifest(&shards, manifest, &options)?;
         }

@@ -1,4 +1,4 @@
-//! JPEGs by the decoder that reduces: Pillow's pixels, at the scale that the law of quality allows, and nothing lost where it objects.
+//! JPEGs: Pillow's pixels, at the scale that the law of quality allows, and nothing lost where a decoder objects.
 
 mod fixture;
 
@@ -19,21 +19,20 @@ fn encode_jpeg(data: &[u8], (width, height): (u16, u16), colour: ColorType, prog
     bytes
 }
 
+const KINDS: [&str; 7] =
+    ["baseline_420", "baseline_422", "baseline_444", "grey", "progressive_420", "progressive_first_scan", "restarts"];
+
 /// Made by scripts/fixtures/jpegs.py.
 #[test]
 fn pixels_are_pillows_to_the_bit() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/jpegs");
     let read = |name: String| std::fs::read(folder.join(name)).unwrap();
-    for kind in ["baseline_420", "baseline_422", "baseline_444", "progressive_420", "grey"] {
+    for kind in KINDS {
         let bytes = read(format!("{kind}.jpg"));
         for (scale, expected) in [(Scale::Full, format!("{kind}.png")), (Scale::Half, format!("{kind}_half.png"))] {
             let (image, found) = decoded(&bytes, scale);
             assert!(found == scale && image == decode(&read(expected)).unwrap(), "{kind} at {scale:?}");
         }
-        // The decoder of `full` has an inverse transform of its own.
-        let (whole, _) = decoded(&bytes, Scale::Full);
-        let differences = whole.data.iter().zip(decode(&bytes).unwrap().data).map(|(a, b)| a.abs_diff(b));
-        assert!(differences.max().unwrap() <= 5, "{kind}");
     }
 }
 
@@ -87,11 +86,11 @@ fn a_reduced_photograph_shows_what_the_whole_shows() {
 fn what_is_cut_or_cannot_be_reduced_is_decoded_or_refused_as_ever() {
     let bytes = encode_jpeg(&photograph(128, 96), (128, 96), ColorType::Rgb, false);
     for cut in (0..bytes.len() * 9 / 10).step_by(97) {
-        let Ok(picture) = Picture::open(&bytes[..cut], JpegSize::Reduced) else { continue };
+        let Ok(mut picture) = Picture::open(&bytes[..cut], JpegSize::Reduced) else { continue };
         assert_eq!(picture.decode(Scale::Half).unwrap_err(), decode(&bytes[..cut]).unwrap_err());
     }
     let png = encode(&photograph(128, 96), image::ImageFormat::Png);
-    let picture = Picture::open(&png, JpegSize::Reduced).unwrap();
+    let mut picture = Picture::open(&png, JpegSize::Reduced).unwrap();
     assert_eq!(picture.scale(&Frame::whole(128, 96), 8), Scale::Full);
     assert_eq!(picture.decode(Scale::Quarter).unwrap(), (decode(&png).unwrap(), Scale::Full));
     let whole = Picture::open(&bytes, JpegSize::Full).unwrap();
@@ -148,7 +147,7 @@ proptest! {
             let at = at.index(bytes.len());
             bytes[at] = value;
         }
-        if let Ok(picture) = Picture::open(&bytes, JpegSize::Reduced)
+        if let Ok(mut picture) = Picture::open(&bytes, JpegSize::Reduced)
             && let Ok((image, scale)) = picture.decode(Scale::REDUCED[scale])
         {
             let sides = [picture.width, picture.height].map(|side| side.div_ceil(scale.divisor()));
