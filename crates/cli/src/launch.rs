@@ -15,6 +15,8 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use blip2_trainer::ranks::{Launch, Meeting};
 
+/// More processes than any launch has.
+const MAX_WORLD: u64 = 1 << 16;
 /// As PyTorch waits.
 const PATIENCE_S: u64 = 300;
 const HANG_S: u64 = 600;
@@ -43,6 +45,20 @@ fn is_step(variables: Variables) -> bool {
     variables("SLURM_STEP_ID").and_then(|step| step.parse().ok()).is_some_and(|step: u64| step < FIRST_SPECIAL_STEP)
 }
 
+/// Refuses to do once for every process what is one process' work.
+///
+/// # Errors
+/// Where a launcher has started several of them.
+pub(crate) fn alone(command: &str) -> Result<()> {
+    match launch()? {
+        Some(launch) if launch.world > 1 => bail!(
+            "{command} is the work of one process, and a launcher has started {}; start it without, or let train do it, which shares it out",
+            launch.world
+        ),
+        _ => Ok(()),
+    }
+}
+
 /// The path with `{rank}` replaced by the rank.
 pub(crate) fn path_of_rank(path: &Path, rank: usize) -> PathBuf {
     match path.to_str() {
@@ -67,6 +83,7 @@ fn read(variables: Variables) -> Result<Option<Launch>> {
     let names =
         if slurm { ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"] } else { ["RANK", "WORLD_SIZE", "LOCAL_RANK"] };
     let [rank, world, local_rank] = names.map(&mut number);
+    let local_world = if slurm { None } else { number("LOCAL_WORLD_SIZE") };
     let port = number("MASTER_PORT");
     let job = if slurm { number("SLURM_JOB_ID") } else { None };
     let patience = number("BLIP2_JOIN_TIMEOUT_S").unwrap_or(PATIENCE_S);
@@ -81,10 +98,16 @@ fn read(variables: Variables) -> Result<Option<Launch>> {
         (None, Some(_)) => bail!("{}: expected this process' number, as {} is set, got nothing", names[0], names[1]),
         (Some(_), None) => bail!("{}: expected the number of processes, as {} is set, got nothing", names[1], names[0]),
     };
-    if world == 0 {
-        problems.push(format!("{}: expected at least 1, got 0", names[1]));
+    if !(1..=MAX_WORLD).contains(&world) {
+        problems.push(format!("{}: expected 1 to {MAX_WORLD}, got {world}", names[1]));
     } else if rank >= world {
         problems.push(format!("{}: expected a number below {} ({world}), got {rank}", names[0], names[1]));
+    }
+    if let (Some(local_rank), Some(local_world)) = (local_rank, local_world)
+        && local_rank >= local_world
+    {
+        problems
+            .push(format!("LOCAL_RANK: expected a number below LOCAL_WORLD_SIZE ({local_world}), got {local_rank}"));
     }
     let host = variables("MASTER_ADDR").or_else(|| if slurm { first_node(variables) } else { None });
     let port = port.or(job.map(|job| SLURM_FIRST_PORT + job % SLURM_PORTS));
@@ -93,6 +116,10 @@ fn read(variables: Variables) -> Result<Option<Launch>> {
             .push("MASTER_ADDR: expected the host of rank 0, got nothing; a launcher such as torchrun sets it".into());
     }
     let port = match port.map(u16::try_from) {
+        Some(Ok(0)) => {
+            problems.push("MASTER_PORT: expected a port that all ranks know, got 0".into());
+            0
+        }
         Some(Ok(port)) => port,
         Some(Err(_)) => {
             problems.push("MASTER_PORT: expected a port below 65536".into());

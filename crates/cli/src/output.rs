@@ -22,7 +22,7 @@ impl std::error::Error for UsageError {}
 
 /// Prints one line of the result.
 pub(crate) fn print(line: impl fmt::Display) -> anyhow::Result<()> {
-    Ok(writeln!(io::stdout().lock(), "{line}")?)
+    Ok(writeln!(io::stdout().lock(), "{}", printable(&line.to_string()))?)
 }
 
 /// Prints a value as one line of JSON.
@@ -33,7 +33,20 @@ pub(crate) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
 /// Says something that is no result.
 pub(crate) fn say(line: &str) {
     // A closed standard error is no reason to stop.
-    let _ = writeln!(io::stderr().lock(), "{line}");
+    let _ = writeln!(io::stderr().lock(), "{}", printable(line));
+}
+
+/// What files of others say must not steer a terminal.
+fn printable(text: &str) -> String {
+    let steers = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if !text.contains(steers) {
+        return text.to_owned();
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if steers(c) { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
 }
 
 /// Ends the process where it stands, for a reason that lies outside it. What is left of it may wait for something that never comes.
@@ -104,5 +117,10 @@ mod tests {
         let left = io::Error::from(io::ErrorKind::BrokenPipe);
         assert!(is_broken_pipe(&anyhow::Error::new(left).context("standard output")));
         assert!(!is_broken_pipe(&anyhow!("broken pipe")));
+    }
+
+    #[test]
+    fn nothing_steers_the_terminal() {
+        assert_eq!(printable("a\u{1b}[31m\u{7}b\r\n\tüber"), "a\\u{1b}[31m\\u{7}b\\r\n\tüber");
     }
 }

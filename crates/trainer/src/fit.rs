@@ -3,13 +3,13 @@
 use std::fmt;
 use std::path::Path;
 
-use blip2_model::Blip2Config;
 use blip2_model::language::LanguageConfig;
 use blip2_model::qformer::QFormerConfig;
 use blip2_model::vision::VisionConfig;
+use blip2_model::{Blip2Config, ConfigError};
 use blip2_torchx::params::{LoadPlan, LoadProblem, ParamStore, TensorSource};
 use blip2_weights::plans::{self, QFormerSource};
-use blip2_weights::{ModelDir, ModelKind, Part, PartSource, WeightsError};
+use blip2_weights::{FrozenElsewhere, ModelDir, ModelKind, Part, PartSource, WeightsError};
 use serde::Serialize;
 use serde_json::json;
 
@@ -28,6 +28,9 @@ pub struct PartFit {
     pub half: usize,
     /// Of a frozen part that this path leaves to another directory.
     pub frozen_elsewhere: usize,
+    /// Which that is, where it is named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub named: Option<String>,
     /// Kept at initial values, for this kind of source cannot have them.
     pub fresh: usize,
     /// There, and not used.
@@ -64,7 +67,7 @@ pub fn fit(path: &Path) -> Result<Option<Vec<PartFit>>, Error> {
             let depth = config.vision.depth(config.top.vision_feature_layer.or(Some(-1))).map_err(wrong)?;
             parts.push(match dir.frozen_elsewhere(Part::Vision) {
                 None => vision(&dir.part(Part::Vision)?, &config.vision, depth),
-                Some(_) => elsewhere(IMAGE_ENCODER, &declared::image_encoder(&config.vision, depth)),
+                Some(named) => elsewhere(IMAGE_ENCODER, &declared::image_encoder(&config.vision, depth), Some(named)),
             });
             let width = config.language.as_ref().map(LanguageConfig::hidden_size);
             let qformer = dir.part(Part::QFormer)?;
@@ -73,7 +76,7 @@ pub fn fit(path: &Path) -> Result<Option<Vec<PartFit>>, Error> {
             if let Some(model) = &config.language {
                 parts.push(match dir.frozen_elsewhere(Part::Language) {
                     None => language(&dir.part(Part::Language)?, model),
-                    Some(_) => elsewhere(LANGUAGE_MODEL, &declared::language_model(model)),
+                    Some(named) => elsewhere(LANGUAGE_MODEL, &declared::language_model(model), Some(named)),
                 });
             }
         }
@@ -108,7 +111,7 @@ pub fn fit(path: &Path) -> Result<Option<Vec<PartFit>>, Error> {
                 let config = Blip2Config::from_json(&json).map_err(wrong)?;
                 parts.push(trained(&part, &config, None, &plans::stage1_from_bert(&part.weights)?));
             } else {
-                return Ok(None);
+                return Err(unknown_type(path, &dir));
             }
         }
     }
@@ -129,9 +132,29 @@ fn trained(part: &PartSource, config: &Blip2Config, language_width: Option<i64>,
     compare(QFORMER, &declared::trained(config, language_width), part, plan, false)
 }
 
+/// Says of a configuration of no known kind which there are.
+fn unknown_type(path: &Path, dir: &ModelDir) -> Error {
+    let config = dir.config();
+    let known = |error: Option<ConfigError>| match error {
+        Some(ConfigError::Unsupported { supported, .. }) => supported,
+        _ => "",
+    };
+    let vision = known(VisionConfig::from_json(config).err());
+    let language = known(LanguageConfig::from_json(config).err());
+    let message = format!(
+        "model_type: got {}; known are bert, blip-2, image encoders ({vision}), language models ({language})",
+        config["model_type"]
+    );
+    Error::file(path.join("config.json"), message)
+}
+
 /// A frozen part that this path names instead of holding it.
-fn elsewhere(name: &str, store: &ParamStore) -> PartFit {
-    PartFit { part: name.into(), frozen_elsewhere: store.names().len(), ..PartFit::default() }
+fn elsewhere(name: &str, store: &ParamStore, named: Option<&FrozenElsewhere>) -> PartFit {
+    let named = named.map(|FrozenElsewhere { source, path, .. }| {
+        let gone = if path.exists() { "" } else { ", which is not there" };
+        format!("that of {source}, in {}{gone}", path.display())
+    });
+    PartFit { part: name.into(), frozen_elsewhere: store.names().len(), named, ..PartFit::default() }
 }
 
 fn projected_width(part: &PartSource) -> Option<i64> {
@@ -142,7 +165,7 @@ fn projected_width(part: &PartSource) -> Option<i64> {
 
 fn compare(name: &str, store: &ParamStore, part: &PartSource, plan: &LoadPlan, frozen: bool) -> PartFit {
     if frozen && part.weights.entries().is_empty() {
-        return elsewhere(name, store);
+        return elsewhere(name, store, None);
     }
     let mut fit = PartFit { part: name.into(), ..PartFit::default() };
     let audit = store.audit(&part.weights, plan);
@@ -184,6 +207,9 @@ impl fmt::Display for FitTable<'_> {
             for (column, count) in columns.iter().zip(counts) {
                 write!(f, "  {count:>width$}", width = column.len().max(6))?;
             }
+        }
+        for (fit, named) in self.0.iter().filter_map(|fit| Some((fit, fit.named.as_ref()?))) {
+            write!(f, "\n  {}: {named}", fit.part)?;
         }
         for problem in self.0.iter().flat_map(|fit| &fit.problems) {
             write!(f, "\n  {problem}")?;

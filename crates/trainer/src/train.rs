@@ -1,10 +1,12 @@
 //! `train`: one stage after the other, each finished, continued or begun.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use blip2_torchx::device;
+use blip2_weights::TOKENIZER_FILES;
 
 use crate::assembly::blueprint::{Blueprint, VisionFiles};
 use crate::assembly::language::LanguagePlan;
@@ -92,6 +94,7 @@ pub fn run(request: &TrainRequest) -> Result<Finished, Error> {
 
 fn stages(request: &TrainRequest, ranks: &Rc<dyn Ranks>) -> Result<Finished, Error> {
     let mut configs = Config::load_all(&request.configs, &request.sets)?;
+    same_start(&configs, request, &**ranks)?;
     if matches!(request.resume, Resume::Path(_)) && configs.len() > 1 {
         return Err(Error::Mismatch(
             "--resume PATH: expected a single --config, since a checkpoint belongs to one stage".into(),
@@ -107,12 +110,13 @@ fn stages(request: &TrainRequest, ranks: &Rc<dyn Ranks>) -> Result<Finished, Err
     };
     // A dry run comes to every stage anyway.
     if !request.dry_run {
-        configs.iter().skip(1).try_for_each(|config| look_ahead(config, request, &**ranks))?;
+        for place in 1..configs.len() {
+            look_ahead(&configs[place], &configs[..place], request, &**ranks)?;
+        }
     }
     let stages = configs.len();
     let mut unfinished = Vec::new();
     for (place, config) in configs.iter_mut().enumerate() {
-        same_start(config, request, &**ranks)?;
         let folder = config.run_folder();
         let finished = is_finished(config, request)?;
         if ranks.share_numbers(&[u64::from(finished)])?[0][0] == 1 {
@@ -185,14 +189,30 @@ fn is_finished(config: &mut Config, request: &TrainRequest) -> Result<bool, Erro
 }
 
 /// What would stop a later stage only when those before it are done: its folder, and all that has nothing to do with them.
-fn look_ahead(config: &Config, request: &TrainRequest, ranks: &dyn Ranks) -> Result<(), Error> {
+fn look_ahead(config: &Config, before: &[Config], request: &TrainRequest, ranks: &dyn Ranks) -> Result<(), Error> {
     let mut config = config.clone();
     if is_finished(&mut config, request)? {
         return Ok(());
     }
     RunFolder::check(&config, request.existing())?;
     request.hub.resolve(&mut config)?;
-    check_without_init(&config, ranks)
+    check_without_init(&config, ranks)?;
+    match before.iter().find(|earlier| config.begins_from(&earlier.run_folder())) {
+        Some(earlier) => same_features(&config, earlier, request),
+        None => Ok(()),
+    }
+}
+
+/// A Q-Former reads the features that it was trained on: those of an earlier stage of the same command.
+fn same_features(config: &Config, earlier: &Config, request: &TrainRequest) -> Result<(), Error> {
+    let mut earlier = earlier.clone();
+    request.hub.resolve_towers(&mut earlier)?;
+    let (here, there) = (VisionFiles::open(config)?.width(), VisionFiles::open(&earlier)?.width());
+    if here == there {
+        return Ok(());
+    }
+    let expected = format!("an image encoder with features {there} wide, as the stage before trains behind");
+    Err(Error::key("model.vision.weights", expected, here, ""))
 }
 
 /// The stage's parts, compared with their files before a device is touched, and its device; `say` hears what is worth a warning.
@@ -206,6 +226,7 @@ fn checked(
     let shares = wrong.take(check_shares(config, ranks.world()));
     let blueprint = wrong.take(Blueprint::open(config));
     let (Some(()), Some(blueprint)) = (shares, blueprint) else { return Err(wrong.into_error()) };
+    same_files(config, &blueprint, ranks)?;
     for rejected in &blueprint.init.rejected {
         let path = rejected.path.display();
         say(&format!("warning: model.qformer.init: {path} is damaged, an older one is taken: {}", rejected.reason));
@@ -222,15 +243,45 @@ fn checked(
 }
 
 /// Every rank was started with the same program and the same configuration.
-fn same_start(config: &Config, request: &TrainRequest, ranks: &dyn Ranks) -> Result<(), Error> {
+fn same_start(configs: &[Config], request: &TrainRequest, ranks: &dyn Ranks) -> Result<(), Error> {
     if ranks.world() == 1 {
         return Ok(());
     }
     let mut claims = Claims::default();
     claims.claim_program(request.git_commit.as_deref())?;
-    // Each rank may be given a device of its own.
-    for (key, value) in config.settings().into_iter().filter(|(key, _)| key != "run.device") {
-        claims.claim(key, value);
+    let resume = match &request.resume {
+        Resume::Auto => "auto".to_owned(),
+        Resume::Never => "never".to_owned(),
+        Resume::Path(path) => path.display().to_string(),
+    };
+    claims.claim("--config files", configs.len().to_string());
+    claims.claim("--dry-run", request.dry_run.to_string());
+    claims.claim("--resume", resume);
+    for (place, config) in configs.iter().enumerate() {
+        let of_stage = if configs.len() > 1 { format!(" of configuration {}", place + 1) } else { String::new() };
+        // Each rank may be given a device of its own.
+        for (key, value) in config.settings().into_iter().filter(|(key, _)| key != "run.device") {
+            claims.claim(format!("{key}{of_stage}"), value);
+        }
+    }
+    claims.compare(ranks)
+}
+
+/// What the model's files say beside its weights, which are compared when they are loaded.
+fn same_files(config: &Config, blueprint: &Blueprint, ranks: &dyn Ranks) -> Result<(), Error> {
+    if ranks.world() == 1 {
+        return Ok(());
+    }
+    let digest = |bytes: &[u8]| blake3::hash(bytes).to_hex()[..16].to_owned();
+    let mut claims = Claims::default();
+    claims.claim("config.json of the model's parts", digest(blueprint.model_json.to_string().as_bytes()));
+    claims.claim("preprocessing of pictures", format!("{:?}", blueprint.preprocessing));
+    let language = config.model.language.as_ref().map(|language| &*language.weights);
+    let tokenizer: &Path = language.map_or(&blueprint.init.tokenizer, |folder| folder);
+    for name in TOKENIZER_FILES {
+        if let Ok(bytes) = fs::read(tokenizer.join(name)) {
+            claims.claim(name, digest(&bytes));
+        }
     }
     claims.compare(ranks)
 }

@@ -68,7 +68,77 @@ fn has_role(text_config: &Value, roles: &[&str], id: i64) -> bool {
     })
 }
 
-/// Copies the tokenizer's files, adds `<image>` where it is to be the next id of a vocabulary without scores, and writes the `tokenizer_config.json` without which
+/// How `Blip2Processor` comes to find `<image>` at the id whose places the queries take.
+enum ImageTokenName {
+    /// It has that id.
+    Known,
+    /// It adds the next id by itself.
+    AddedByProcessor,
+    /// It is to be added as the next id.
+    Added,
+    /// A special token that means nothing to the model is to bear the name.
+    InsteadOf(String),
+    /// Not at all.
+    Nameless,
+}
+
+impl ImageTokenName {
+    fn of(json: &Value, tokens: &Tokens, index: i64) -> ImageTokenName {
+        if let Some(id) = tokens.id(IMAGE_TOKEN) {
+            return if id == index { ImageTokenName::Known } else { ImageTokenName::Nameless };
+        }
+        if let Some(spare) = tokens.special.get(&index).filter(|_| Some(index) != tokens.unknown) {
+            // What puts it around texts knows it by its old name; scores would be read and written, which may cost a bit of them.
+            return match mentions(&json["post_processor"], spare) || json["model"]["vocab"].is_array() {
+                true => ImageTokenName::Nameless,
+                false => ImageTokenName::InsteadOf(spare.clone()),
+            };
+        }
+        // Where the ids have gaps, a further token would get another.
+        if tokens.next() != index || tokens.ids.len() as i64 != index {
+            return ImageTokenName::Nameless;
+        }
+        // Scores would be read and written, which may cost a bit of them; `Blip2Processor` adds the token by itself.
+        if json["model"]["vocab"].is_array() { ImageTokenName::AddedByProcessor } else { ImageTokenName::Added }
+    }
+}
+
+/// Whether `Blip2Processor` will find `<image>` at this id in an export of the tokenizer, and so put the queries' places before a prompt.
+///
+/// # Errors
+/// A `tokenizer.json` that cannot be read.
+pub fn names_image_token(tokenizer: &Path, index: i64) -> Result<bool, WeightsError> {
+    let json = read_object(&tokenizer.join(FILE))?;
+    Ok(!matches!(ImageTokenName::of(&json, &Tokens::of(&json), index), ImageTokenName::Nameless))
+}
+
+/// Whether a text or a key anywhere in `json` is `token`.
+fn mentions(json: &Value, token: &str) -> bool {
+    match json {
+        Value::String(text) => text == token,
+        Value::Array(values) => values.iter().any(|value| mentions(value, token)),
+        Value::Object(fields) => fields.iter().any(|(key, value)| key == token || mentions(value, token)),
+        _ => false,
+    }
+}
+
+/// Gives a token another name wherever it is the whole of a text or a key.
+fn rename(json: &mut Value, from: &str, to: &str) {
+    match json {
+        Value::String(text) if text == from => *text = to.to_string(),
+        Value::Array(values) => values.iter_mut().for_each(|value| rename(value, from, to)),
+        Value::Object(fields) => {
+            fields.values_mut().for_each(|value| rename(value, from, to));
+            if fields.contains_key(from) {
+                let renamed = |key: String| if key == from { to.to_string() } else { key };
+                *fields = std::mem::take(fields).into_iter().map(|(key, value)| (renamed(key), value)).collect();
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Copies the tokenizer's files, names the image token where its vocabulary allows it, and writes the `tokenizer_config.json` without which
 /// `AutoTokenizer` would take the tokenizer for GPT-2's. Returns whether `Blip2Processor` will find `<image>` at `image_token_index`.
 pub(crate) fn write_tokenizer(from: &Path, to: &Path, image_token_index: Option<i64>) -> Result<bool, WeightsError> {
     copy_present(from, to, &TOKENIZER_FILES)?;
@@ -86,25 +156,32 @@ pub(crate) fn write_tokenizer(from: &Path, to: &Path, image_token_index: Option<
         write_json(&to.join(CONFIG_FILE), &tokens.config())?;
     }
     let Some(index) = image_token_index else { return Ok(false) };
-    if let Some(id) = tokens.id(IMAGE_TOKEN) {
-        return Ok(id == index);
+    match ImageTokenName::of(&json, &tokens, index) {
+        ImageTokenName::Nameless => return Ok(false),
+        ImageTokenName::Known | ImageTokenName::AddedByProcessor => {}
+        ImageTokenName::Added => {
+            let token = json!({
+                "id": index, "content": IMAGE_TOKEN, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true,
+            });
+            match &mut json["added_tokens"] {
+                Value::Array(added) => added.push(token),
+                absent => *absent = json!([token]),
+            }
+            write_json(&to.join(FILE), &json)?;
+        }
+        ImageTokenName::InsteadOf(spare) => {
+            rename(&mut json, &spare, IMAGE_TOKEN);
+            write_json(&to.join(FILE), &json)?;
+            for name in [CONFIG_FILE, "special_tokens_map.json", "added_tokens.json"] {
+                let path = to.join(name);
+                if path.exists() {
+                    let mut file = read_object(&path)?;
+                    rename(&mut file, &spare, IMAGE_TOKEN);
+                    write_json(&path, &file)?;
+                }
+            }
+        }
     }
-    // Where the ids have gaps, a further token would get another.
-    if tokens.next() != index || tokens.ids.len() as i64 != index {
-        return Ok(false);
-    }
-    if json["model"]["vocab"].is_array() {
-        // Scores would be read and written, which may cost a bit of them; `Blip2Processor` adds the token by itself.
-        return Ok(true);
-    }
-    let token = json!({
-        "id": index, "content": IMAGE_TOKEN, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true,
-    });
-    match &mut json["added_tokens"] {
-        Value::Array(added) => added.push(token),
-        absent => *absent = json!([token]),
-    }
-    write_json(&to.join(FILE), &json)?;
     Ok(true)
 }
 

@@ -35,7 +35,7 @@ pub use directory::{ModelDir, ModelKind, Part, PartSource};
 pub use error::{HeaderProblem, WeightsError};
 pub use export::{DEFAULT_MAX_SHARD_BYTES, Export, ExportTask, TOKENIZER_FILES, Towers};
 pub use export_config::{ImagePreprocessing, with_all_ends};
-pub use export_tokenizer::{image_token_index, is_pad_token};
+pub use export_tokenizer::{image_token_index, is_pad_token, names_image_token};
 pub use frozen_elsewhere::FrozenElsewhere;
 pub use inspect::{Contents, Inspection, TensorGroup, inspect};
 pub use lavis::{LavisCheckpoint, Projection, save_lavis};

@@ -9,6 +9,7 @@ use blip2_trainer::feature_cache::{CacheStats, SetReport, build, bytes_text, sta
 use clap::{Args, Subcommand};
 
 use crate::hub;
+use crate::launch;
 use crate::output::{print, print_json, say};
 use crate::progress::Progress;
 use crate::shard_cache;
@@ -105,6 +106,7 @@ impl CacheCommand {
 
 impl BuildArguments {
     fn run(self) -> Result<()> {
+        launch::alone("cache build")?;
         let mut config = Config::load(&self.config, &self.sets)?;
         hub::from_environment()?.resolve(&mut config)?;
         config.data.shard_cache.resolve_dir(shard_cache::folder().as_deref());

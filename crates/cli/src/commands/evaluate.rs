@@ -8,6 +8,7 @@ use blip2_trainer::evaluation::{AnsweredQuestion, EvaluationTask, Measured, Reca
 use clap::{Args, ValueEnum};
 
 use crate::hub;
+use crate::launch;
 use crate::output::{UsageError, print, print_json, say};
 use crate::progress::Phases;
 use crate::shard_cache;
@@ -67,6 +68,7 @@ impl EvaluateArguments {
             let message = format!("--rerank: expected beside --task retrieval, got --task {got}; leave --rerank out");
             return Err(UsageError(message).into());
         }
+        launch::alone("evaluate")?;
         let mut config = Config::load(&self.config, &[])?;
         hub::from_environment()?.resolve(&mut config)?;
         config.data.shard_cache.resolve_dir(shard_cache::folder().as_deref());

@@ -8,6 +8,7 @@ use blip2_trainer::{Inspection, inspect};
 use clap::Args;
 use serde::Serialize;
 
+use crate::hub;
 use crate::output::{print, print_json};
 
 const EXAMPLES: &str = "\
@@ -23,7 +24,7 @@ Only headers are read, and nothing of a PyTorch file's pickle is executed.";
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct InspectArguments {
-    /// A checkpoint, a Hugging Face directory, a safetensors or a PyTorch file
+    /// A checkpoint, a Hugging Face directory or hub id (hf://ORG/NAME), a safetensors or a PyTorch file
     path: PathBuf,
     /// Print one JSON object
     #[arg(long)]
@@ -41,13 +42,14 @@ struct Report {
 
 impl InspectArguments {
     pub(crate) fn run(self) -> Result<()> {
-        let found = inspect(&self.path)?;
+        let path = hub::from_environment()?.folder(&self.path)?;
+        let found = inspect(&path)?;
         if self.json {
-            let parts = fit(&self.path)?;
+            let parts = fit(&path)?;
             return print_json(&Report { found, parts });
         }
         print(found)?;
-        match fit(&self.path)? {
+        match fit(&path)? {
             Some(parts) => print(format_args!("\n{}", FitTable(&parts))),
             None => Ok(()),
         }

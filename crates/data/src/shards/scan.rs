@@ -30,7 +30,11 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.key.as_str() {
             "" => write!(f, "shard {}: {}", self.shard, self.reason),
-            key => write!(f, "shard {}, key {key}: {}", self.shard, self.reason),
+            key => {
+                // A key is whatever a tar file calls a member; a line is a line.
+                let key = key.replace(['\n', '\r'], " ");
+                write!(f, "shard {}, key {key}: {}", self.shard, self.reason)
+            }
         }
     }
 }

@@ -70,6 +70,11 @@ impl VisionFiles {
         check_image_size(&vision, preprocessing.size)?;
         Ok(VisionFiles { dir, json, config: vision, preprocessing })
     }
+
+    /// Width of the image features.
+    pub fn width(&self) -> i64 {
+        self.config.hidden_size()
+    }
 }
 
 impl Blueprint {

@@ -97,7 +97,7 @@ fn the_image_size_is_a_number_or_the_tower_s_own() {
     assert_eq!(size("data.image.size=384").unwrap(), AutoOr::Given(384));
     assert_eq!(size("data.image.size=auto").unwrap(), AutoOr::Auto);
     let message = size("data.image.size=0").unwrap_err().to_string();
-    assert!(message.contains("data.image.size: expected auto or a whole number of at least 1, got 0"), "{message}");
+    assert!(message.contains("data.image.size: expected auto or a whole number from 1 to 8192, got 0"), "{message}");
 }
 
 #[test]

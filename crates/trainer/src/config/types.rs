@@ -259,7 +259,7 @@ section! {
     /// From picture to pixels; filter, scale, mean and deviation are the vision tower's.
     pub struct ImageConfig {
         /// Height and width in pixels; auto: the tower's own.
-        pub size: AutoOr<usize> = AutoOr::Given(224) => rule("auto or a whole number of at least 1", |size| *size != AutoOr::Given(0)),
+        pub size: AutoOr<usize> = AutoOr::Given(224) => rule("auto or a whole number from 1 to 8192", |size| !matches!(size, AutoOr::Given(0 | 8193..))),
         /// How training images are varied. `crop_flip`: random resized crop and horizontal flip. `none`: the evaluation transform.
         pub augment: Augment = Augment::CropFlip,
         /// How JPEGs are decoded for training. `full`: whole. `reduced`: at a half, quarter or eighth of their sides where the crop keeps twice `size`; faster for large ones, pixels differ a little. Held-out ones are always whole.
@@ -334,7 +334,7 @@ section! {
         /// Optimizer steps.
         pub steps: u64 = 250_000 => at_least(1),
         /// Samples of one step over all processes.
-        pub global_batch: usize = 1680 => at_least(1),
+        pub global_batch: usize = 1680 => rule("a whole number from 1 to 1048576", |batch| (1..=1 << 20).contains(batch)),
         /// Samples of one forward pass of one process; null: its share of the global batch, no accumulation.
         pub micro_batch: Option<usize> => rule("null or a whole number of at least 1", |batch| *batch != Some(0)),
         /// Course of the learning rate after warmup.

@@ -11,7 +11,7 @@ use blip2_model::vision::VisionConfig;
 use blip2_torchx::params::TensorSource;
 use blip2_weights::{
     DEFAULT_MAX_SHARD_BYTES, Export, ExportTask, FrozenElsewhere, LavisCheckpoint, ModelDir, Part, Projection, Stage,
-    Towers, image_token_index, is_pad_token, save_lavis, with_all_ends,
+    Towers, image_token_index, is_pad_token, names_image_token, save_lavis, with_all_ends,
 };
 use serde_json::{Value, json};
 use tch::Tensor;
@@ -218,7 +218,8 @@ pub(crate) fn export_model(
             let text_config = exported_text_config(&dir, &model_json["text_config"], language, tokenizer)?;
             let index = image_token_index(tokenizer, &text_config, inherited, language.vocab_size())?;
             let pads = index.map(|id| is_pad_token(tokenizer, &text_config, id)).transpose()?.unwrap_or(false);
-            Some((dir, text_config, ImageToken { index, pads }))
+            let named = index.map(|id| names_image_token(tokenizer, id)).transpose()?.unwrap_or(false);
+            Some((dir, text_config, ImageToken { index, pads, named }))
         }
         (Some(_), None) => {
             let message = "model.language: missing, but the checkpoint is of stage 2";

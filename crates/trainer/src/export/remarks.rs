@@ -14,6 +14,8 @@ pub(crate) struct ImageToken {
     pub index: Option<i64>,
     /// Whether it also fills batches.
     pub pads: bool,
+    /// Whether the processor of `transformers` knows it.
+    pub named: bool,
 }
 
 /// The image encoder's `model_type` in a model's `config.json`.
@@ -26,11 +28,19 @@ pub(crate) fn remarks(model: &Blip2Config, json: &Value, image_token: Option<&Im
     if let Some(reason) = without_class(model, json) {
         return vec![format!("transformers has no class for it: {reason}")];
     }
+    let nameless = match image_token {
+        Some(ImageToken { index: Some(id), named: false, .. }) => Some(format!(
+            "Blip2Processor does not put in the queries' places, as no token of the vocabulary can be called <image>: put token {id} (image_token_index) \
+             before each prompt's ids, {} times, or its pictures are not looked at",
+            model.top.num_query_tokens
+        )),
+        _ => None,
+    };
     let about_image_token = match image_token {
         Some(ImageToken { index: None, .. }) => {
             Some("transformers cannot generate with it: its vocabulary has no id left for the queries".into())
         }
-        Some(ImageToken { index: Some(id), pads: true }) => Some(format!(
+        Some(ImageToken { index: Some(id), pads: true, .. }) => Some(format!(
             "the queries take the places of token {id} (image_token_index), with which its tokenizer fills batches; batches of several lengths need \
              another pad token in transformers"
         )),
@@ -41,7 +51,7 @@ pub(crate) fn remarks(model: &Blip2Config, json: &Value, image_token: Option<&Im
             "load it with attn_implementation=\"eager\": the attention that transformers takes by default leaves out {part}"
         )
     });
-    about_image_token.into_iter().chain(left_out).collect()
+    about_image_token.into_iter().chain(nameless).chain(left_out).collect()
 }
 
 /// What `scaled_dot_product_attention` has no argument for, and `transformers` no warning.
@@ -88,7 +98,7 @@ mod tests {
         remarks(&Blip2Config::from_json(&json).unwrap(), &json, Some(&image_token))
     }
 
-    const TOKEN: ImageToken = ImageToken { index: Some(7), pads: false };
+    const TOKEN: ImageToken = ImageToken { index: Some(7), pads: false, named: true };
 
     #[test]
     fn other_image_encoders_and_some_language_models_have_no_class() {
@@ -137,9 +147,9 @@ mod tests {
     fn queries_need_an_id_that_nothing_else_uses() {
         let llama = json!({"model_type": "llama"});
         assert!(said(BLIP2_VIT, llama.clone(), TOKEN).is_empty());
-        let none = said(BLIP2_VIT, llama.clone(), ImageToken { index: None, pads: false });
+        let none = said(BLIP2_VIT, llama.clone(), ImageToken { index: None, pads: false, named: false });
         assert!(none.len() == 1 && none[0].ends_with("its vocabulary has no id left for the queries"), "{none:?}");
-        let pads = said(BLIP2_VIT, llama, ImageToken { index: Some(0), pads: true });
+        let pads = said(BLIP2_VIT, llama, ImageToken { index: Some(0), pads: true, named: true });
         assert!(pads.len() == 1 && pads[0].contains("token 0 (image_token_index), with which"), "{pads:?}");
     }
 }

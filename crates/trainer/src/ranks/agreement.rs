@@ -82,7 +82,13 @@ fn program_digest() -> io::Result<String> {
     Ok(DIGEST.get_or_init(|| digest.to_hex()[..16].to_owned()).clone())
 }
 
-/// A number that tells tensors apart whatever the order in which it is computed: sums of their bits, each tensor's by its place.
+/// Spreads places over 64 bits.
+const PLACE_FACTOR: i64 = 0x1E37_79B9_7F4A_7C15;
+/// So many values are weighed at a time: a tower has gigabytes.
+const WEIGHED_AT_ONCE: i64 = 1 << 22;
+
+/// A number that tells tensors apart whatever the order in which it is computed: sums of their values' bits, each times an odd number of its own
+/// place, and each tensor's by its place.
 pub(crate) fn checksum(tensors: &[Tensor]) -> u64 {
     let bits = |tensor: &Tensor| {
         let kind = match tensor.kind() {
@@ -91,7 +97,16 @@ pub(crate) fn checksum(tensors: &[Tensor]) -> u64 {
             Kind::Double => Kind::Int64,
             other => other,
         };
-        tensor.detach().contiguous().view_dtype(kind).sum(Kind::Int64).int64_value(&[]) as u64
+        let bits = tensor.detach().contiguous().view(-1).view_dtype(kind);
+        let (count, device) = (bits.size()[0], bits.device());
+        let sums = (0..count).step_by(WEIGHED_AT_ONCE as usize).map(|from| {
+            let part = bits.narrow(0, from, WEIGHED_AT_ONCE.min(count - from)).to_kind(Kind::Int64);
+            let places = Tensor::arange_start(from, from + part.size()[0], (Kind::Int64, device));
+            // Odd, so that no bit of a value is lost; int64 wraps.
+            let weights = places * PLACE_FACTOR * 2 + 1;
+            (part * weights).sum(Kind::Int64)
+        });
+        sums.fold(0u64, |sum, part| sum.wrapping_add(part.int64_value(&[]) as u64))
     };
     tensors.iter().fold(0, |sum, tensor| sum.wrapping_mul(0x0000_0100_0000_01B3).wrapping_add(bits(tensor)))
 }
@@ -123,6 +138,10 @@ mod tests {
         let of = |tensors: &[&Tensor]| checksum(&tensors.iter().map(|t| t.copy()).collect::<Vec<_>>());
         assert_ne!(of(&[&a]), of(&[&b]));
         assert_ne!(of(&[&a, &b]), of(&[&b, &a]));
+        assert_ne!(of(&[&Tensor::from_slice(&[2f32, 1.0])]), of(&[&a]), "rows that changed places");
+        let rows = Tensor::arange(12, (Kind::BFloat16, tch::Device::Cpu)).view([3, 4]);
+        assert_ne!(of(&[&rows]), of(&[&rows.flip([0])]));
+        assert_eq!(of(&[&Tensor::zeros([0, 4], (Kind::Float, tch::Device::Cpu))]), 0);
         let apart = Tensor::from_slice(&[1f32, 9.0, 2.0, 9.0]).view([2, 2]).select(1, 0);
         assert_eq!(of(&[&apart, &b]), of(&[&a, &b]), "not where they lie in memory");
     }

@@ -11,6 +11,8 @@
 //! ```
 
 use std::hash::{BuildHasher, RandomState};
+use std::net::ToSocketAddrs;
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -19,6 +21,8 @@ use blip2_torchx::dist::Store;
 use super::launch::{Launch, Meeting};
 use crate::error::Error;
 
+/// So many ranks that are missing are named.
+const NAMED: usize = 16;
 const POLL: Duration = Duration::from_millis(100);
 /// A store that went away with an earlier rank 0 is asked for again this long after, and for no less than the second.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -32,17 +36,36 @@ pub(super) struct Met {
     pub serves: bool,
 }
 
+/// A store that answers so much later than the ranks were to be there answers no more: its calls have no limit of their own.
+const SILENCE: Duration = Duration::from_secs(15);
+
 /// Waits until every rank of the launch is there.
 ///
 /// # Errors
-/// A store that nobody serves, a port in use, ranks that do not come: each says where and for how long was waited.
+/// A store that nobody serves or that does not answer, a port in use, ranks that do not come: each says where and for how long was waited.
 pub(super) fn meet(launch: &Launch) -> Result<Met, Error> {
+    let (tell, told) = mpsc::channel();
+    let own = launch.clone();
+    let meeting = thread::Builder::new().name("meeting".into()).spawn(move || tell.send(meet_at_the_store(&own)));
+    meeting.map_err(|error| Error::file("thread of the meeting", error))?;
+    let Meeting { host, port, patience, .. } = &launch.meeting;
+    let limit = *patience + SILENCE;
+    told.recv_timeout(limit).unwrap_or_else(|_| {
+        Err(Error::RankLost(format!(
+            "what listens at {host}:{port} has not answered within {} s: rank 0 hangs there, or another program has the port; end it, or set another MASTER_PORT",
+            limit.as_secs()
+        )))
+    })
+}
+
+fn meet_at_the_store(launch: &Launch) -> Result<Met, Error> {
     let Meeting { host, port, served, job, patience } = &launch.meeting;
     let serves = launch.rank == 0 && !served;
     let begun = Instant::now();
     let mut limit = *patience;
     loop {
-        let store = if serves { Store::serve(host, *port, limit) } else { Store::connect(host, *port, limit) }?;
+        let store = if serves { Store::serve(host, *port, limit) } else { Store::connect(host, *port, limit) };
+        let store = store.map_err(|error| unresolved(host, *port).unwrap_or(error.into()))?;
         let store = store.with_prefix(&format!("blip2/{job}"));
         match call_the_roll(launch, &store, begun) {
             Ok(digest) => return Ok(Met { store: store.with_prefix(&digest), serves }),
@@ -87,7 +110,7 @@ fn call_the_roll(launch: &Launch, store: &Store, begun: Instant) -> Result<Strin
             }
         }
         if begun.elapsed() >= launch.meeting.patience {
-            return Err(not_all_came(launch, store, &answered)?);
+            return Err(not_all_came(launch, store, &answered).unwrap_or_else(|error| store_is_gone(launch, &error)));
         }
         thread::sleep(POLL);
     }
@@ -137,8 +160,10 @@ fn not_all_came(launch: &Launch, store: &Store, answered: &str) -> Result<Error,
         };
     }
     let list = |there: bool| {
-        let ranks = (0..launch.world).filter(|&rank| here[rank] == there);
-        ranks.map(|rank| rank.to_string()).collect::<Vec<_>>().join(", ")
+        let mut ranks = (0..launch.world).filter(|&rank| here[rank] == there);
+        let mut named: Vec<String> = ranks.by_ref().take(NAMED).map(|rank| rank.to_string()).collect();
+        named.extend(ranks.next().map(|_| "...".into()));
+        named.join(", ")
     };
     Ok(Error::RankLost(format!(
         "rank {} of {} did not come to {host}:{port} within {} s, ranks {} did; start them all with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE",
@@ -147,6 +172,21 @@ fn not_all_came(launch: &Launch, store: &Store, answered: &str) -> Result<Error,
         patience.as_secs(),
         list(true)
     )))
+}
+
+/// Says that the host is the fault, where it is.
+fn unresolved(host: &str, port: u16) -> Option<Error> {
+    let error = (host, port).to_socket_addrs().err()?;
+    Some(Error::RankLost(format!("MASTER_ADDR: no host is called {host} here ({error}); expected the host of rank 0")))
+}
+
+fn store_is_gone(launch: &Launch, error: &Error) -> Error {
+    let Meeting { host, port, patience, .. } = &launch.meeting;
+    Error::RankLost(format!(
+        "not all of {} ranks came to {host}:{port} within {} s, and the store there has ended ({error}); start them all with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE",
+        launch.world,
+        patience.as_secs()
+    ))
 }
 
 fn name_key(rank: usize) -> String {

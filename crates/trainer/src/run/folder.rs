@@ -164,6 +164,11 @@ impl RunFolder {
         Ok(allowed_changes(config)?.iter().map(Difference::to_string).collect())
     }
 
+    /// Whether the run's own record of its configuration is there.
+    pub(crate) fn has_config(config: &Config) -> bool {
+        config_path(&config.run_folder()).exists()
+    }
+
     /// The keys in which `config` differs from the run's own; none where no run has begun.
     ///
     /// # Errors

@@ -100,7 +100,9 @@ impl<'a> Opening<'a> {
     /// can be read is seen here, too: before weights are loaded and caches filled, and not at the first evaluation, by when hours may have gone.
     pub(super) fn open_sets(&self, checkpoint: Option<&Checkpoint>, blueprint: &Blueprint) -> Result<DataSets, Error> {
         let state = checkpoint.map(TrainState::read).transpose()?;
-        if let (Some(state), Some(checkpoint), Resume::Path(_)) = (&state, checkpoint, &self.request.resume)
+        // Where the folder's own record of the configuration is gone, the checkpoint's has to do.
+        let by_digest = matches!(self.request.resume, Resume::Path(_)) || !RunFolder::has_config(self.config);
+        if let (Some(state), Some(checkpoint), true) = (&state, checkpoint, by_digest)
             && state.config_digest != self.config.digest()
         {
             return Err(Error::OtherRun { checkpoint: checkpoint.path().to_path_buf() });

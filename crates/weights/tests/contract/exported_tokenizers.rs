@@ -125,11 +125,35 @@ fn ids_with_gaps_leave_the_queries_one_that_no_word_has() {
 #[test]
 fn a_processor_is_written_only_where_it_would_place_the_queries() {
     let given = folder(&tokenizer());
-    for index in [Some(3), Some(9), None] {
+    for index in [Some(2), Some(6), Some(9), None] {
         let out = exported(given.path(), index);
         assert!(!out.path().join("out/processor_config.json").exists(), "{index:?}");
         assert_eq!(read_json(out.path().join("out/tokenizer.json")), tokenizer());
     }
+}
+
+#[test]
+fn a_spare_token_takes_the_name_of_the_image_token_wherever_it_stands() {
+    let given = folder(&tokenizer());
+    let map = json!({"additional_special_tokens": ["<spare>"], "unk_token": "<unk>"});
+    fs::write(given.path().join("special_tokens_map.json"), map.to_string()).unwrap();
+    let out = exported(given.path(), Some(3));
+    assert_eq!(read_json(out.path().join("out/processor_config.json"))["num_query_tokens"], 8);
+    let written = read_json(out.path().join("out/tokenizer.json"));
+    assert_eq!(
+        (&written["added_tokens"][3]["content"], &written["model"]["vocab"]["<image>"]),
+        (&json!("<image>"), &json!(3))
+    );
+    assert!(!written.to_string().contains("<spare>"));
+    let map = read_json(out.path().join("out/special_tokens_map.json"));
+    assert_eq!(map, json!({"additional_special_tokens": ["<image>"], "unk_token": "<unk>"}));
+
+    // Not where texts are framed with it.
+    let mut framed = tokenizer();
+    framed["post_processor"] = json!({"type": "BertProcessing", "sep": ["<spare>", 3], "cls": ["<s>", 0]});
+    let out = exported(folder(&framed).path(), Some(3));
+    assert!(!out.path().join("out/processor_config.json").exists());
+    assert_eq!(read_json(out.path().join("out/tokenizer.json")), framed);
 }
 
 #[test]

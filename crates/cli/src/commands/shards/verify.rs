@@ -70,7 +70,9 @@ impl VerifyArguments {
         }
         match report.problems.len() {
             0 => Ok(()),
-            problems => bail!("{problems} problems found; training leaves such samples out"),
+            problems => bail!(
+                "{problems} problems found; training leaves such samples out, and does not begin with a shard that it cannot index"
+            ),
         }
     }
 
