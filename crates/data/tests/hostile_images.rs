@@ -4,18 +4,10 @@ mod fixture;
 
 use blip2_data::image::{ImageFormat, inspect};
 use blip2_data::{DecodeError, Filter, decode, evaluate_transform, train_transform};
-use fixture::{encode, gradient, jpeg};
+use fixture::{encode, encode_jpeg, gradient, jpeg};
 use image::{DynamicImage, ImageBuffer, Luma, LumaA, Rgb, RgbImage, Rgba};
-use jpeg_encoder::{ColorType, Encoder};
+use jpeg_encoder::ColorType;
 use proptest::prelude::*;
-
-fn encode_jpeg(data: &[u8], (width, height): (u16, u16), colour: ColorType, progressive: bool) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let mut encoder = Encoder::new(&mut bytes, 100);
-    encoder.set_progressive(progressive);
-    encoder.encode(data, width, height, colour).unwrap();
-    bytes
-}
 
 fn png_of(image: impl Into<DynamicImage>) -> Vec<u8> {
     let mut bytes = std::io::Cursor::new(Vec::new());

@@ -6,18 +6,10 @@ use std::path::Path;
 
 use blip2_data::image::{Frame, Picture, Scale, fit};
 use blip2_data::{Filter, JpegSize, decode, train_transform};
-use fixture::encode;
+use fixture::{encode, encode_jpeg};
 use image::{Rgb, RgbImage};
-use jpeg_encoder::{ColorType, Encoder};
+use jpeg_encoder::ColorType;
 use proptest::prelude::*;
-
-fn encode_jpeg(data: &[u8], (width, height): (u16, u16), colour: ColorType, progressive: bool) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let mut encoder = Encoder::new(&mut bytes, 100);
-    encoder.set_progressive(progressive);
-    encoder.encode(data, width, height, colour).unwrap();
-    bytes
-}
 
 const KINDS: [&str; 7] =
     ["baseline_420", "baseline_422", "baseline_444", "grey", "progressive_420", "progressive_first_scan", "restarts"];

@@ -115,7 +115,7 @@ fn stages(request: &TrainRequest, ranks: &Rc<dyn Ranks>) -> Result<Finished, Err
         }
     }
     let stages = configs.len();
-    let mut unfinished = Vec::new();
+    let mut unfinished: Vec<Config> = Vec::new();
     for (place, config) in configs.iter_mut().enumerate() {
         let folder = config.run_folder();
         let finished = is_finished(config, request)?;
@@ -127,7 +127,7 @@ fn stages(request: &TrainRequest, ranks: &Rc<dyn Ranks>) -> Result<Finished, Err
         request.hub.resolve(config)?;
         if request.dry_run {
             say(&dry_run(config, request, &unfinished, &**ranks, &say)?);
-            unfinished.push(folder);
+            unfinished.push(config.clone());
             continue;
         }
         let (blueprint, device) = checked(config, request, &**ranks, &say)?;
@@ -141,11 +141,11 @@ fn stages(request: &TrainRequest, ranks: &Rc<dyn Ranks>) -> Result<Finished, Err
     Ok(Finished::Done)
 }
 
-/// Checks all that can be checked of a stage, and tries one batch where the stages before it, in the folders `unfinished`, need not be run first.
+/// Checks all that can be checked of a stage, and tries one batch where the stages before it that are `unfinished` need not be run first.
 fn dry_run(
     config: &Config,
     request: &TrainRequest,
-    unfinished: &[PathBuf],
+    unfinished: &[Config],
     ranks: &dyn Ranks,
     say: &dyn Fn(&str),
 ) -> Result<String, Error> {
@@ -158,11 +158,12 @@ fn dry_run(
     let mut elsewhere = config.clone();
     elsewhere.run.dir = scratch.path().to_owned();
     let (folder, init) = (config.run_folder(), &config.model.qformer.init);
-    if !unfinished.iter().any(|run| config.begins_from(run)) {
+    let earlier = begins_from(config, unfinished);
+    if earlier.is_none() {
         let (blueprint, device) = checked(config, request, ranks, say)?;
         return Ok(format!("{}: {}", folder.display(), Run::try_one_batch(&elsewhere, blueprint, device, ranks)?));
     }
-    check_without_init(config, ranks)?;
+    check_without_init(config, earlier, ranks)?;
     let opening = SetOpening { say: None, dry_run: true };
     open_training_sets(&elsewhere, opening, &ranks.pulse())?;
     open_held_out_set(&elsewhere, opening, &ranks.pulse())?;
@@ -170,11 +171,26 @@ fn dry_run(
     Ok(format!("{folder}: config, frozen towers and data are good; {init} will be made by the stage before"))
 }
 
-/// What holds of a stage whatever its Q-Former will be: the ranks' shares of its batches, its frozen towers.
-fn check_without_init(config: &Config, ranks: &dyn Ranks) -> Result<(), Error> {
+/// Which of these stages makes the Q-Former that this one begins from.
+fn begins_from<'a>(config: &Config, before: &'a [Config]) -> Option<&'a Config> {
+    before.iter().find(|earlier| config.begins_from(&earlier.run_folder()))
+}
+
+/// What holds of a stage whatever its Q-Former will be: the ranks' shares of its batches, its frozen towers, and that its features are as wide as
+/// those that the Q-Former of the `earlier` stage is trained on.
+fn check_without_init(config: &Config, earlier: Option<&Config>, ranks: &dyn Ranks) -> Result<(), Error> {
     let mut wrong = Mistakes::default();
     wrong.take(check_shares(config, ranks.world()));
-    wrong.take(VisionFiles::open(config));
+    let here = wrong.take(VisionFiles::open(config));
+    // What is wrong with the earlier stage's files is told with that stage.
+    let there = earlier.and_then(|earlier| VisionFiles::open(earlier).ok());
+    if let (Some(here), Some(there)) = (here, there)
+        && here.width() != there.width()
+    {
+        let expected =
+            format!("an image encoder with features {} wide, as the stage before trains behind", there.width());
+        wrong.take::<()>(Err(Error::key("model.vision.weights", expected, here.width(), "")));
+    }
     if config.task.stage == Stage::Two {
         wrong.take(LanguagePlan::open(config));
     }
@@ -196,23 +212,9 @@ fn look_ahead(config: &Config, before: &[Config], request: &TrainRequest, ranks:
     }
     RunFolder::check(&config, request.existing())?;
     request.hub.resolve(&mut config)?;
-    check_without_init(&config, ranks)?;
-    match before.iter().find(|earlier| config.begins_from(&earlier.run_folder())) {
-        Some(earlier) => same_features(&config, earlier, request),
-        None => Ok(()),
-    }
-}
-
-/// A Q-Former reads the features that it was trained on: those of an earlier stage of the same command.
-fn same_features(config: &Config, earlier: &Config, request: &TrainRequest) -> Result<(), Error> {
-    let mut earlier = earlier.clone();
-    request.hub.resolve_towers(&mut earlier)?;
-    let (here, there) = (VisionFiles::open(config)?.width(), VisionFiles::open(&earlier)?.width());
-    if here == there {
-        return Ok(());
-    }
-    let expected = format!("an image encoder with features {there} wide, as the stage before trains behind");
-    Err(Error::key("model.vision.weights", expected, here, ""))
+    let mut earlier = begins_from(&config, before).cloned();
+    earlier.iter_mut().try_for_each(|earlier| request.hub.resolve_towers(earlier))?;
+    check_without_init(&config, earlier.as_ref(), ranks)
 }
 
 /// The stage's parts, compared with their files before a device is touched, and its device; `say` hears what is worth a warning.

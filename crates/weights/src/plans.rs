@@ -137,10 +137,17 @@ pub fn from_lavis(source: &dyn TensorSource, plan: LoadPlan) -> Result<LoadPlan,
 
 /// Whether a language model's head is its word embedding, by its configuration or else its family's default in `transformers`.
 pub fn tied_head(text_config: &Value) -> bool {
-    let untied = ["llama", "mistral", "qwen2", "qwen3", "phi3"];
-    let model_type = text_config.get("model_type").and_then(Value::as_str);
-    let family_default = !model_type.is_some_and(|model_type| untied.contains(&model_type));
-    text_config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(family_default)
+    said_tied_head(text_config).unwrap_or(true)
+}
+
+/// The same; `None` where the configuration is silent and its family is not known here.
+pub(crate) fn said_tied_head(text_config: &Value) -> Option<bool> {
+    let said = text_config.get("tie_word_embeddings").and_then(Value::as_bool);
+    said.or_else(|| match text_config.get("model_type")?.as_str()? {
+        "llama" | "mistral" | "qwen2" | "qwen3" | "phi3" => Some(false),
+        "opt" | "gpt2" | "smollm3" | "gemma" | "gemma2" | "gemma3_text" | "t5" => Some(true),
+        _ => None,
+    })
 }
 
 pub(crate) fn vision_unused(name: &str, depth: usize) -> bool {

@@ -6,12 +6,9 @@ use tch::Kind;
 
 use crate::directory::PartSource;
 use crate::error::WeightsError;
-use crate::plans::tied_head;
+use crate::plans::said_tied_head;
 
 const HEAD: &str = "language_model.lm_head.weight";
-
-/// The families whose head is tied where their configuration says nothing.
-const TIED_BY_DEFAULT: [&str; 7] = ["opt", "gpt2", "smollm3", "gemma", "gemma2", "gemma3_text", "t5"];
 
 /// What families call their word embedding.
 const EMBEDDINGS: [&str; 4] = [
@@ -27,10 +24,8 @@ const EMBEDDINGS: [&str; 4] = [
 /// # Errors
 /// Any other head whose values are not the embedding's, since one of the two would go unused.
 pub(crate) fn has_own_head(part: &PartSource) -> Result<bool, WeightsError> {
-    let said = part.config.get("tie_word_embeddings").is_some_and(Value::is_boolean);
-    let model_type = part.config.get("model_type").and_then(Value::as_str).unwrap_or_default();
     // Of a family that is not known here nobody can say what it ties; whoever reads its configuration will refuse it.
-    if !tied_head(part.config) || !(said || TIED_BY_DEFAULT.contains(&model_type)) {
+    if said_tied_head(part.config) != Some(true) {
         return Ok(false);
     }
     let entries = part.weights.entries();

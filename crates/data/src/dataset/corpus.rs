@@ -102,10 +102,9 @@ impl Corpus {
         set.place(own)
     }
 
-    /// File name of a sample's shard.
-    pub(crate) fn shard_name(&self, index: u64) -> Option<String> {
-        let (set, own) = self.find(index)?;
-        set.shard_name(own)
+    /// Shard and key of a sample as far as they can be had; see [`Dataset::named`].
+    pub(crate) fn named(&self, index: u64) -> (String, String) {
+        self.find(index).map(|(set, own)| set.named(own)).unwrap_or_default()
     }
 
     /// Whether some shards have to be fetched.

@@ -350,9 +350,10 @@ impl Dataset {
         Some((shard, (index - self.starts[shard]) as usize))
     }
 
-    /// File name of a sample's shard.
-    pub(crate) fn shard_name(&self, index: u64) -> Option<String> {
-        self.find(index).map(|(shard, _)| self.shards.all[shard].name())
+    /// Shard and key of a sample as far as they can be had, for those who tell of it: of a shard that cannot be read the name at least.
+    pub(crate) fn named(&self, index: u64) -> (String, String) {
+        let shard = || self.find(index).map(|(shard, _)| self.shards.all[shard].name()).unwrap_or_default();
+        self.key(index).unwrap_or_else(|_| (shard(), String::new()))
     }
 
     /// Begins to fetch shards that lie elsewhere, in this order, and keeps those that are there until the next call, or

@@ -113,10 +113,23 @@ impl ImageFormat {
 /// # Errors
 /// When the file is damaged or cut, larger than [`MAX_SIDE`] or [`MAX_PIXELS`], or of another format.
 pub fn decode(bytes: &[u8]) -> Result<RgbImage, DecodeError> {
-    match ImageFormat::of(bytes)? {
-        ImageFormat::Jpeg => decode_jpeg(bytes),
-        format @ ImageFormat::Png => decode_with(png(bytes)?, format),
-        format @ ImageFormat::WebP => decode_with(webp(bytes)?, format),
+    let (format, width, height) = inspect(bytes)?;
+    decode_inspected(bytes, format, (width, height))
+}
+
+/// Decodes an image file of which [`inspect`] has told format and sides.
+pub(super) fn decode_inspected(
+    bytes: &[u8],
+    format: ImageFormat,
+    sides: (usize, usize),
+) -> Result<RgbImage, DecodeError> {
+    match format {
+        ImageFormat::Jpeg => match decode_turbo(bytes, Scale::Full, sides) {
+            Some(image) => Ok(image),
+            None => decode_zune(bytes, sides),
+        },
+        ImageFormat::Png => decode_with(png(bytes)?, format),
+        ImageFormat::WebP => decode_with(webp(bytes)?, format),
     }
 }
 
@@ -162,14 +175,8 @@ fn jpeg_dimensions(decoder: &JpegDecoder<ZCursor<&[u8]>>) -> Result<(usize, usiz
     decoder.dimensions().ok_or_else(|| ImageFormat::Jpeg.damaged("no frame header"))
 }
 
-fn decode_jpeg(bytes: &[u8]) -> Result<RgbImage, DecodeError> {
-    let mut decoder = jpeg(bytes)?;
-    let (width, height) = jpeg_dimensions(&decoder)?;
-    check_size(width, height)?;
-    if let Some(image) = decode_turbo(bytes, Scale::Full, (width, height)) {
-        return Ok(image);
-    }
-    let data = decoder.decode().map_err(|error| ImageFormat::Jpeg.damaged(error))?;
+fn decode_zune(bytes: &[u8], (width, height): (usize, usize)) -> Result<RgbImage, DecodeError> {
+    let data = jpeg(bytes)?.decode().map_err(|error| ImageFormat::Jpeg.damaged(error))?;
     if data.len() != width * height * 3 {
         let reason = format!("{} bytes for {width} x {height} pixels", data.len());
         return Err(ImageFormat::Jpeg.damaged(reason));

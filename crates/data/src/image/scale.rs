@@ -1,7 +1,8 @@
 //! At which size a picture is decoded that becomes a small square: whole, or, for JPEGs, at a fraction of its sides.
 
+use super::decode::decode_inspected;
 use super::turbo::decode_turbo;
-use super::{DecodeError, Frame, ImageFormat, RgbImage, decode, inspect};
+use super::{DecodeError, Frame, ImageFormat, RgbImage, inspect};
 
 /// The size at which JPEGs are decoded for training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,9 +55,10 @@ impl Scale {
 }
 
 /// An image file whose header was read, to be decoded for the frames that are wanted of it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Picture<'b> {
     bytes: &'b [u8],
+    format: ImageFormat,
     /// Pixels a row.
     pub width: usize,
     /// Rows.
@@ -71,7 +73,13 @@ impl<'b> Picture<'b> {
     /// As [`inspect`].
     pub fn open(bytes: &'b [u8], jpegs: JpegSize) -> Result<Picture<'b>, DecodeError> {
         let (format, width, height) = inspect(bytes)?;
-        Ok(Picture { bytes, width, height, reducible: format == ImageFormat::Jpeg && jpegs == JpegSize::Reduced })
+        Ok(Picture {
+            bytes,
+            format,
+            width,
+            height,
+            reducible: format == ImageFormat::Jpeg && jpegs == JpegSize::Reduced,
+        })
     }
 
     /// The scale at which it is decoded for a square of `size` pixels of `frame`.
@@ -83,14 +91,15 @@ impl<'b> Picture<'b> {
     /// with what is wrong with it.
     ///
     /// # Errors
-    /// As [`decode`].
+    /// As [`decode`](super::decode).
     pub fn decode(&mut self, scale: Scale) -> Result<(RgbImage, Scale), DecodeError> {
+        let sides = (self.width, self.height);
         if self.reducible && scale != Scale::Full {
-            if let Some(image) = decode_turbo(self.bytes, scale, (self.width, self.height)) {
+            if let Some(image) = decode_turbo(self.bytes, scale, sides) {
                 return Ok((image, scale));
             }
             self.reducible = false;
         }
-        Ok((decode(self.bytes)?, Scale::Full))
+        Ok((decode_inspected(self.bytes, self.format, sides)?, Scale::Full))
     }
 }

@@ -125,8 +125,7 @@ impl Preparer {
 
 /// The entry that says why sample `index` of a set is not used.
 pub(crate) fn quarantine(corpus: &Corpus, index: u64, error: &SampleError) -> Quarantined {
-    let nameless = |_| (corpus.shard_name(index).unwrap_or_default(), String::new());
-    let (shard, key) = corpus.key(index).unwrap_or_else(nameless);
+    let (shard, key) = corpus.named(index);
     Quarantined { shard, key, index, reason: error.to_string() }
 }
 

@@ -47,9 +47,7 @@ pub(crate) fn check_all(
         let error = guarded(|| verify_one(dataset, index, clean)).err();
         progress(done.fetch_add(1, Ordering::Relaxed) + 1, dataset.len());
         let problem = |error: SampleError| {
-            // Of a shard that cannot be had the name at least.
-            let nameless = |_| (dataset.shard_name(index).unwrap_or_default(), String::new());
-            let (shard, key) = dataset.key(index).unwrap_or_else(nameless);
+            let (shard, key) = dataset.named(index);
             (index, Problem { shard, key, reason: error.to_string() })
         };
         error.map(|error| dataset.machine_fault(index, error).map(problem))
